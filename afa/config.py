@@ -1,0 +1,483 @@
+"""What a run is: a typed tree of settings, filled from a YAML file and ``key=value`` overrides.
+
+Every setting carries its own help text, and where it applies its choices or range, so that
+``tools/train.py --settings`` can print them and :func:`load_config` can refuse a mistake before anything is created.
+References such as "sec. 3.2" point into the AFA paper (CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from afa.errors import UserError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A configuration field with its help text and, where given, its choices or range (for lists: of each item)."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DatasetConfig:
+    """Images, image-level labels and, for evaluation only, masks."""
+
+    type: str = setting("voc", "layout of the files", choices=("voc", "coco", "folder"))
+    root: str = setting("data/VOC2012", "folder of the data set")
+    train_split: str = setting("train_aug", "name of the training list")
+    val_split: str = setting("val", "name of the validation list")
+    name_list_dir: str | None = setting(None, "folder of the lists SPLIT.txt; default: where the layout keeps them")
+    mask_dir: str | None = setting(None, "folder of the masks below root; default: where the layout keeps them")
+    labels: str | None = setting(
+        None, "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks"
+    )
+    class_names: str | None = setting(None, "file with one class name per line, background left out")
+    image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
+    image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
+    ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
+    bad_image: str = setting(
+        "stop", "a damaged training image: stop, or skip it, say so and draw another", choices=("stop", "skip")
+    )
+
+
+@dataclass
+class AugmentationConfig:
+    """The training transform: scale, mirror, pad, crop."""
+
+    crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16)
+    scale_min: float = setting(0.5, "smallest random scale", above=0)
+    scale_max: float = setting(2.0, "largest random scale", above=0)
+    mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
+    resampling: str = setting(
+        "pil", "bilinear resampling: pil antialiases when shrinking, opencv does not", choices=("pil", "opencv")
+    )
+
+
+@dataclass
+class ModelConfig:
+    """Mix Transformer encoder, classifier, affinity head and MLP decoder (sec. 3.1-3.3)."""
+
+    encoder: str = setting(
+        "mit_b1",
+        "MiT variant; custom needs widths, depths and heads",
+        choices=("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "custom"),
+    )
+    pretrained: str | None = setting(None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1")
+    widths: list[int] | None = setting(None, "channels of the four stages; default: the variant's", minimum=1)
+    depths: list[int] | None = setting(None, "blocks of the four stages; default: the variant's", minimum=1)
+    heads: list[int] | None = setting(None, "attention heads of the four stages; default: the variant's", minimum=1)
+    reductions: list[int] = setting([8, 4, 2, 1], "spatial reduction of keys and values in the four stages", minimum=1)
+    strides: list[int] = setting([4, 2, 2, 1], "strides of the four patch embeddings (SegFormer: 4 2 2 2)", minimum=1)
+    mlp_ratio: float = setting(4.0, "hidden width of the MLPs over their input's", above=0)
+    drop_path: float = setting(0.1, "stochastic depth, rising linearly to this over the blocks", minimum=0, maximum=0.9)
+    pooling: str = setting("gmp", "pooling before the classifier: global max or mean", choices=("gmp", "gap"))
+    decoder_width: int = setting(256, "channels of the decoder", minimum=1)
+    decoder_dropout: float = setting(0.1, "Dropout2d before the decoder's last layer", minimum=0, maximum=0.9)
+    affinity_blocks: int = setting(2, "how many last blocks hand their raw attention to the affinity head", minimum=1)
+
+
+@dataclass
+class CamConfig:
+    """Class activation maps over scales, and the thresholds that turn them into labels."""
+
+    scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0)
+    epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
+    background: float = setting(0.45, "background score of the plain label", minimum=0, maximum=1)
+    low: float = setting(0.35, "below it both results must say background", minimum=0, maximum=1)
+    high: float = setting(0.55, "above it a class is certain", minimum=0, maximum=1)
+    reuse_training_forward: bool = setting(
+        True, "take the un-mirrored pass at scale 1 from the training forward (its drop-path sample, no second run)"
+    )
+
+
+@dataclass
+class AffinityConfig:
+    """Affinity and its random walk (sec. 3.3, eq. 4-6)."""
+
+    radius: int = setting(8, "pairs further apart than this many tokens in y or x do not count", minimum=1)
+    power: float = setting(2.0, "alpha of T = D^-1 A^alpha", above=0)
+    epsilon: float = setting(0.1, "added to the sums of the transition matrix's columns", above=0)
+
+
+@dataclass
+class ParConfig:
+    """Pixel-adaptive refinement (sec. 3.4, eq. 7-9)."""
+
+    iterations: int = setting(10, "how often the masks are refined (VOC 10, COCO 15)", minimum=0)
+    dilations: list[int] = setting([1, 2, 4, 8, 12, 24], "distances of the 8 neighbours in pixels", minimum=1)
+    image_scale: float = setting(0.5, "size of the image given to PAR over the crop's", above=0, maximum=1)
+    temperature: float = setting(0.3, "w1 and w2: scale of colour and position distances", above=0)
+    position_weight: float = setting(0.01, "w3: weight of the position kernel", minimum=0)
+
+
+@dataclass
+class RegularisedLossConfig:
+    """Dense energy of the segmentation (regularised loss)."""
+
+    weight: float = setting(0.0, "weight in the total loss (paper 0.01, released program 0: off)", minimum=0)
+    energy_weight: float = setting(1e-7, "factor of the energy itself", above=0)
+    sigma_rgb: float = setting(15.0, "bandwidth in colour, 0-255", above=0)
+    sigma_xy: float = setting(100.0, "bandwidth in pixels of the crop", above=0)
+    scale: float = setting(0.5, "size at which the energy is computed over the crop's", above=0, maximum=1)
+
+
+@dataclass
+class LossConfig:
+    """Total = cls + seg + aff + reg with these weights (eq. 12); during the first steps cls alone."""
+
+    cls: float = setting(1.0, "weight of the classification loss", minimum=0)
+    seg: float = setting(0.1, "weight of the segmentation loss", minimum=0)
+    aff: float = setting(0.1, "weight of the affinity loss", minimum=0)
+    reg: RegularisedLossConfig = field(default_factory=RegularisedLossConfig)
+    seg_background_share: float = setting(0.5, "share of the background in the segmentation loss", minimum=0, maximum=1)
+    aff_positive_share: float = setting(0.5, "share of the positive pairs in the affinity loss", minimum=0, maximum=1)
+    normalisation: str = setting(
+        "process",
+        "means and counts of the losses are those of each process (released program) or of all together",
+        choices=("process", "global"),
+    )
+
+
+@dataclass
+class ScheduleConfig:
+    """Which losses and labels are used when. Step s counts from 0."""
+
+    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1)
+    refined_until: int = setting(6000, "while s <= this, the refined label supervises the decoder, then the propagated")
+    affinity_label_switches: bool = setting(
+        False, "from then on the affinity label, too, comes from the propagated label (COCO)"
+    )
+    released_decoder_passes: bool = setting(
+        False,
+        "run every pass and the decoder in it, as the released program does, also where only BatchNorm's running "
+        "statistics notice; no loss or weight changes",
+    )
+
+
+@dataclass
+class OptimiserConfig:
+    """AdamW in three groups, linear warm-up, polynomial decay."""
+
+    lr: float = setting(6e-5, "learning rate of the encoder", above=0)
+    head_lr_factor: float = setting(10.0, "learning rate of classifier, affinity head and decoder over the encoder's")
+    weight_decay: float = setting(0.01, "decoupled weight decay", minimum=0)
+    freeze_norms: bool = setting(True, "encoder parameters whose name holds 'norm': lr 0, decay 0 (released program)")
+    beta1: float = setting(0.9, "AdamW's first beta", minimum=0, maximum=1)
+    beta2: float = setting(0.999, "AdamW's second beta", minimum=0, maximum=1)
+    epsilon: float = setting(1e-8, "AdamW's epsilon", above=0)
+    warmup_steps: int = setting(1500, "steps of linear warm-up", minimum=0)
+    warmup_ratio: float = setting(1e-6, "factor of the learning rate at step 0", above=0, maximum=1)
+    power: float = setting(1.0, "exponent of the polynomial decay, which counts from step 0", minimum=0)
+
+
+@dataclass
+class TrainConfig:
+    """How long, where, how often."""
+
+    output: str = setting("work_dirs/voc", "folder that receives everything the run writes")
+    steps: int = setting(20000, "training steps", minimum=1)
+    batch_size: int = setting(2, "images per process and forward pass", minimum=1)
+    accumulate: int = setting(1, "forward passes whose gradients are averaged into one step", minimum=1)
+    workers: int = setting(2, "loader processes per training process", minimum=0)
+    seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0)
+    device: str = setting("auto", "auto, cpu, cuda, or cuda:N")
+    threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0)
+    precision: str = setting(
+        "float32", "arithmetic of the networks; labels and losses stay float32", choices=("float32", "bf16", "fp16")
+    )
+    compile: bool = setting(False, "torch.compile the networks; falls back with a warning")
+    channels_last: bool = setting(False, "memory format of images and convolutions")
+    deterministic: bool = setting(False, "deterministic algorithms on the GPU (the CPU always is)")
+    sync_batchnorm: bool = setting(True, "synchronise BatchNorm over processes where it works (GPU only)")
+    non_finite: str = setting("stop", "a non-finite loss or gradient: stop, or skip the step", choices=("stop", "skip"))
+    non_finite_limit: int = setting(10, "so many skipped steps in one run stop it all the same", minimum=1)
+    log_every: int = setting(50, "steps between records", minimum=1)
+    pictures_every: int = setting(1000, "steps between picture grids in TensorBoard; 0: none", minimum=0)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
+    keep_checkpoints: int = setting(2, "how many of the latest checkpoints stay, the best besides", minimum=1)
+    resume: bool = setting(True, "go on from the output folder's latest checkpoint where there is one")
+
+
+@dataclass
+class ValidationConfig:
+    """Validation during training: batch 1, native resolution, stored BatchNorm statistics."""
+
+    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
+    cam: bool = setting(True, "also score CAM and propagated CAM (mirrors and all scales)")
+    propagation_background: float = setting(0.35, "background score of the propagated CAM", minimum=0, maximum=1)
+
+
+@dataclass
+class TestConfig:
+    """Test-time prediction: what tools/eval.py and tools/infer.py do unless told otherwise."""
+
+    __test__ = False  # not a pytest class
+
+    long_side: int = setting(512, "images are resized to this long side first; 0: native size", minimum=0)
+    scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0)
+    mirror: bool = setting(True, "average the logits with those of the mirrored image")
+    crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)
+    crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", above=0)
+    crf_gaussian_weight: float = setting(3.0, "DenseCRF: weight of the smoothness kernel", minimum=0)
+    crf_bilateral_sxy: float = setting(64.0, "DenseCRF: bandwidth of the bilateral kernel in pixels", above=0)
+    crf_bilateral_srgb: float = setting(5.0, "DenseCRF: bandwidth of the bilateral kernel in colour", above=0)
+    crf_bilateral_weight: float = setting(4.0, "DenseCRF: weight of the bilateral kernel", minimum=0)
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    method: str = setting("afa", "training method", choices=("afa",))
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cam: CamConfig = field(default_factory=CamConfig)
+    affinity: AffinityConfig = field(default_factory=AffinityConfig)
+    par: ParConfig = field(default_factory=ParConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides, check everything.
+
+    A file may name another one it builds on: ``base: voc.yaml``, relative to itself.
+
+    Args:
+        path: The YAML file.
+        overrides: ``section.key=value`` strings, values in YAML syntax; they win over the file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: Missing file, broken YAML, unknown key (names the nearest), wrong type, value out of range,
+            or values that contradict each other.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override '{override}' is not of the form key=value, for example train.steps=100")
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"override '{override}': {_first_line(error)}") from error
+        _insert(tree, key, value, override)
+    return config_from_dict(tree, source=str(path))
+
+
+def config_from_dict(tree: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check a nested dict of settings, as a YAML file or a checkpoint's JSON holds it, and make it a :class:`Config`.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    _check_keys(tree, Config, "", source)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(tree))))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{source}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
+    assert isinstance(config, Config)
+    _check_ranges(config, source)
+    _check_agreement(config, source)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain nested dicts and lists, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every setting in which two configurations (as dicts) differ."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += config_differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def describe_settings() -> str:
+    """A text table of every setting: key, default, help."""
+    rows = [(key, str(value), item.metadata["help"]) for key, value, item in _settings(Config())]
+    key_width, value_width = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    return "\n".join(f"{key:<{key_width}}  {value:<{value_width}}  {help}" for key, value, help in rows)
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: 'base' leads back to this file")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such configuration file; those of the project lie in configs/") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds {type(loaded).__name__}, not sections with settings")
+    tree: dict[str, Any] = {str(key): value for key, value in loaded.items()}
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    return _merge(_read_yaml(path.parent / str(base), (*seen, path.resolve())), tree)
+
+
+def _merge(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        merged[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _insert(tree: dict[str, Any], dotted_key: str, value: Any, override: str) -> None:
+    *sections, key = dotted_key.split(".")
+    for section in sections:
+        node = tree.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override '{override}': '{section}' is a setting, not a section")
+        tree = node
+    tree[key] = value
+
+
+def _check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: '{prefix.rstrip('.')}' is a section: give its settings below it, not '{tree}'")
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    defaults = kind()
+    for key, value in tree.items():
+        if key not in fields:
+            raise UserError(f"{source}: unknown key '{prefix}{key}'{_suggest(str(key), prefix, fields)}")
+        section = getattr(defaults, key)
+        if dataclasses.is_dataclass(section):
+            _check_keys(value, type(section), f"{prefix}{key}.", source)
+
+
+def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{prefix}{near[0]}'?"
+    everywhere = {name.rsplit(".", 1)[-1]: name for name, _, _ in _settings(Config())}
+    near = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean '{everywhere[near[0]]}'?"
+    return f"; known here: {', '.join(fields)}"
+
+
+def _settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value, item
+
+
+def _check_ranges(config: Config, source: str) -> None:
+    for key, value, item in _settings(config):
+        limits = item.metadata
+        if limits["choices"] is not None and value not in limits["choices"]:
+            near = difflib.get_close_matches(str(value), limits["choices"], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"{source}: {key}: '{value}' is none of {', '.join(limits['choices'])}{hint}")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if number != number or number in (float("inf"), float("-inf")):
+                raise UserError(f"{source}: {key}: {number} is not a finite number")
+            if limits["minimum"] is not None and number < limits["minimum"]:
+                raise UserError(f"{source}: {key}: {number} is below {limits['minimum']}")
+            if limits["maximum"] is not None and number > limits["maximum"]:
+                raise UserError(f"{source}: {key}: {number} is above {limits['maximum']}")
+            if limits["above"] is not None and number <= limits["above"]:
+                raise UserError(f"{source}: {key}: {number} must be greater than {limits['above']}")
+
+
+def _check_agreement(config: Config, source: str) -> None:
+    """Refuse values that are fine alone but contradict each other."""
+    model, augmentation, cam = config.model, config.augmentation, config.cam
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{source}: {message}")
+
+    for name in ("image_mean", "image_std"):
+        if len(getattr(config.dataset, name)) != 3:
+            refuse(f"dataset.{name} needs three values: R, G, B")
+    for name in ("widths", "depths", "heads", "reductions", "strides"):
+        value = getattr(model, name)
+        if value is not None and len(value) != 4:
+            refuse(f"model.{name} needs four values, one per stage, not {len(value)}")
+        if value is None and model.encoder == "custom":
+            refuse(f"model.encoder=custom needs model.{name}")
+    if model.widths and model.heads:
+        for width, heads in zip(model.widths, model.heads, strict=True):
+            if width % heads:
+                refuse(f"model.widths: {width} channels cannot be shared by {heads} heads")
+    stride = 1
+    for step in model.strides:
+        stride *= step
+    if augmentation.crop_size % stride:
+        near = max(stride, round(augmentation.crop_size / stride) * stride)
+        refuse(
+            f"augmentation.crop_size: {augmentation.crop_size} is not a multiple of {stride}, "
+            f"the encoder's stride; the nearest is {near}"
+        )
+    depths = model.depths or [2, 2, 2, 2]
+    stages = [3] * depths[3] + [2] * depths[2]
+    if model.affinity_blocks > len(stages) or any(
+        model.reductions[stage] != 1 for stage in stages[: model.affinity_blocks]
+    ):
+        refuse(
+            f"model.reductions, model.affinity_blocks: the last {model.affinity_blocks} blocks must have reduction 1, "
+            "because the affinity needs square attention"
+        )
+    if stages[model.affinity_blocks - 1] == 2 and model.strides[3] != 1:
+        refuse("model.affinity_blocks: it reaches into stage 3, whose token grid is another; set model.strides[3]=1")
+    if augmentation.scale_min > augmentation.scale_max:
+        refuse(f"augmentation: scale_min {augmentation.scale_min} is above scale_max {augmentation.scale_max}")
+    for name, scales in (("cam.scales", cam.scales), ("test.scales", config.test.scales)):
+        if 1.0 not in scales:
+            refuse(f"{name} must contain 1, not only {scales}")
+        if len(set(scales)) != len(scales):
+            refuse(f"{name} holds a scale twice: {scales}")
+        if name == "cam.scales" and min(scales) * augmentation.crop_size < 16:
+            refuse(f"cam.scales: {min(scales)} of a crop of {augmentation.crop_size} is less than 16 pixels")
+    if cam.low > cam.high:
+        refuse(f"cam.low {cam.low} is above cam.high {cam.high}")
+    if not config.par.dilations:
+        refuse("par.dilations is empty")
+    if config.train.device == "cpu" and config.train.precision == "fp16":
+        refuse("train.precision=fp16 needs a GPU; on the CPU use bf16 or float32")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
