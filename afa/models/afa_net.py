@@ -1,0 +1,154 @@
+"""The AFA network: encoder, classifier, affinity head and decoder (AFA fig. 2).
+
+Shapes: B images, K foreground classes, C = K + 1, H x W crop, h x w token grid, N = h * w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afa.models.decoder import SegFormerDecoder
+from afa.models.mit import MixTransformer
+
+
+class AFAOutput(NamedTuple):
+    """What one pass gives.
+
+    Attributes:
+        cls_logits: [B, K].
+        seg_logits: [B, C, H/4, W/4], None where the decoder was left out.
+        affinity: [B, N, N] in 0..1, None where it was left out.
+        cam: [B, K, h, w], detached, before ReLU.
+    """
+
+    cls_logits: Tensor
+    seg_logits: Tensor | None
+    affinity: Tensor | None
+    cam: Tensor
+
+
+class AFANet(nn.Module):
+    """One encoder, three heads.
+
+    Args:
+        encoder: Gives four feature maps and the raw attention of its last blocks.
+        num_classes: C, background included.
+        pooling: Before the classifier: ``gmp`` global max, ``gap`` mean.
+        decoder_width: Channels of the decoder.
+        decoder_dropout: Dropout2d before the decoder's last layer.
+        affinity_blocks: How many last blocks hand their raw attention to the affinity head. They must have spatial
+            reduction 1 and share the last token grid.
+
+    Raises:
+        ValueError: Fewer than two classes, unknown pooling, or blocks without square attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: MixTransformer,
+        num_classes: int,
+        pooling: str = "gmp",
+        decoder_width: int = 256,
+        decoder_dropout: float = 0.1,
+        affinity_blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes counts the background too: at least 2, not {num_classes}")
+        if pooling not in ("gmp", "gap"):
+            raise ValueError(f"pooling is 'gmp' or 'gap', not '{pooling}'")
+        self.num_classes = num_classes
+        self.pooling = pooling
+        self.affinity_blocks = affinity_blocks
+        self.encoder = encoder
+        self.decoder = SegFormerDecoder(
+            widths=encoder.widths, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
+        )
+        self.attn_proj = nn.Conv2d(_affinity_maps(encoder, affinity_blocks), 1, kernel_size=1)
+        nn.init.kaiming_normal_(self.attn_proj.weight, a=5**0.5, mode="fan_out")
+        self.classifier = nn.Conv2d(encoder.widths[-1], num_classes - 1, kernel_size=1, bias=False)
+
+    def forward(self, image: Tensor, *, decode: bool = True, with_affinity: bool = True) -> AFAOutput:
+        """Everything that training needs, in one pass.
+
+        Args:
+            image: Normalised, [B, 3, H, W].
+            decode: Whether segmentation logits are wanted.
+            with_affinity: Whether the affinity is wanted.
+        """
+        features, attention_logits = self.encoder(
+            image, logits_of=len(image) if with_affinity else 0, logits_blocks=self.affinity_blocks
+        )
+        return AFAOutput(
+            cls_logits=self.classify(features[-1]),
+            seg_logits=self.decoder(features) if decode else None,
+            affinity=self.affinity(attention_logits) if with_affinity else None,
+            cam=self.class_activation(features[-1]),
+        )
+
+    def cam(self, image: Tensor, affinity_of: int = 0, *, decode: bool = False) -> tuple[Tensor, Tensor | None]:
+        """CAMs only: neither pooling nor, by default, the decoder runs.
+
+        Args:
+            image: Normalised, [B, 3, H, W].
+            affinity_of: Of how many of the first images the affinity is wanted.
+            decode: Run the decoder for its BatchNorm statistics' sake, as the released program does.
+
+        Returns:
+            CAM [B, K, h, w] before ReLU, and affinity [affinity_of, N, N] or None.
+        """
+        features, attention_logits = self.encoder(image, logits_of=affinity_of, logits_blocks=self.affinity_blocks)
+        if decode:
+            self.decoder(features)
+        return self.class_activation(features[-1]), self.affinity(attention_logits) if affinity_of else None
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Segmentation logits [B, C, H/4, W/4] of normalised images [B, 3, H, W]."""
+        return self.decoder(self.encoder(image).features)
+
+    def classify(self, feature: Tensor) -> Tensor:
+        """Last feature map [B, C_4, h, w] -> logits [B, K]."""
+        pooled = F.adaptive_max_pool2d(feature, 1) if self.pooling == "gmp" else F.adaptive_avg_pool2d(feature, 1)
+        return self.classifier(pooled).flatten(1)
+
+    def class_activation(self, feature: Tensor) -> Tensor:
+        """The classifier at every position of the last feature map: CAM [B, K, h, w], without gradient."""
+        return F.conv2d(feature.detach(), self.classifier.weight.detach())
+
+    def affinity(self, attention_logits: Sequence[Tensor]) -> Tensor:
+        """A = sigmoid(conv1x1(S + S^T)) (eq. 4).
+
+        The convolution is linear, so its weighted sum over the heads is taken first and the transpose of the one map
+        that is left is added: S + S^T is never formed for every head.
+
+        Args:
+            attention_logits: Raw logits of the last blocks, each [B, heads, N, N], earlier blocks first.
+
+        Returns:
+            [B, N, N] in 0..1, symmetric, in float32.
+        """
+        weights = self.attn_proj.weight.flatten().float().split([logits.shape[1] for logits in attention_logits])
+        total: Tensor | None = None
+        with torch.autocast(self.attn_proj.weight.device.type, enabled=False):
+            for logits, weight in zip(attention_logits, weights, strict=True):
+                mixed = torch.einsum("h,bhnm->bnm", weight, logits.float())
+                total = mixed if total is None else total + mixed
+        if total is None or self.attn_proj.bias is None:
+            raise ValueError("affinity needs the raw attention of at least one block")
+        return torch.sigmoid(total + total.transpose(1, 2) + self.attn_proj.bias.float())
+
+
+def _affinity_maps(encoder: MixTransformer, blocks: int) -> int:
+    """How many attention maps the last blocks give together."""
+    stages = [stage for stage, depth in enumerate(encoder.depths) for _ in range(depth)][-blocks:]
+    if len(stages) < blocks or any(encoder.reductions[stage] != 1 for stage in stages):
+        raise ValueError(f"the last {blocks} blocks must have spatial reduction 1: the affinity needs square attention")
+    if stages[0] < 3 and any(stride != 1 for stride in encoder.strides[stages[0] + 1 :]):
+        raise ValueError(f"the last {blocks} blocks lie on different token grids")
+    return sum(encoder.heads[stage] for stage in stages)

@@ -1,0 +1,251 @@
+"""Mix Transformer (MiT), the encoder of SegFormer, with a last stride of 1 as AFA uses it (sec. 3.1).
+
+Shapes: B images, C channels, h x w token grid, N = h * w tokens, M tokens after spatial reduction, d channels per head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MixTransformerVariant:
+    """What tells the variants apart; all else they share."""
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+
+
+VARIANTS = {
+    "mit_b0": MixTransformerVariant((32, 64, 160, 256), (2, 2, 2, 2), (1, 2, 5, 8)),
+    "mit_b1": MixTransformerVariant((64, 128, 320, 512), (2, 2, 2, 2), (1, 2, 5, 8)),
+    "mit_b2": MixTransformerVariant((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
+    "mit_b3": MixTransformerVariant((64, 128, 320, 512), (3, 4, 18, 3), (1, 2, 5, 8)),
+    "mit_b4": MixTransformerVariant((64, 128, 320, 512), (3, 8, 27, 3), (1, 2, 5, 8)),
+    "mit_b5": MixTransformerVariant((64, 128, 320, 512), (3, 6, 40, 3), (1, 2, 5, 8)),
+}
+
+
+class EncoderOutput(NamedTuple):
+    """Four feature maps [B, C_i, h_i, w_i], and raw attention logits q k^T, one [n, heads, N, N] per block asked for."""
+
+    features: list[Tensor]
+    attention_logits: list[Tensor]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose keys and values come from a spatially reduced token grid."""
+
+    def __init__(self, width: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.reduction = reduction
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            self.sr = nn.Conv2d(width, width, kernel_size=reduction, stride=reduction)
+            self.norm = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            tokens: [B, N, C].
+            grid: (h, w) with h * w = N.
+            logits_of: Of how many of the first images the raw logits are wanted. Only they are materialised: all
+                other attention is fused.
+
+        Returns:
+            Tokens [B, N, C], and q k^T [logits_of, heads, N, M] before scale and softmax, or None.
+        """
+        query = self._heads(self.q(tokens))  # [B, heads, N, d]
+        key, value = (self._heads(part) for part in self.kv(self._reduce(tokens, grid)).chunk(2, dim=-1))
+        logits: Tensor | None = None
+        parts = []
+        if logits_of:
+            logits = query[:logits_of] @ key[:logits_of].transpose(-2, -1)
+            scaled = logits * (1 / math.sqrt(query.shape[-1]))
+            parts.append(scaled.softmax(dim=-1).to(value.dtype) @ value[:logits_of])
+        if logits_of < len(tokens):
+            parts.append(F.scaled_dot_product_attention(query[logits_of:], key[logits_of:], value[logits_of:]))
+        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self.proj(attended.transpose(1, 2).flatten(2)), logits
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _reduce(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        if self.reduction == 1:
+            return tokens
+        maps = to_map(tokens, grid)
+        # A grid smaller than the window still needs one reduced token.
+        short = [max(0, self.reduction - side) for side in grid]
+        if any(short):
+            maps = F.pad(maps, (0, short[1], 0, short[0]))
+        return self.norm(to_tokens(self.sr(maps)))
+
+
+class DepthwiseConv(nn.Module):
+    """3 x 3 depth-wise convolution on the token grid: the encoder's only sense of position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        return to_tokens(self.dwconv(to_map(tokens, grid)))
+
+
+class MixFeedForward(nn.Module):
+    """Linear, depth-wise convolution, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseConv(hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        return self.fc2(F.gelu(self.dwconv(self.fc1(tokens), grid)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with stochastic depth."""
+
+    def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, reduction)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MixFeedForward(width, int(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """[B, N, C] -> [B, N, C], and the raw logits of :class:`Attention`."""
+        attended, logits = self.attn(self.norm1(tokens), grid, logits_of)
+        tokens = tokens + self.drop_path(attended)
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid)), logits
+
+
+class PatchEmbedding(nn.Module):
+    """Overlapping patches: a strided convolution and a LayerNorm."""
+
+    def __init__(self, in_channels: int, width: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=kernel, stride=stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, C_in, H, W] -> tokens [B, N, C] and their grid (h, w)."""
+        embedded = self.proj(maps)
+        return self.norm(to_tokens(embedded)), (embedded.shape[-2], embedded.shape[-1])
+
+
+class MixTransformer(nn.Module):
+    """The four-stage encoder.
+
+    Args:
+        widths: Channels of the stages.
+        depths: Blocks of the stages.
+        heads: Attention heads of the stages.
+        reductions: Spatial reduction of keys and values.
+        strides: Of the patch embeddings. (4, 2, 2, 1) puts stages 3 and 4 both at stride 16.
+        mlp_ratio: Hidden width of the feed-forward part over the stage's width.
+        drop_path: Stochastic depth of the last block; it rises linearly from 0.
+
+    Raises:
+        ValueError: A width that its heads do not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        heads: Sequence[int],
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        strides: Sequence[int] = (4, 2, 2, 1),
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for width, count in zip(widths, heads, strict=True):
+            if width % count:
+                raise ValueError(f"{count} heads do not divide a width of {width}")
+        self.widths = tuple(widths)
+        self.depths = tuple(depths)
+        self.heads = tuple(heads)
+        self.strides = tuple(strides)
+        self.reductions = tuple(reductions)
+        drop_rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        in_channels, kernel = 3, 7
+        for stage, (width, depth, count, reduction, stride) in enumerate(
+            zip(widths, depths, heads, reductions, strides, strict=True), start=1
+        ):
+            blocks = [Block(width, count, reduction, mlp_ratio, next(drop_rates)) for _ in range(depth)]
+            self.add_module(f"patch_embed{stage}", PatchEmbedding(in_channels, width, kernel, stride))
+            self.add_module(f"block{stage}", nn.ModuleList(blocks))
+            self.add_module(f"norm{stage}", nn.LayerNorm(width, eps=1e-6))
+            in_channels, kernel = width, 3
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor, *, logits_of: int = 0, logits_blocks: int = 0) -> EncoderOutput:
+        """Encode images.
+
+        Args:
+            image: Normalised, [B, 3, H, W].
+            logits_of: Of how many of the first images raw attention logits are wanted.
+            logits_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
+
+        Returns:
+            Feature maps at strides 4, 8, 16, 16 (with the default strides) and the logits, earlier blocks first.
+        """
+        features: list[Tensor] = []
+        attention_logits: list[Tensor] = []
+        blocks_left = sum(self.depths)
+        maps = image
+        for stage in range(1, 5):
+            tokens, grid = self.get_submodule(f"patch_embed{stage}")(maps)
+            for block in self.get_submodule(f"block{stage}").children():
+                wanted = logits_of if blocks_left <= logits_blocks else 0
+                tokens, logits = block(tokens, grid, wanted)
+                if logits is not None:
+                    attention_logits.append(logits)
+                blocks_left -= 1
+            maps = to_map(self.get_submodule(f"norm{stage}")(tokens), grid)
+            features.append(maps)
+        return EncoderOutput(features, attention_logits)
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, N, C] -> [B, C, h, w], a view (channels-last in memory)."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(maps: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, N, C], a view."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Linear: truncated normal, std 0.02; convolution: normal by fan-out per group; biases 0; norms 1 and 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,98 @@
+"""Class activation maps: CAMs of several scales and mirrors, fused and normalised (AFA sec. 3.1).
+
+Shapes: B images, K foreground classes, H x W crop, h x w token grid, N = h * w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CamNetwork(Protocol):
+    """What a network must offer for :func:`multi_scale_cam`."""
+
+    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """CAM [B, K, h, w] of every image, and the affinity [n, N, N] of the first ``affinity_of`` images."""
+        ...
+
+
+class MultiScaleCam(NamedTuple):
+    """CAMs [B, K, H, W] in 0..1; affinity [B, N, N] of the largest scale and its token grid (h, w), if wanted."""
+
+    cams: Tensor
+    affinity: Tensor | None
+    token_grid: tuple[int, int] | None
+
+
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of [B, C, H, W] to an explicit size, align_corners False; the same tensor if nothing changes."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def normalise_cams(cams: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """Per image and class: subtract the spatial minimum, divide by the spatial maximum that is left plus epsilon.
+
+    Args:
+        cams: [B, K, H, W].
+        epsilon: Keeps a constant map at 0.
+    """
+    cams = cams - cams.amin(dim=(-2, -1), keepdim=True)
+    return cams / (cams.amax(dim=(-2, -1), keepdim=True) + epsilon)
+
+
+@torch.no_grad()
+def multi_scale_cam(
+    network: CamNetwork,
+    image: Tensor,
+    scales: Sequence[float] = (1.0, 0.5, 1.5),
+    *,
+    epsilon: float = 1e-5,
+    with_affinity: bool = True,
+    first_cam: Tensor | None = None,
+) -> MultiScaleCam:
+    """Fuse CAMs over scales and mirrors.
+
+    Every scale runs the image and its mirror image as one batch; of the two the maximum counts, after ReLU the scales
+    are summed, then each map is normalised to 0..1. The affinity is that of the un-mirrored image at the largest scale.
+
+    Args:
+        network: Gives CAMs and affinity.
+        image: Normalised images [B, 3, H, W].
+        scales: In the order in which the passes run.
+        epsilon: See :func:`normalise_cams`.
+        with_affinity: Whether the affinity is wanted.
+        first_cam: CAM [B, K, h, w] of the un-mirrored image at scale 1 where the caller has it already: that pass
+            then runs the mirror image alone.
+
+    Returns:
+        The CAMs at the image's size, and the affinity of the largest scale.
+    """
+    batch, _, height, width = image.shape
+    largest = max(scales)
+    total: Tensor | None = None
+    affinity: Tensor | None = None
+    token_grid: tuple[int, int] | None = None
+    for scale in scales:
+        scaled = resize(image, (int(scale * height), int(scale * width)))
+        wants_affinity = with_affinity and scale == largest
+        if first_cam is not None and scale == 1 and not wants_affinity:
+            plain, mirrored = first_cam, network.cam(scaled.flip(-1))[0]
+        else:
+            both, scale_affinity = network.cam(torch.cat([scaled, scaled.flip(-1)]), batch if wants_affinity else 0)
+            plain, mirrored = both[:batch], both[batch:]
+            if wants_affinity:
+                affinity, token_grid = scale_affinity, (both.shape[-2], both.shape[-1])
+        fused = torch.maximum(
+            resize(plain.float(), (height, width)), resize(mirrored.float(), (height, width)).flip(-1)
+        ).relu_()
+        total = fused if total is None else total.add_(fused)
+    if total is None:
+        raise ValueError("multi_scale_cam needs at least one scale")
+    return MultiScaleCam(normalise_cams(total, epsilon), affinity, token_grid)
