@@ -1,0 +1,25 @@
+"""Weights of networks: reading, recognising, loading strictly, writing. No file's code is ever run."""
+
+from __future__ import annotations
+
+from afa.weights.checkpoint import OpenedCheckpoint, find_checkpoint, open_checkpoint, pack_metadata
+from afa.weights.layouts import describe_network
+from afa.weights.loading import load_encoder, load_network, load_segmenter
+from afa.weights.reading import read_tensors
+from afa.weights.saving import save_afa_layout, save_huggingface, save_network, write_tensors
+
+__all__ = [
+    "OpenedCheckpoint",
+    "describe_network",
+    "find_checkpoint",
+    "load_encoder",
+    "load_network",
+    "load_segmenter",
+    "open_checkpoint",
+    "pack_metadata",
+    "read_tensors",
+    "save_afa_layout",
+    "save_huggingface",
+    "save_network",
+    "write_tensors",
+]

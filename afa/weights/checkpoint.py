@@ -1,0 +1,138 @@
+"""Opening what a user names: a run, one of its checkpoints, or a file of weights alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from afa.config import Config, config_from_dict, config_to_dict, load_config
+from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES
+from afa.data.layout import find_class_names
+from afa.errors import UserError
+from afa.models import AFANet, build_network
+from afa.weights.layouts import article, describe_network, recognise
+from afa.weights.loading import load_recognised
+from afa.weights.reading import find_weights, read_weights_file
+
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINT_FILE = "checkpoint.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A network ready for use, and what is known about it.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        config: What it was trained with; defaults where nothing came with the weights.
+        class_names: K names, background left out.
+        step: Training steps done, None where nobody says.
+    """
+
+    network: AFANet
+    config: Config
+    class_names: list[str]
+    step: int | None
+
+
+def open_checkpoint(path: str | Path, config_path: str | Path | None = None) -> OpenedCheckpoint:
+    """Build the network that a checkpoint holds.
+
+    Args:
+        path: A run's output folder (its checkpoint ``best``, else ``last``), a checkpoint folder, or a file: ours, or
+            the released program's.
+        config_path: Configuration to use instead of the one that came with the weights. A file that brings none is
+            described by the shapes of its tensors, which is enough for mit_b0 to mit_b5.
+
+    Returns:
+        Network, configuration, class names and step.
+
+    Raises:
+        UserError: Nothing there, damaged, no AFA network, or a configuration that does not fit it.
+    """
+    file = read_weights_file(find_checkpoint(path))
+    record = _record(file.path, file.metadata)
+    seen = recognise(file.tensors)
+    if seen.num_classes is None:
+        raise UserError(f"{file.path} holds no AFA network: it seems to be {article(seen.kind)}")
+    if config_path is not None:
+        config = load_config(config_path)
+    elif "config" in record:
+        config = config_from_dict(record["config"], source=str(file.path))
+    else:
+        try:
+            settings, _ = describe_network(file.tensors)
+        except UserError as error:
+            raise UserError(f"{file.path}: {error}") from error
+        config = Config(model=settings)
+    known_names = record.get("class_names")
+    if known_names is None and config_path is not None:
+        known_names = _names_from_config(config)
+    class_names = names_by_count(seen.num_classes - 1) if known_names is None else [str(name) for name in known_names]
+    if len(class_names) + 1 != seen.num_classes:
+        raise UserError(
+            f"{file.path} has {seen.num_classes - 1} classes without the background, but "
+            f"{config_path or 'its record'} names {len(class_names)}: give the configuration it was trained with"
+        )
+    network = build_network(config.model, seen.num_classes)
+    load_recognised(network, file)
+    step = record.get("step")
+    return OpenedCheckpoint(network.eval(), config, class_names, None if step is None else int(step))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The weights file of a run's output folder, a checkpoint folder, or a file.
+
+    Raises:
+        UserError: There is none.
+    """
+    folder = Path(path)
+    for parent in (folder / CHECKPOINTS_FOLDER, folder):
+        for name in ("best", "last"):
+            if (parent / name / WEIGHTS_FILE).is_file():
+                return parent / name / WEIGHTS_FILE
+    if (folder / CHECKPOINTS_FOLDER).is_dir():
+        raise UserError(f"{folder} holds no finished checkpoint yet: neither best nor last in {CHECKPOINTS_FOLDER}/")
+    return find_weights(folder)
+
+
+def pack_metadata(config: Config, class_names: Sequence[str], step: int | None) -> dict[str, str]:
+    """What makes a weights file speak for itself: metadata for :func:`afa.weights.save_network`."""
+    metadata = {"config": json.dumps(config_to_dict(config)), "class_names": json.dumps(list(class_names))}
+    return metadata if step is None else {**metadata, "step": str(step)}
+
+
+def names_by_count(count: int) -> list[str]:
+    """Names for weights that come with none: PASCAL VOC's for 20 classes, COCO's for 80, else class1, class2, ..."""
+    for known in (VOC_CLASS_NAMES, COCO_CLASS_NAMES):
+        if len(known) == count:
+            return list(known)
+    return [f"class{index}" for index in range(1, count + 1)]
+
+
+def _record(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The ``checkpoint.json`` beside a checkpoint's weights, else the metadata within the file."""
+    beside = weights.parent / CHECKPOINT_FILE
+    if weights.name == WEIGHTS_FILE and beside.is_file():
+        source, texts = beside, None
+    else:
+        source, texts = weights, {key: metadata[key] for key in ("config", "class_names", "step") if key in metadata}
+    try:
+        if texts is not None:
+            return {key: json.loads(text) for key, text in texts.items()}
+        record = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} is damaged ({type(error).__name__}): take another checkpoint") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{source} is damaged: it holds {type(record).__name__}, not an object")
+    return record
+
+
+def _names_from_config(config: Config) -> list[str] | None:
+    """None where an own data set is not at hand: weights can be converted without it."""
+    dataset = config.dataset
+    if dataset.type == "folder" and not dataset.class_names and not Path(dataset.root, CLASS_NAMES_FILE).is_file():
+        return None
+    return list(find_class_names(dataset))

@@ -1,0 +1,279 @@
+"""Recognising checkpoints by their names, and translating the names.
+
+Names inside the project are those of the released AFA program: ``encoder.*``, ``decoder.*``, ``attn_proj.*`` and
+``classifier.*``. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's library has names of
+its own and keeps keys and values apart, which AFA stacks in one matrix, keys first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from afa.config import ModelConfig
+from afa.errors import UserError
+from afa.models import VARIANTS
+
+_BLOCK_PARTS = {
+    "norm1": "layer_norm_1",
+    "attn.q": "attention.self.query",
+    "attn.k": "attention.self.key",
+    "attn.v": "attention.self.value",
+    "attn.sr": "attention.self.sr",
+    "attn.norm": "attention.self.layer_norm",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layer_norm_2",
+    "mlp.fc1": "mlp.dense1",
+    "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+    "mlp.fc2": "mlp.dense2",
+}
+# transformers 5 has these names in memory, and so in a state dict saved with torch.save; its own files keep the above.
+_NEWER_BLOCK_PARTS = {
+    "norm1": "layernorm_before",
+    "attn.q": "attention.q_proj",
+    "attn.k": "attention.k_proj",
+    "attn.v": "attention.v_proj",
+    "attn.sr": "attention.sequence_reduction.sequence_reduction",
+    "attn.norm": "attention.sequence_reduction.layer_norm",
+    "attn.proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+    "mlp.fc2": "mlp.fc2",
+}
+_PARTS_FROM_HUGGINGFACE = {theirs: ours for ours, theirs in (*_NEWER_BLOCK_PARTS.items(), *_BLOCK_PARTS.items())}
+_EMBEDDING_PARTS = {"proj": "proj", "norm": "layer_norm"}
+_HEAD_PARTS = {"linear_fuse.conv": "linear_fuse", "linear_fuse.bn": "batch_norm", "linear_pred": "classifier"}
+
+_THEIR_BLOCK = re.compile(r"(?:segformer\.)?(?:encoder\.block\.(\d)|stages\.(\d)\.blocks)\.(\d+)\.(.+)")
+_THEIR_EMBEDDING = re.compile(
+    r"(?:segformer\.)?(?:encoder\.patch_embeddings\.(\d)|stages\.(\d)\.patch_embeddings)\.(proj|layer_norm)"
+)
+_THEIR_NORM = re.compile(r"(?:segformer\.)?(?:encoder\.layer_norm\.(\d)|stages\.(\d)\.layer_norm)")
+_THEIR_PROJECTION = re.compile(r"decode_head\.(?:linear_c|linear_projections)\.(\d)\.proj")
+_OUR_BLOCK = re.compile(r"encoder\.block(\d)\.(\d+)\.(.+)")
+_OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)")
+_OUR_NORM = re.compile(r"encoder\.norm(\d)")
+_OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj")
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What a state dict tells about its Mix Transformer. The number of heads leaves no trace in it."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    reductions: tuple[int, ...]
+    mlp_ratio: float
+
+    @property
+    def variant(self) -> str | None:
+        """``mit_b0`` ... ``mit_b5``, or None for a custom one."""
+        for name, variant in VARIANTS.items():
+            if (variant.widths, variant.depths) == (self.widths, self.depths):
+                return name
+        return None
+
+    def __str__(self) -> str:
+        return self.variant or f"custom MiT, widths {list(self.widths)}, depths {list(self.depths)}"
+
+
+class Recognised(NamedTuple):
+    """A checkpoint in the names of the project.
+
+    Attributes:
+        kind: What the file seems to be, in words.
+        tensors: Name -> tensor. Names that could not be translated stay as they are.
+        dropped: Heads for ImageNet, which no AFA network has.
+        encoder: Shape of the encoder, None where the file holds no whole Mix Transformer.
+        num_classes: C of the decoder, None where there is none.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    dropped: list[str]
+    encoder: EncoderShape | None
+    num_classes: int | None
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
+    """Tell by its names what a checkpoint is, and translate it."""
+    dropped: list[str] = []
+    translated = dict(tensors)
+    if "patch_embed1.proj.weight" in tensors:
+        family = "SegFormer ImageNet weights"
+        dropped = [name for name in tensors if name.startswith("head.")]
+        translated = {f"encoder.{name}": tensor for name, tensor in tensors.items() if name not in dropped}
+    elif any(_THEIR_EMBEDDING.match(name) for name in tensors):
+        if any(name.startswith("decode_head.") for name in tensors):
+            family = "Hugging Face SegformerForSemanticSegmentation"
+        elif "classifier.weight" in tensors:
+            family = "Hugging Face SegformerForImageClassification"
+            dropped = [name for name in tensors if name.startswith("classifier.")]
+        else:
+            family = "Hugging Face SegformerModel"
+        translated = _from_huggingface({name: tensor for name, tensor in tensors.items() if name not in dropped})
+    elif "encoder.patch_embed1.proj.weight" in tensors:
+        family = "AFA checkpoint" if "classifier.weight" in tensors else "part of an AFA checkpoint"
+    else:
+        return Recognised(_foreign_kind(tensors), translated, dropped, None, None)
+    encoder = encoder_shape(translated)
+    prediction = translated.get("decoder.linear_pred.weight")
+    num_classes = None if prediction is None else len(prediction)
+    details = [str(encoder)] if encoder else []
+    if num_classes is not None:
+        details.append(f"{num_classes} classes with the background")
+    kind = f"{family} ({', '.join(details)})" if details else family
+    return Recognised(kind, translated, dropped, encoder, num_classes)
+
+
+def encoder_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
+    """Read widths, depths, reductions and MLP ratio off the shapes of ``encoder.*``; None if a stage is missing."""
+    widths, depths, reductions, ratios = [], [], [], []
+    for stage in range(1, 5):
+        embedding = tensors.get(f"encoder.patch_embed{stage}.proj.weight")
+        hidden = tensors.get(f"encoder.block{stage}.0.mlp.fc1.weight")
+        if embedding is None or hidden is None:
+            return None
+        blocks = (re.match(rf"encoder\.block{stage}\.(\d+)\.", name) for name in tensors)
+        reduction = tensors.get(f"encoder.block{stage}.0.attn.sr.weight")
+        widths.append(len(embedding))
+        depths.append(1 + max(int(block[1]) for block in blocks if block))
+        reductions.append(1 if reduction is None else reduction.shape[-1])
+        ratios.append(len(hidden) / len(embedding))
+    return EncoderShape(tuple(widths), tuple(depths), tuple(reductions), ratios[0])
+
+
+def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
+    """Deduce the architecture of an AFA network from its state dict, where no configuration came with it.
+
+    Args:
+        tensors: State dict in the names of the released program.
+
+    Returns:
+        The ``model`` settings, and the number of classes C with the background. What a state dict does not tell
+        (strides, pooling, drop rates) is at its default.
+
+    Raises:
+        UserError: It is no whole AFA network, or one whose numbers of heads are not known.
+    """
+    seen = recognise(tensors)
+    head, fusion = seen.tensors.get("attn_proj.weight"), seen.tensors.get("decoder.linear_fuse.conv.weight")
+    if seen.encoder is None or seen.num_classes is None or head is None or fusion is None:
+        raise UserError(f"not a whole AFA network: it seems to be {article(seen.kind)}")
+    variant = seen.encoder.variant
+    if variant is None:
+        raise UserError(
+            f"a {seen.encoder}: its numbers of attention heads cannot be told from its weights; "
+            "give the configuration it was trained with"
+        )
+    heads = VARIANTS[variant].heads
+    blocks, maps = 0, 0
+    heads_of_blocks = [count for count, depth in zip(heads, seen.encoder.depths, strict=True) for _ in range(depth)]
+    for count in reversed(heads_of_blocks):
+        if maps >= head.shape[1]:
+            break
+        blocks, maps = blocks + 1, maps + count
+    if maps != head.shape[1]:
+        raise UserError(f"an affinity head of {head.shape[1]} attention maps does not fit the blocks of {variant}")
+    settings = ModelConfig(
+        encoder=variant,
+        reductions=list(seen.encoder.reductions),
+        mlp_ratio=seen.encoder.mlp_ratio,
+        decoder_width=len(fusion),
+        affinity_blocks=blocks,
+    )
+    return settings, seen.num_classes
+
+
+def to_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder and decoder under the names of ``SegformerForSemanticSegmentation``, keys and values apart."""
+    result = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(("encoder.", "decoder.")):
+            continue
+        module, _, kind = name.rpartition(".")
+        if module.endswith(".attn.kv"):
+            for part, half in zip("kv", tensor.chunk(2), strict=True):
+                result[f"{_their_module(module[:-2] + part)}.{kind}"] = half
+        else:
+            result[f"{_their_module(module)}.{kind}"] = tensor
+    return result
+
+
+def article(kind: str) -> str:
+    """``a`` or ``an`` before a kind, nothing before plurals."""
+    if kind.split(" (")[0].endswith(("weights", "state")) or kind.startswith("none "):
+        return kind
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+
+
+def _their_module(module: str) -> str:
+    if match := _OUR_BLOCK.fullmatch(module):
+        return f"segformer.encoder.block.{int(match[1]) - 1}.{match[2]}.{_BLOCK_PARTS[match[3]]}"
+    if match := _OUR_EMBEDDING.fullmatch(module):
+        return f"segformer.encoder.patch_embeddings.{int(match[1]) - 1}.{_EMBEDDING_PARTS[match[2]]}"
+    if match := _OUR_NORM.fullmatch(module):
+        return f"segformer.encoder.layer_norm.{int(match[1]) - 1}"
+    if match := _OUR_PROJECTION.fullmatch(module):
+        return f"decode_head.linear_c.{int(match[1]) - 1}.proj"
+    return f"decode_head.{_HEAD_PARTS[module.removeprefix('decoder.')]}"
+
+
+def _our_module(module: str) -> str | None:
+    if match := _THEIR_BLOCK.fullmatch(module):
+        part = _PARTS_FROM_HUGGINGFACE.get(match[4])
+        return part and f"encoder.block{int(match[1] or match[2]) + 1}.{match[3]}.{part}"
+    if match := _THEIR_EMBEDDING.fullmatch(module):
+        part = "proj" if match[3] == "proj" else "norm"
+        return f"encoder.patch_embed{int(match[1] or match[2]) + 1}.{part}"
+    if match := _THEIR_NORM.fullmatch(module):
+        return f"encoder.norm{int(match[1] or match[2]) + 1}"
+    if match := _THEIR_PROJECTION.fullmatch(module):
+        return f"decoder.linear_c{int(match[1]) + 1}.proj"
+    for ours, theirs in _HEAD_PARTS.items():
+        if module == f"decode_head.{theirs}":
+            return f"decoder.{ours}"
+    return None
+
+
+def _from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        ours = _our_module(module)
+        result[f"{ours}.{kind}" if ours else name] = tensor
+    for name in [name for name in result if re.fullmatch(r".*\.attn\.k\.(weight|bias)", name)]:
+        before, kind = name.split(".k.")
+        if f"{before}.v.{kind}" in result:
+            result[f"{before}.kv.{kind}"] = torch.cat([result.pop(name), result.pop(f"{before}.v.{kind}")])
+    return result
+
+
+def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
+    """Name other common networks, for the message that refuses them."""
+    names = set(tensors)
+    if "conv1.weight" in names and "layer1.0.conv1.weight" in names:
+        counts = tuple(
+            len({name.split(".")[1] for name in names if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)
+        )
+        bottleneck = "layer1.0.conv3.weight" in names
+        depths = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50" if bottleneck else "34", (3, 4, 23, 3): "101"}
+        depths[3, 8, 36, 3] = "152"
+        return f"ResNet-{depths[counts]}" if counts in depths else "ResNet"
+    if "backbone.patch_embed1.proj.weight" in names or "backbone.layers.0.0.projection.weight" in names:
+        return "SegFormer trained with mmsegmentation"
+    if "cls_token" in names and "blocks.0.attn.qkv.weight" in names:
+        return "Vision Transformer (ViT, DeiT)"
+    if any(name.endswith("relative_position_bias_table") for name in names):
+        return "Swin Transformer"
+    if "features.0.weight" in names:
+        return "VGG or AlexNet"
+    if any(name.startswith(("exp_avg.", "optimiser.", "optimizer.")) for name in names):
+        return "training state"
+    return f"none of the known kinds (its first names: {', '.join(list(tensors)[:3])})"
