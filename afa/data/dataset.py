@@ -1,0 +1,240 @@
+"""Data sets: training images with image-level labels, and evaluation images with masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from afa.data.files import write_json
+from afa.data.images import DamagedImage, read_image, read_mask
+from afa.data.labels import classes_in_mask, one_hot, read_labels
+from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
+from afa.data.transforms import normalise, training_transform
+from afa.errors import UserError
+
+if TYPE_CHECKING:
+    from afa.config import AugmentationConfig, DatasetConfig
+
+logger = logging.getLogger("afa.data")
+
+IGNORE = 255
+_MAX_DAMAGED_IN_A_ROW = 20
+
+
+class TrainingImages(Dataset[dict[str, Any]]):
+    """Randomly cropped training images with image-level labels; no mask is read.
+
+    Indexed by (position, index): the position in the stream of samples seeds the augmentation, the index chooses the
+    image, see :class:`afa.data.sampler.StreamSampler`.
+
+    Args:
+        config: The data set.
+        augmentation: The training transform.
+        seed: Seed of the augmentation.
+
+    Raises:
+        UserError: Something is missing; the message says what and how to get it.
+    """
+
+    def __init__(self, config: DatasetConfig, augmentation: AugmentationConfig, *, seed: int) -> None:
+        self.layout = find_layout(config)
+        self.split = config.train_split
+        self.names = self.layout.names(self.split)
+        labels = find_labels(self.layout, self.split, self.names, config.ignore_index)
+        self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
+        self.seed = seed
+        self._config = config
+        self._augmentation = augmentation
+        self._reported: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Give the sample at a position of the stream.
+
+        Returns:
+            ``image`` float32 [3, S, S] normalised, ``class_labels`` float32 [K], ``valid_box`` int64 [4] (y0, y1, x0,
+            x1) and ``name``.
+
+        Raises:
+            DamagedImage: The image cannot be read and bad images stop the run.
+        """
+        position, index = key
+        image, index = self._read(index)
+        augmentation = self._augmentation
+        crop, valid_box = training_transform(
+            image,
+            np.random.default_rng((self.seed, position)),
+            crop_size=augmentation.crop_size,
+            scale_range=(augmentation.scale_min, augmentation.scale_max),
+            mirror_probability=augmentation.mirror_probability,
+            resampling=augmentation.resampling,
+        )
+        return {
+            "image": normalise(crop, self._config.image_mean, self._config.image_std),
+            "class_labels": self.class_labels[index],
+            "valid_box": torch.from_numpy(valid_box),
+            "name": self.names[index],
+        }
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        """Read an image; where it is damaged and may be skipped, the next one of the list that can be read."""
+        for _ in range(min(_MAX_DAMAGED_IN_A_ROW, len(self.names))):
+            name = self.names[index]
+            try:
+                return read_image(self.layout.image(name, self.split)), index
+            except DamagedImage as error:
+                if self._config.bad_image == "stop":
+                    raise DamagedImage(
+                        f"{error} (tools/check_data.py finds all; dataset.bad_image=skip goes on)"
+                    ) from error
+                if name not in self._reported:
+                    self._reported.add(name)
+                    logger.warning("%s; another image takes its place", error)
+                index = (index + 1) % len(self.names)
+        raise DamagedImage(f"too many damaged images in {self.layout.images}: run tools/check_data.py")
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """Whole images with their masks.
+
+    Args:
+        config: The data set.
+        split: Name of the list; the validation list by default.
+
+    Raises:
+        UserError: Something is missing; the message says what and how to get it.
+    """
+
+    def __init__(self, config: DatasetConfig, *, split: str | None = None) -> None:
+        self.layout = find_layout(config)
+        self.split = split or config.val_split
+        self.names = self.layout.names(self.split)
+        self._config = config
+        known = read_labels(self.layout.labels, self.layout.class_names) if self.layout.labels else {}
+        self._labels = {name: known[name] for name in self.names if name in known}
+        folder = self.layout.split_masks(self.split)
+        if not folder.is_dir():
+            raise UserError(f"evaluation needs masks, but {folder} does not exist: {HOW_TO_PREPARE[self.layout.type]}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Give an image.
+
+        Returns:
+            ``image`` float32 [3, H, W] normalised, ``image_uint8`` uint8 [H, W, 3] RGB, ``label`` int64 [H, W] (0
+            background, 1 to K, 255 ignore, whatever the files' ignore value is), ``class_labels`` float32 [K] (of the
+            labels file, else of the mask) and ``name``.
+
+        Raises:
+            UserError: Image or mask cannot be read, or do not fit together or to the classes.
+        """
+        name = self.names[index]
+        image = read_image(self.layout.image(name, self.split))
+        mask = read_mask(path := self.layout.mask(name, self.split))
+        if mask.shape != image.shape[:2]:
+            raise DamagedImage(
+                f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+                f"{image.shape[1]} x {image.shape[0]}: run tools/check_data.py"
+            )
+        try:
+            classes = classes_in_mask(mask, self.layout.num_classes, self._config.ignore_index)
+        except UserError as error:
+            raise DamagedImage(f"the mask {path}: {error}") from error
+        if self._config.ignore_index != IGNORE:
+            mask = np.where(mask == self._config.ignore_index, np.uint8(IGNORE), mask)
+        labels = self._labels.get(name)
+        if labels is None:
+            labels = one_hot(classes, self.layout.num_classes)
+        return {
+            "image": normalise(image, self._config.image_mean, self._config.image_std),
+            "image_uint8": torch.from_numpy(image),
+            "label": torch.from_numpy(mask.astype(np.int64)),
+            "class_labels": torch.from_numpy(labels),
+            "name": name,
+        }
+
+
+def find_labels(
+    layout: Layout, split: str, names: Sequence[str], ignore_index: int = IGNORE
+) -> Mapping[str, np.ndarray]:
+    """Image-level labels of a split: from the labels file, or, where the data set has none, from its masks.
+
+    Labels from masks are kept in ``ROOT/.class_labels_from_masks/SPLIT.json`` for the next time, where the folder may
+    be written to, until the folder of the masks changes.
+
+    Args:
+        layout: The data set.
+        split: Name of the list.
+        names: Its image names.
+        ignore_index: Mask value that counts for nothing.
+
+    Returns:
+        Image name -> float32 [K], for every name.
+
+    Raises:
+        UserError: There is neither a labels file nor masks, or an image is in neither.
+    """
+    if layout.labels is not None:
+        labels = read_labels(layout.labels, layout.class_names)
+        missing = [name for name in names if name not in labels]
+        if missing:
+            raise UserError(
+                f"the labels file {layout.labels} has no labels for {len(missing)} of the {len(names)} images of "
+                f"'{split}', the first is '{missing[0]}': add them, or make a new file with tools/make_labels.py"
+            )
+        return labels
+    folder = layout.split_masks(split)
+    if not folder.is_dir():
+        raise UserError(
+            f"{layout.root} has no image-level labels (class_labels.json, .csv, .txt or cls_labels_onehot.npy) and no "
+            f"masks in {folder} to take them from: {HOW_TO_PREPARE[layout.type]}"
+        )
+    return _labels_from_masks(layout, split, names, ignore_index)
+
+
+def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_index: int) -> Mapping[str, np.ndarray]:
+    cache = layout.root / ".class_labels_from_masks" / f"{split}.json"
+    folder = layout.split_masks(split)
+    made_from = {
+        "folder": str(folder.relative_to(layout.root) if folder.is_relative_to(layout.root) else folder.resolve()),
+        "changed": folder.stat().st_mtime_ns,
+        "ignore_index": ignore_index,
+        "num_classes": layout.num_classes,
+    }
+    table: dict[str, list[int]] = {}
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        if content["made_from"] == made_from:
+            table = content["labels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # No usable cache: the masks are read.
+    if any(name not in table for name in names):
+        logger.warning("no labels file in %s: taking the image-level labels of '%s' from its masks", layout.root, split)
+
+        def read(name: str) -> list[int]:
+            path = layout.mask(name, split)
+            try:
+                return classes_in_mask(read_mask(path), layout.num_classes, ignore_index)
+            except DamagedImage:
+                raise
+            except UserError as error:
+                raise UserError(f"the mask {path}: {error}") from error
+
+        with ThreadPoolExecutor() as pool:
+            table = dict(zip(names, pool.map(read, names), strict=True))
+        try:
+            write_json(cache, {"made_from": made_from, "labels": table})
+        except OSError:
+            logger.warning("%s cannot be written: the labels are taken from the masks again next time", cache)
+    return {name: one_hot(table[name], layout.num_classes) for name in names}

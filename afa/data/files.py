@@ -1,0 +1,49 @@
+"""Writing files so that nothing half-written stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder that takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: The file to write; its folder is made if needed.
+
+    Yields:
+        The temporary path, with the same suffix; the file exists and is empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Write a text file atomically, one item per line."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically; equal content gives equal bytes."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,128 @@
+"""Data loaders for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.data.sampler import StreamSampler
+
+if TYPE_CHECKING:
+    from afa.config import AugmentationConfig, DatasetConfig
+
+
+def training_loader(
+    config: DatasetConfig,
+    augmentation: AugmentationConfig,
+    *,
+    seed: int,
+    global_batch: int,
+    batch_size: int,
+    steps: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """Batches for steps ``start_step`` to ``start_step + steps - 1``; accumulated micro-batches follow one another.
+
+    What a batch holds depends on the seed and the step, not on workers, processes or resuming.
+
+    Args:
+        config: The data set.
+        augmentation: The training transform.
+        seed: Seed of order and augmentation.
+        global_batch: Images per optimisation step, over all processes and micro-batches.
+        batch_size: Images B per process and micro-batch.
+        steps: Number of optimisation steps.
+        start_step: First step, counted from 0.
+        rank: This process.
+        world_size: Number of processes.
+        workers: Loading processes; 0 loads in this one.
+        pin_memory: Page-locked batches, for a GPU.
+
+    Returns:
+        Loader of dictionaries: ``image`` float32 [B, 3, S, S], ``class_labels`` float32 [B, K], ``valid_box`` int64
+        [B, 4] (y0, y1, x0, x1) and ``name``, a list of B names. All tensors are on the CPU. Its ``dataset`` is a
+        :class:`TrainingImages`.
+
+    Raises:
+        UserError: Something of the data set is missing, or the batch cannot be shared out.
+    """
+    images = TrainingImages(config, augmentation, seed=seed)
+    sampler = StreamSampler(
+        len(images),
+        seed=seed,
+        global_batch=global_batch,
+        batch_size=batch_size,
+        steps=steps,
+        start_step=start_step,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DataLoader(
+        images,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate_training,
+        worker_init_fn=_single_threaded,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_loader(
+    config: DatasetConfig,
+    *,
+    split: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    limit: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """The images of a split, one by one, at their own size; each process takes every ``world_size``-th.
+
+    Args:
+        config: The data set.
+        split: Name of the list; the validation list by default.
+        rank: This process.
+        world_size: Number of processes.
+        limit: At most this many images, over all processes: the first ones of the list.
+        workers: Loading processes; 0 loads in this one.
+        pin_memory: Page-locked tensors, for a GPU.
+
+    Returns:
+        Loader of samples as :class:`EvaluationImages` gives them, without a batch dimension.
+
+    Raises:
+        UserError: Something of the data set is missing.
+    """
+    images = EvaluationImages(config, split=split)
+    count = len(images) if limit is None else min(limit, len(images))
+    return DataLoader(
+        Subset(images, range(rank, count, world_size)),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_single_threaded,
+        pin_memory=pin_memory,
+    )
+
+
+def collate_training(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples of :class:`TrainingImages` into a batch; names become a list."""
+    batch: dict[str, Any] = {
+        key: torch.stack([sample[key] for sample in samples]) for key in ("image", "class_labels", "valid_box")
+    }
+    batch["name"] = [sample["name"] for sample in samples]
+    return batch
+
+
+def _single_threaded(worker: int) -> None:
+    # Workers already share the cores out; OpenCV's own threads would fight over them.
+    cv2.setNumThreads(0)

@@ -1,0 +1,338 @@
+"""A small data set made by the program itself, so that training and evaluation run anywhere.
+
+One to three overlapping objects lie on a textured grey background. An object is a body - a blob of random brightness
+and texture, which says nothing about its class - and a few small emblems on a part of it, whose shape and saturated
+colour are the class. The mask is the whole body. A classifier needs the emblems only, so its activation maps light up
+there; the affinity has to spread them over the body. That is the problem AFA is made for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from afa.data.classes import CLASS_NAMES_FILE
+from afa.data.files import replacing, write_json, write_lines
+from afa.data.labels import write_labels
+from afa.data.layout import LISTS
+from afa.data.palette import palette_image
+from afa.errors import UserError
+
+CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
+EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
+MANIFEST = "manifest.json"
+_MARKER = "manifest.unfinished.json"
+_VERSION = 1
+_SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ShapesStyle:
+    """How the pictures are drawn. Lengths are fractions of the picture's side, brightness is 0 to 255.
+
+    Args:
+        size: Side of the square pictures in pixels.
+        max_objects: Most objects in a picture; at least one.
+        body_radius: Range of the bodies' mean radius.
+        min_visible: Least share of a body's area that later bodies leave visible.
+        contrast: Least difference in mean brightness between any two of background and bodies.
+        texture: Range of the textures' amplitude.
+        noise: Standard deviation of the noise of every pixel, common to the three channels.
+        tint: Largest deviation of a channel's mean from grey: the saturation of backgrounds and bodies.
+        emblem_radius: Range of the emblems' radius.
+        emblem_spacing: Distance of neighbouring emblems' centres, in emblem radii.
+        emblem_share: Share of the body, cut off by a straight line, on which emblems lie.
+        min_cover: Least share of a body's visible area under emblems.
+        max_cover: Largest share.
+        jpeg_quality: Quality of the JPEG files.
+    """
+
+    size: int = 160
+    max_objects: int = 3
+    body_radius: tuple[float, float] = (0.17, 0.29)
+    min_visible: float = 0.6
+    contrast: float = 38.0
+    texture: tuple[float, float] = (6.0, 16.0)
+    noise: float = 8.0
+    tint: float = 8.0
+    emblem_radius: tuple[float, float] = (0.026, 0.036)
+    emblem_spacing: float = 2.6
+    emblem_share: float = 0.5
+    min_cover: float = 0.08
+    max_cover: float = 0.6
+    jpeg_quality: int = 92
+
+
+def make_shapes(
+    root: str | Path,
+    *,
+    train: int = 2000,
+    val: int = 200,
+    seed: int = 0,
+    style: ShapesStyle | None = None,
+    workers: int = 1,
+    progress: Callable[[Iterable[int], int], Iterable[int]] | None = None,
+) -> Path:
+    """Make the data set in VOC layout; does nothing where it is there already, goes on where it was interrupted.
+
+    Args:
+        root: Folder of the data set.
+        train: Number of training images.
+        val: Number of validation images.
+        seed: The pictures are a function of it, their number in the split, and the style.
+        style: How the pictures are drawn.
+        workers: Processes that draw.
+        progress: Wraps the iteration over finished pictures; gets it and their number.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder holds something else, or the same data set made with other settings.
+    """
+    root, style = Path(root), style or ShapesStyle()
+    recipe = {
+        "made_by": "afa shapes", "version": _VERSION, "seed": seed, "train": train, "val": val,
+        "style": json.loads(json.dumps(dataclasses.asdict(style))),
+    }  # fmt: skip
+    if train < 1 or val < 1:
+        raise UserError("at least one training and one validation image are needed")
+    if _is_made(root, recipe):
+        return root
+    write_json(root / _MARKER, recipe)
+    numbers = dict(zip(_SPLITS, (train, val), strict=True))
+    jobs = [(split, number) for split, count in numbers.items() for number in range(count)]
+    draw = partial(_write_picture, root, seed, style)
+    names: dict[str, list[str]] = {split: [] for split in numbers}
+    labels: dict[str, list[str]] = {}
+    # spawn: forking a process that already runs threads (torch, OpenCV) may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
+    try:
+        classes = pool.map(draw, jobs, chunksize=16) if pool else map(draw, jobs)
+        counter = range(len(jobs)) if progress is None else progress(range(len(jobs)), len(jobs))
+        for place, found in zip(counter, classes, strict=True):
+            split, number = jobs[place]
+            name = _name(split, number)
+            names[split].append(name)
+            labels[name] = [CLASS_NAMES[class_id - 1] for class_id in found]
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    for split, listed in names.items():
+        write_lines(root / LISTS / f"{split}.txt", listed)
+    write_lines(root / CLASS_NAMES_FILE, list(CLASS_NAMES))
+    write_labels(root / "class_labels.json", labels)
+    write_json(root / MANIFEST, recipe)
+    (root / _MARKER).unlink()
+    return root
+
+
+def draw_picture(rng: np.random.Generator, style: ShapesStyle) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a picture.
+
+    Args:
+        rng: The only source of randomness.
+        style: How.
+
+    Returns:
+        uint8 RGB [S, S, 3] and uint8 mask [S, S], 0 background, else class ids from 1.
+    """
+    # Drawn once: a crowded picture is tried again, not replaced by an easier one.
+    count = int(rng.integers(1, style.max_objects + 1))
+    while True:
+        drawn = _try_picture(rng, style, count)
+        if drawn is not None:
+            return drawn
+
+
+def _try_picture(rng: np.random.Generator, style: ShapesStyle, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw a picture, or None where the objects came to lie so that the style's limits are not kept."""
+    size = style.size
+    bodies = [_blob(rng, rng.uniform(*style.body_radius) * size, size) for _ in range(count)]
+    owner = np.zeros((size, size), np.uint8)  # number of the topmost body, from 1
+    for number, body in enumerate(bodies, 1):
+        owner[body] = number
+    if any((owner == number).sum() < style.min_visible * body.sum() for number, body in enumerate(bodies, 1)):
+        return None
+
+    class_ids = rng.integers(1, len(CLASS_NAMES) + 1, count)
+    levels = _brightness_levels(rng, count + 1, style.contrast)
+    image = _surface(rng, levels[0], style)
+    mask = np.zeros((size, size), np.uint8)
+    for number, (body, class_id) in enumerate(zip(bodies, class_ids, strict=True), 1):
+        surface = _surface(rng, levels[number], style)
+        emblems = _draw_emblems(rng, surface, body, int(class_id), style)
+        visible = owner == number
+        cover = (emblems & visible).sum() / visible.sum()
+        if not style.min_cover <= cover <= style.max_cover:
+            return None
+        image[visible], mask[visible] = surface[visible], class_id
+    return image.clip(0, 255).round().astype(np.uint8), mask
+
+
+def _brightness_levels(rng: np.random.Generator, count: int, contrast: float) -> np.ndarray:
+    """Mean brightness of background and bodies, in random order and at least ``contrast`` apart."""
+    low, high = 45.0, 210.0
+    free = high - low - contrast * (count - 1)
+    levels = low + np.sort(rng.uniform(0, free, count)) + contrast * np.arange(count)
+    return rng.permutation(levels)
+
+
+def _surface(rng: np.random.Generator, brightness: float, style: ShapesStyle) -> np.ndarray:
+    """A weakly saturated texture over the whole picture: float32 [S, S, 3]."""
+    size = style.size
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    period = rng.uniform(0.05, 0.12) * size
+    kind = rng.integers(5)
+    if kind == 0:  # stripes
+        pattern = np.sin(along * (2 * np.pi / period) + phase)
+    elif kind == 1:  # checks
+        pattern = np.sign(np.sin(along * (np.pi / period) + phase) * np.sin(across * (np.pi / period) + phase))
+    elif kind == 2:  # clouds
+        coarse = rng.standard_normal((9, 9)).astype(np.float32)
+        pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    elif kind == 3:  # grain
+        coarse = rng.standard_normal((size // 3, size // 3)).astype(np.float32)
+        pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
+    else:  # a slope of brightness
+        pattern = (along - along.mean()) / (0.35 * size)
+    grey = (
+        brightness + rng.uniform(*style.texture) * pattern + style.noise * rng.standard_normal((size, size), np.float32)
+    )
+    return (grey[:, :, None] + rng.uniform(-style.tint, style.tint, 3)).astype(np.float32)
+
+
+def _blob(rng: np.random.Generator, radius: float, size: int) -> np.ndarray:
+    """The inside of a smooth random closed curve somewhere in the picture: bool [S, S]."""
+    centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
+    angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    distance = np.ones_like(angles)
+    for frequency in range(2, 6):
+        distance += rng.uniform(-0.3, 0.3) / frequency * np.cos(frequency * angles + rng.uniform(0, 2 * np.pi))
+    stretch, turn = rng.uniform(0.75, 1.0), rng.uniform(0, 2 * np.pi)
+    x, y = distance * np.cos(angles), stretch * distance * np.sin(angles)
+    points = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
+    canvas = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(canvas, [np.round(centre + radius * points).astype(np.int32)], 1)
+    return canvas.astype(bool)
+
+
+def _draw_emblems(
+    rng: np.random.Generator, surface: np.ndarray, body: np.ndarray, class_id: int, style: ShapesStyle
+) -> np.ndarray:
+    """Draw emblems of a class in jittered rows over one part of a body; returns where: bool [S, S]."""
+    size = style.size
+    radius = rng.uniform(*style.emblem_radius) * size
+    spacing = style.emblem_spacing * radius
+    angle = rng.uniform(0, 2 * np.pi)
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    rows, columns = np.nonzero(body)
+    inside = np.stack([columns, rows], axis=1) @ direction
+    border = np.quantile(inside, 1 - style.emblem_share)
+    side = np.array([-direction[1], direction[0]])
+    middle = np.array([columns.mean(), rows.mean()])
+    alpha = np.zeros((size, size), np.float32)
+    steps = int(np.ceil(size / spacing))
+    for row in range(-steps, steps + 1):
+        for column in range(-steps, steps + 1):
+            centre = middle + spacing * ((column + 0.5 * (row % 2)) * side + 0.87 * row * direction)
+            centre = centre + rng.uniform(-0.12, 0.12, 2) * spacing
+            x, y = np.round(centre).astype(int)
+            if 0 <= x < size and 0 <= y < size and body[y, x] and centre @ direction >= border + 0.3 * radius:
+                _stamp(alpha, centre, radius, class_id, rng.uniform(0, 2 * np.pi))
+    alpha *= body
+    colour = np.asarray(EMBLEM_COLOURS[class_id - 1], np.float32) + rng.uniform(-20, 20, 3).astype(np.float32)
+    surface += alpha[:, :, None] * (colour - surface)
+    return alpha > 0.5
+
+
+def _stamp(alpha: np.ndarray, centre: np.ndarray, radius: float, class_id: int, turn: float) -> None:
+    """Draw one emblem, anti-aliased, into a plane of opacity."""
+    fine = 4
+    reach = int(np.ceil(radius)) + 2
+    x0, y0 = np.floor(centre).astype(int) - reach
+    span = 2 * reach + 1
+    place = (centre - (x0, y0) + 0.5) * fine
+    canvas = np.zeros((span * fine, span * fine), np.uint8)
+
+    def polygon(corners: Iterable[tuple[float, float]]) -> None:
+        points = [
+            (x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)) for x, y in corners
+        ]  # fmt: skip
+        cv2.fillPoly(canvas, [np.round(place + radius * fine * np.array(points)).astype(np.int32)], 1)
+
+    name = CLASS_NAMES[class_id - 1]
+    middle = (round(place[0]), round(place[1]))
+    if name == "disc":
+        cv2.circle(canvas, middle, round(0.9 * radius * fine), 1, -1)
+    elif name == "ring":
+        cv2.circle(canvas, middle, round(radius * fine), 1, -1)
+        cv2.circle(canvas, middle, round(0.45 * radius * fine), 0, -1)
+    elif name == "triangle":
+        polygon([(np.cos(corner), np.sin(corner)) for corner in np.arange(3) * 2 * np.pi / 3])
+    elif name == "square":
+        polygon([(-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)])
+    else:
+        polygon([(-1.0, -0.35), (1.0, -0.35), (1.0, 0.35), (-1.0, 0.35)])
+        polygon([(-0.35, -1.0), (0.35, -1.0), (0.35, 1.0), (-0.35, 1.0)])
+    small = canvas.reshape(span, fine, span, fine).mean(axis=(1, 3), dtype=np.float32)
+    size = len(alpha)
+    top, left = max(0, y0), max(0, x0)
+    bottom, right = min(size, y0 + span), min(size, x0 + span)
+    region = alpha[top:bottom, left:right]
+    np.maximum(region, small[top - y0 : bottom - y0, left - x0 : right - x0], out=region)
+
+
+def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, int]) -> list[int]:
+    """Write one picture and its mask, unless they are there; returns the classes it shows."""
+    split, number = job
+    name = _name(split, number)
+    image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
+    if image_path.exists() and mask_path.exists():
+        with Image.open(mask_path) as stored:
+            mask = np.array(stored)
+    else:
+        rng = np.random.default_rng((seed, _SPLITS.index(split), number))
+        image, mask = draw_picture(rng, style)
+        with replacing(image_path) as temporary:
+            Image.fromarray(image).save(temporary, quality=style.jpeg_quality)
+        with replacing(mask_path) as temporary:
+            palette_image(mask).save(temporary)
+    return [int(value) for value in np.unique(mask) if value]
+
+
+def _name(split: str, number: int) -> str:
+    return f"{split}_{number:05d}"
+
+
+def _is_made(root: Path, recipe: dict[str, object]) -> bool:
+    """Whether the data set is there and whole.
+
+    Raises:
+        UserError: The folder holds something else, or the data set made with other settings.
+    """
+    for name in (MANIFEST, _MARKER):
+        if (root / name).is_file():
+            try:
+                stored = json.loads((root / name).read_text(encoding="utf-8"))
+            except ValueError:
+                stored = None
+            if stored != recipe:
+                raise UserError(f"{root} was made with other settings: delete it, or choose another folder")
+            return name == MANIFEST
+    if root.is_dir() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty and was not made by this program: choose another folder")
+    return False

@@ -1,0 +1,37 @@
+"""Make the embedded data set: python tools/make_shapes.py data/shapes"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from tqdm import tqdm
+
+from afa.data.shapes import ShapesStyle, make_shapes
+from afa.errors import run_command
+
+
+def main() -> None:
+    """Read the arguments and make the data set."""
+    parser = argparse.ArgumentParser(description="Make the small data set of the demonstration, in VOC layout.")
+    parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("--train", type=int, default=2000, help="number of training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=160, help="side of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_args()
+    root = make_shapes(
+        arguments.root,
+        train=arguments.train,
+        val=arguments.val,
+        seed=arguments.seed,
+        style=ShapesStyle(size=arguments.size),
+        workers=arguments.workers,
+        progress=lambda items, total: tqdm(items, total=total, desc="pictures", unit="image", disable=None),
+    )
+    print(f"the data set lies in {root}")
+
+
+if __name__ == "__main__":
+    run_command(main)
