@@ -1,0 +1,1 @@
+"""Prediction on whole images, and the scores of an evaluation."""

@@ -1,0 +1,236 @@
+"""The evaluation table of a network on a data set, streamed image by image.
+
+Memory does not grow with the number of images, and nothing is written to disk. The processes of a job share the images
+out; what they add up are whole numbers, so any number of processes gives the same table.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from afa.config import Config, TestConfig
+from afa.data.loader import evaluation_loader
+from afa.evaluation.metrics import ConfusionMatrix, multi_label_f1
+from afa.evaluation.predict import predict_image
+from afa.evaluation.progress import track
+from afa.models import AFANet
+
+# Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
+Refinement = Callable[[Tensor, Tensor], Tensor]
+
+
+class Validator:
+    """Validation during training: native resolution, batch 1, one forward for the segmentation.
+
+    Args:
+        config: Data set, CAM and affinity settings, ``validation`` section.
+        class_names: K names, background left out.
+        device: Where the network lies.
+        rank: This process.
+        world_size: Number of processes; each takes every ``world_size``-th image.
+        workers: Loader processes; default: those of training.
+        limit: At most this many images.
+
+    Raises:
+        UserError: The validation images or their masks are missing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        class_names: Sequence[str],
+        *,
+        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.config = config
+        self.class_names = class_names
+        self.device = torch.device(device)
+        self.rank = rank
+        self.loader = evaluation_loader(
+            config.dataset,
+            rank=rank,
+            world_size=world_size,
+            limit=limit,
+            workers=config.train.workers if workers is None else workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def __call__(self, network: AFANet) -> dict[str, Any]:
+        """Score the network as it is; its mode and the random state stay as they were.
+
+        Args:
+            network: Without the wrapper of distributed training. Every process calls this at the same step.
+
+        Returns:
+            As :func:`evaluate`, the same on every process.
+        """
+        return evaluate(
+            network,
+            self.loader,
+            config=self.config,
+            class_names=self.class_names,
+            device=self.device,
+            cams=self.config.validation.cam,
+            progress="validating" if self.rank == 0 else None,
+        )
+
+
+def evaluate(
+    network: AFANet,
+    loader: DataLoader[dict[str, Any]],
+    *,
+    config: Config,
+    class_names: Sequence[str],
+    device: torch.device | str,
+    test: TestConfig | None = None,
+    cams: bool = True,
+    segmentation: bool = True,
+    refinement: Refinement | None = None,
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """Score CAMs, propagated CAMs and segmentation.
+
+    Where ``torch.distributed`` runs, every process gives its own share of the images and gets the whole table; the
+    BatchNorm statistics that count are those of the first process.
+
+    Args:
+        network: Its mode and the random state are the same afterwards as before.
+        loader: Samples as :func:`afa.data.loader.evaluation_loader` gives them; this process's share.
+        config: CAM, affinity and propagation settings.
+        class_names: K names, background left out.
+        device: Where the network lies.
+        test: Size, scales and mirror of the segmentation; None: one forward at native size, as in training.
+        cams: Whether CAMs are scored: mirrors and all scales, true classes, at native size.
+        segmentation: Whether the segmentation is scored.
+        refinement: DenseCRF for a further row ``segmentation_crf``. It runs on the CPU, several images at a time,
+            beside the network.
+        progress: What to call the work in the progress line; None shows none.
+
+    Returns:
+        ``cam``, ``propagated_cam``, ``segmentation``, ``segmentation_crf`` (those that were asked for), each as
+        :meth:`ConfusionMatrix.scores` with ``background`` first, and ``cls_f1`` and ``images``.
+    """
+    device = torch.device(device)
+    names = ("background", *class_names)
+    rows = [*(["cam", "propagated_cam"] if cams else []), *(["segmentation"] if segmentation else [])]
+    if refinement is not None:
+        rows.append("segmentation_crf")
+    matrices = {row: ConfusionMatrix(len(names), "cpu" if row == "segmentation_crf" else device) for row in rows}
+    f1_values = array("d")
+
+    was_training = network.training
+    _share_buffers(network)
+    network.eval()
+    try:
+        # Starting loader workers draws from the global random state: training must not notice.
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement) as stream:
+            samples: Iterable[dict[str, Any]] = loader
+            if progress is not None:
+                samples = track(loader, len(loader), progress)
+            for sample in samples:
+                label = sample["label"].to(device, non_blocking=True)
+                size = (label.shape[-2], label.shape[-1])
+                seen = predict_image(
+                    network,
+                    sample["image"][None].to(device, non_blocking=True),
+                    sample["class_labels"],
+                    cam=config.cam if cams else None,
+                    test=test,
+                    segmentation=segmentation or refinement is not None,
+                )
+                if cams:
+                    matrices["cam"].update(label, seen.cam_label(size, config.cam.background))
+                    background = config.validation.propagation_background
+                    propagated = seen.propagated_label(size, background, config.affinity)
+                    matrices["propagated_cam"].update(label, propagated)
+                if segmentation:
+                    matrices["segmentation"].update(label, seen.segmentation(size))
+                if stream is not None:
+                    image = sample["image_uint8"].permute(2, 0, 1).contiguous()
+                    stream.add(image, seen.probabilities(size).cpu(), sample["label"], matrices["segmentation_crf"])
+                f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
+    finally:
+        network.train(was_training)
+
+    all_f1 = _gather(matrices.values(), f1_values, device)
+    table: dict[str, Any] = {row: matrix.scores(names) for row, matrix in matrices.items()}
+    # Rounded once, at the end: the sum does not depend on the order.
+    table["cls_f1"] = math.fsum(all_f1) / max(1, len(all_f1))
+    table["images"] = len(all_f1)
+    return table
+
+
+class _RefinementStream:
+    """Refines images in threads, a few ahead of the network, and counts the results."""
+
+    def __init__(self, refinement: Refinement) -> None:
+        self.refinement = refinement
+        self.threads = max(1, os.cpu_count() or 1)
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.waiting: deque[tuple[Future[Tensor], Tensor, ConfusionMatrix]] = deque()
+
+    def __enter__(self) -> _RefinementStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self.waiting:
+                self._count_first()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+
+    def add(self, image: Tensor, probabilities: Tensor, label: Tensor, matrix: ConfusionMatrix) -> None:
+        if len(self.waiting) >= 2 * self.threads:
+            self._count_first()
+        self.waiting.append((self.pool.submit(self._refine, image, probabilities), label, matrix))
+
+    def _refine(self, image: Tensor, probabilities: Tensor) -> Tensor:
+        return self.refinement(image, probabilities)[0].argmax(dim=0)
+
+    def _count_first(self) -> None:
+        future, label, matrix = self.waiting.popleft()
+        matrix.update(label, future.result())
+
+
+def _stream(refinement: Refinement | None) -> AbstractContextManager[_RefinementStream | None]:
+    return nullcontext() if refinement is None else _RefinementStream(refinement)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _share_buffers(network: AFANet) -> None:
+    """Give every process the first one's BatchNorm statistics: each has gathered its own."""
+    if _distributed():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _gather(matrices: Iterable[ConfusionMatrix], f1_values: array[float], device: torch.device) -> array[float]:
+    """Add the processes' counts up, and join their F1 values."""
+    if not _distributed():
+        return f1_values
+    for matrix in matrices:
+        counts = matrix.counts.to(device)  # NCCL knows no tensors on the CPU
+        dist.all_reduce(counts)
+        matrix.counts = counts.to(matrix.counts.device)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, f1_values)
+    return array("d", (value for part in gathered for value in part))

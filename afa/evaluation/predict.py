@@ -1,0 +1,291 @@
+"""What the network says about one image: CAMs, propagated CAMs, segmentation over scales.
+
+Shapes: K foreground classes, C = K + 1, H x W image, h x w token grid, N = h * w, m classes that count for the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afa.config import AffinityConfig, CamConfig, TestConfig
+from afa.methods.pseudo_labels import plain_label, propagate_cams
+from afa.models import AFANet
+from afa.ops.cam import multi_scale_cam, resize
+
+# A map of full size is made for so many values at once when only its arg max is wanted.
+_VALUES_AT_ONCE = 2**25
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """One image, seen by the network.
+
+    Attributes:
+        cls_logits: [K].
+        classes: int64 [m], the classes (0..K-1) that count, in rising order; where none does, class 0 stands in.
+        class_labels: float [m], 1 where the class counts, 0 for the stand-in.
+        cams: [1, m, H, W] in 0..1; None where they were not wanted.
+        affinity: [1, N, N] of the un-mirrored image at scale 1, and its ``token_grid`` (h, w).
+        largest_affinity: That of the largest CAM scale, and its ``largest_grid``; None where it was not wanted.
+        seg_logits: [1, C, *, *] at the decoder's stride of the test image; None where they were not wanted.
+    """
+
+    cls_logits: Tensor
+    classes: Tensor
+    class_labels: Tensor
+    cams: Tensor | None
+    affinity: Tensor | None
+    token_grid: tuple[int, int]
+    largest_affinity: Tensor | None
+    largest_grid: tuple[int, int] | None
+    seg_logits: Tensor | None
+
+    def cam_label(self, size: Sequence[int], background: float) -> Tensor:
+        """Plain label of the CAMs, resized: uint8 [*size]."""
+        if self.cams is None:
+            raise ValueError("no CAMs were computed")
+        label = plain_label(resize(self.cams, size), self.class_labels[None], background)
+        return self._to_class_ids(label[0])
+
+    def propagated_label(self, size: Sequence[int], background: float, settings: AffinityConfig) -> Tensor:
+        """Arg max of the CAMs spread along the affinity of scale 1, without PAR: uint8 [*size]."""
+        if self.cams is None or self.affinity is None:
+            raise ValueError("no CAMs or no affinity were computed")
+        scores = propagate_cams(
+            self.cams,
+            self.affinity,
+            self.token_grid,
+            self.class_labels[None],
+            background=background,
+            radius=settings.radius,
+            power=settings.power,
+            epsilon=settings.epsilon,
+        )
+        return self._to_class_ids(arg_max_at(scores, size)[0])
+
+    def segmentation(self, size: Sequence[int]) -> Tensor:
+        """Arg max of the segmentation logits, resized: uint8 [*size]."""
+        if self.seg_logits is None:
+            raise ValueError("no segmentation was computed")
+        return arg_max_at(self.seg_logits, size)[0].to(torch.uint8)
+
+    def probabilities(self, size: Sequence[int]) -> Tensor:
+        """Softmax of the resized segmentation logits, [1, C, *size]."""
+        if self.seg_logits is None:
+            raise ValueError("no segmentation was computed")
+        return resize(self.seg_logits, size).softmax(dim=1)
+
+    def _to_class_ids(self, label: Tensor) -> Tensor:
+        """Channels 0 (background), 1..m -> ids 0..K."""
+        return F.pad(self.classes + 1, (1, 0)).to(torch.uint8)[label]
+
+
+@torch.no_grad()
+def predict_image(
+    network: AFANet,
+    image: Tensor,
+    class_labels: Tensor | None,
+    *,
+    cam: CamConfig | None = None,
+    test: TestConfig | None = None,
+    segmentation: bool = True,
+    largest_affinity: bool = False,
+) -> ImagePrediction:
+    """Run every pass that one image needs, each once.
+
+    The first forward serves the classifier, the affinity, the first CAM and, where sizes agree, the segmentation. CAM
+    passes whose size the test protocol uses as well hand over their segmentation logits.
+
+    Args:
+        network: In evaluation mode.
+        image: Normalised, [1, 3, H, W].
+        class_labels: [K], on the host; None: the classes whose logit is above 0, at least the best one.
+        cam: Scales of the CAMs; None: no CAMs.
+        test: Size, scales and mirror of the segmentation; None: the logits of one forward of the image as it is.
+        segmentation: Whether segmentation logits are wanted.
+        largest_affinity: Whether the affinity of the largest CAM scale is wanted, too.
+
+    Returns:
+        All of it, in float32.
+    """
+    height, width = image.shape[-2:]
+    test_size = long_side_size((height, width), test.long_side) if test else (height, width)
+    same_size = test_size == (height, width)
+    first = network(image, decode=segmentation and same_size, with_affinity=cam is not None)
+    if class_labels is None:
+        class_labels = choose_classes(first.cls_logits[0]).cpu()
+    classes = class_labels.nonzero().flatten() if (class_labels > 0).any() else class_labels.new_zeros(1).long()
+    counts = (class_labels[classes] > 0).float().to(image.device, non_blocking=True)
+    classes = classes.to(image.device, non_blocking=True)
+
+    shared = _SharedPasses(network, classes)
+    if first.seg_logits is not None:
+        shared.plain[height, width] = first.seg_logits
+        if test is not None:
+            shared.wanted = {scaled_size(test_size, scale) for scale in test.scales}
+            shared.mirror = test.mirror
+    cams, largest, largest_grid = None, None, None
+    if cam is not None:
+        cams, largest, largest_grid = multi_scale_cam(
+            shared,
+            image,
+            cam.scales,
+            epsilon=cam.epsilon,
+            with_affinity=largest_affinity and max(cam.scales) > 1,
+            first_cam=first.cam[:, classes],
+        )
+    token_grid = (first.cam.shape[-2], first.cam.shape[-1])
+    if largest_affinity and largest is None:
+        largest, largest_grid = first.affinity, token_grid
+    seg_logits = None
+    if segmentation and test is None:
+        seg_logits = first.seg_logits
+    elif segmentation and test is not None:
+        seg_logits = multi_scale_logits(network, resize(image, test_size), test.scales, test.mirror, shared)
+    return ImagePrediction(
+        cls_logits=first.cls_logits[0],
+        classes=classes,
+        class_labels=counts,
+        cams=cams,
+        affinity=first.affinity,
+        token_grid=token_grid,
+        largest_affinity=largest,
+        largest_grid=largest_grid,
+        seg_logits=seg_logits,
+    )
+
+
+@torch.no_grad()
+def multi_scale_logits(
+    network: AFANet,
+    image: Tensor,
+    scales: Sequence[float] = (1.0, 0.5, 0.75),
+    mirror: bool = True,
+    shared: _SharedPasses | None = None,
+) -> Tensor:
+    """Segmentation over scales: the mean with the mirror image's logits, then the maximum over the scales.
+
+    Args:
+        network: In evaluation mode.
+        image: Normalised and of the test size, [1, 3, H, W].
+        scales: Must hold 1, whose logits give the size.
+        mirror: Whether the mirror images count.
+        shared: Passes that have been made already.
+
+    Returns:
+        [1, C, *, *] at the decoder's stride.
+    """
+    shared = shared or _SharedPasses(network)
+    total: Tensor | None = None
+    for scale in sorted(scales, key=lambda scale: scale != 1):
+        size = scaled_size(image.shape[-2:], scale)
+        plain, mirrored = shared.plain.get(size), shared.mirrored.get(size)
+        missing = []
+        if plain is None or (mirror and mirrored is None):
+            scaled = resize(image, size)
+            missing = [scaled] if plain is None else []
+            if mirror and mirrored is None:
+                missing.append(scaled.flip(-1))
+            logits = list(network.segment(torch.cat(missing)).split(1))
+            plain = logits.pop(0) if plain is None else plain
+            mirrored = logits.pop(0) if logits else mirrored
+        if mirror and mirrored is not None:
+            plain = (plain + mirrored.flip(-1)) / 2
+        total = plain if total is None else torch.maximum(total, resize(plain, total.shape[-2:]))
+    if total is None:
+        raise ValueError("test-time prediction needs at least one scale")
+    return total
+
+
+def choose_classes(cls_logits: Tensor) -> Tensor:
+    """Image-level labels that the classifier predicts: logits above 0, at least the best one; float [K]."""
+    chosen = cls_logits > 0
+    chosen[cls_logits.argmax()] = True
+    return chosen.float()
+
+
+def long_side_size(size: Sequence[int], long_side: int, smallest: int = 1) -> tuple[int, int]:
+    """Height and width resized to a long side in pixels, integer parts, at least ``smallest``; 0 keeps the size."""
+    ratio = long_side / max(size) if long_side else 1.0
+    return max(smallest, int(size[0] * ratio)), max(smallest, int(size[1] * ratio))
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Integer part of scale times height and width, at least 1."""
+    return max(1, int(scale * size[0])), max(1, int(scale * size[1]))
+
+
+def arg_max_at(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Arg max over the channels of scores resized to ``size``, a few channels at a time.
+
+    The same as resizing everything first, but its memory does not grow with the number of channels: 80 classes of a
+    photo of 12 million pixels would take 4 GB.
+
+    Args:
+        scores: [B, C, h, w].
+        size: (H, W).
+
+    Returns:
+        int64 [B, H, W]; of equal scores the first channel wins.
+    """
+    at_once = max(1, _VALUES_AT_ONCE // (len(scores) * size[0] * size[1]))
+    best: Tensor | None = None
+    winner: Tensor | None = None
+    for start in range(0, scores.shape[1], at_once):
+        value, index = resize(scores[:, start : start + at_once], size).max(dim=1)
+        if best is None or winner is None:
+            best, winner = value, index
+        else:
+            better = value > best
+            winner = torch.where(better, index + start, winner)
+            best = torch.where(better, value, best)
+    if winner is None:
+        raise ValueError("arg_max_at needs at least one channel")
+    return winner
+
+
+class _SharedPasses:
+    """The network as :func:`multi_scale_cam` sees it: CAMs of chosen classes only, and nothing computed twice.
+
+    Attributes:
+        wanted: Sizes (h, w) of passes whose segmentation logits shall be kept.
+        mirror: Whether those of mirror images, too.
+        plain, mirrored: The logits [1, C, *, *] kept, by size.
+    """
+
+    def __init__(self, network: AFANet, classes: Tensor | None = None) -> None:
+        self.network = network
+        self.classes = classes
+        self.wanted: set[tuple[int, int]] = set()
+        self.mirror = True
+        self.plain: dict[tuple[int, int], Tensor] = {}
+        self.mirrored: dict[tuple[int, int], Tensor] = {}
+
+    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`AFANet.cam`, for [image, mirror image] or, at scale 1, the mirror image alone."""
+        features, attention_logits = self.network.encoder(
+            image, logits_of=affinity_of, logits_blocks=self.network.affinity_blocks
+        )
+        size = (image.shape[-2], image.shape[-1])
+        if size in self.wanted:
+            self._keep(size, features)
+        cam = self.network.class_activation(features[-1])
+        affinity = self.network.affinity(attention_logits) if affinity_of else None
+        return (cam if self.classes is None else cam[:, self.classes]), affinity
+
+    def _keep(self, size: tuple[int, int], features: Sequence[Tensor]) -> None:
+        has_plain = len(features[0]) == 2
+        if has_plain and not self.mirror:
+            features = [feature[:1] for feature in features]
+        elif not has_plain and not self.mirror:
+            return
+        logits = list(self.network.decoder(features).split(1))
+        if has_plain:
+            self.plain[size] = logits.pop(0)
+        if logits:
+            self.mirrored[size] = logits.pop(0)
