@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 
-from tqdm import tqdm
-
 from afa.data.shapes import ShapesStyle, make_shapes
 from afa.errors import run_command
 
@@ -28,7 +26,6 @@ def main() -> None:
         seed=arguments.seed,
         style=ShapesStyle(size=arguments.size),
         workers=arguments.workers,
-        progress=lambda items, total: tqdm(items, total=total, desc="pictures", unit="image", disable=None),
     )
     print(f"the data set lies in {root}")
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -22,17 +20,18 @@ import numpy as np
 from PIL import Image
 
 from afa.data.classes import CLASS_NAMES_FILE
-from afa.data.files import replacing, write_json, write_lines
+from afa.data.files import remove_unfinished, replacing, write_json, write_lines
 from afa.data.labels import write_labels
 from afa.data.layout import LISTS
 from afa.data.palette import palette_image
+from afa.data.parallel import map_files
 from afa.errors import UserError
 
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
 MANIFEST = "manifest.json"
 _MARKER = "manifest.unfinished.json"
-_VERSION = 1
+_VERSION = 1  # of the pictures: changes with what a seed gives
 _SPLITS = ("train", "val")
 
 
@@ -81,7 +80,6 @@ def make_shapes(
     seed: int = 0,
     style: ShapesStyle | None = None,
     workers: int = 1,
-    progress: Callable[[Iterable[int], int], Iterable[int]] | None = None,
 ) -> Path:
     """Make the data set in VOC layout; does nothing where it is there already, goes on where it was interrupted.
 
@@ -92,7 +90,6 @@ def make_shapes(
         seed: The pictures are a function of it, their number in the split, and the style.
         style: How the pictures are drawn.
         workers: Processes that draw.
-        progress: Wraps the iteration over finished pictures; gets it and their number.
 
     Returns:
         The folder.
@@ -101,33 +98,31 @@ def make_shapes(
         UserError: The folder holds something else, or the same data set made with other settings.
     """
     root, style = Path(root), style or ShapesStyle()
+    counts = dict(zip(_SPLITS, (train, val), strict=True))
     recipe = {
-        "made_by": "afa shapes", "version": _VERSION, "seed": seed, "train": train, "val": val,
+        "made_by": "make_shapes",
+        "version": _VERSION,
+        "seed": seed,
+        "counts": counts,
         "style": json.loads(json.dumps(dataclasses.asdict(style))),
-    }  # fmt: skip
+    }
     if train < 1 or val < 1:
         raise UserError("at least one training and one validation image are needed")
     if _is_made(root, recipe):
         return root
     write_json(root / _MARKER, recipe)
-    numbers = dict(zip(_SPLITS, (train, val), strict=True))
-    jobs = [(split, number) for split, count in numbers.items() for number in range(count)]
+    for folder in ("JPEGImages", "SegmentationClass", LISTS, "."):
+        remove_unfinished(root / folder)
+    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
     draw = partial(_write_picture, root, seed, style)
-    names: dict[str, list[str]] = {split: [] for split in numbers}
+    names: dict[str, list[str]] = {split: [] for split in counts}
     labels: dict[str, list[str]] = {}
-    # spawn: forking a process that already runs threads (torch, OpenCV) may hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-    try:
-        classes = pool.map(draw, jobs, chunksize=16) if pool else map(draw, jobs)
-        counter = range(len(jobs)) if progress is None else progress(range(len(jobs)), len(jobs))
-        for place, found in zip(counter, classes, strict=True):
-            split, number = jobs[place]
-            name = _name(split, number)
-            names[split].append(name)
-            labels[name] = [CLASS_NAMES[class_id - 1] for class_id in found]
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    for (split, number), found in zip(
+        jobs, map_files(draw, jobs, workers=workers, description="pictures"), strict=True
+    ):
+        name = _name(split, number)
+        names[split].append(name)
+        labels[name] = [CLASS_NAMES[class_id - 1] for class_id in found]
     for split, listed in names.items():
         write_lines(root / LISTS / f"{split}.txt", listed)
     write_lines(root / CLASS_NAMES_FILE, list(CLASS_NAMES))

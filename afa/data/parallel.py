@@ -1,0 +1,64 @@
+"""One function over many files, in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from afa.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def map_files(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, description: str
+) -> Iterator[Result]:
+    """Apply a function to every job and give the results in the jobs' order.
+
+    A progress bar is shown on a terminal. The first error of a job ends the iteration.
+
+    Args:
+        function: Can be pickled: a function of a module, or a ``partial`` of one.
+        jobs: Its arguments.
+        workers: Number of processes; 1 works in this one.
+        description: What the progress bar says.
+
+    Raises:
+        UserError: A worker was killed, or what the function raised.
+    """
+    with tqdm(total=len(jobs), desc=description, unit="file", disable=None) as bar:
+        if workers <= 1 or len(jobs) < 2:
+            for job in jobs:
+                yield function(job)
+                bar.update()
+            return
+        # spawn: forking a process that already runs threads (torch, OpenCV) may hang.
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _end_with_parent)
+        try:
+            for result in pool.map(function, jobs, chunksize=min(16, -(-len(jobs) // workers))):
+                yield result
+                bar.update()
+        except BrokenProcessPool as error:
+            raise UserError(f"{description}: a worker process was killed (memory?): start again, it goes on") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when its parent is killed: it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
