@@ -23,13 +23,13 @@ from afa.data.classes import CLASS_NAMES_FILE
 from afa.data.files import remove_unfinished, replacing, write_json, write_lines
 from afa.data.labels import write_labels
 from afa.data.layout import LISTS
+from afa.data.manifest import MANIFEST
 from afa.data.palette import palette_image
 from afa.data.parallel import map_files
 from afa.errors import UserError
 
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
-MANIFEST = "manifest.json"
 _MARKER = "manifest.unfinished.json"
 _VERSION = 1  # of the pictures: changes with what a seed gives
 _SPLITS = ("train", "val")

@@ -1,0 +1,49 @@
+"""What a prepared data set says about itself, and the published sizes of the known ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+PUBLISHED_COUNTS: Mapping[str, Mapping[str, int]] = {
+    "voc": {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582, "test": 1456},
+    "coco": {"train": 82081, "val": 40137},
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a preparation found and wrote.
+
+    Args:
+        root: Folder of the data set, for ``dataset.root``.
+        counts: Split -> number of images.
+        notes: What the user should know, one line each.
+    """
+
+    root: Path
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def read_counts(root: Path) -> dict[str, int]:
+    """Split -> number of images as ``ROOT/manifest.json`` has it; empty where there is none."""
+    try:
+        counts = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["counts"]
+        return {str(split): int(count) for split, count in counts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def describe_counts(layout_type: str, counts: Mapping[str, int]) -> list[str]:
+    """One line per split: its name, its number of images, and the published number where it differs."""
+    published = PUBLISHED_COUNTS.get(layout_type, {})
+    return [
+        f"{split}: {count} images"
+        + (f" (published: {published[split]})" if published.get(split, count) != count else "")
+        for split, count in counts.items()
+    ]

@@ -1,0 +1,39 @@
+"""Make image-level labels for own data.
+
+python tools/make_labels.py data/mine/class_labels.json --masks data/mine/masks
+python tools/make_labels.py data/mine/class_labels.csv --folders data/mine/images
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from afa.data.make_labels import write_label_file
+from afa.errors import run_command
+
+
+def main() -> None:
+    """Read the arguments, write the file, say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="OUTPUT", help="labels file to write: .json or .csv")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--masks", help="folder of PNG masks: an image has the classes that its mask shows")
+    source.add_argument("--folders", help="folder of images in sub-folders: the sub-folder's name is the class")
+    parser.add_argument("--class-names", help="file with one class name per line (default: classes.txt beside OUTPUT)")
+    parser.add_argument("--ignore-index", type=int, default=255, help="mask value of no class (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_args()
+    count, names = write_label_file(
+        arguments.output,
+        masks=arguments.masks,
+        folders=arguments.folders,
+        class_names=arguments.class_names,
+        ignore_index=arguments.ignore_index,
+        workers=arguments.workers,
+    )
+    print(f"{arguments.output}: {count} images, {len(names)} classes")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,34 @@
+"""Prepare COCO 2014: python tools/prepare_coco.py data/coco2014"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from afa.data.manifest import describe_counts
+from afa.data.prepare_coco import CROWD_CHOICES, prepare_coco
+from afa.errors import run_command
+
+
+def main() -> None:
+    """Read the arguments, prepare, say what came of it."""
+    parser = argparse.ArgumentParser(
+        description="Build masks, lists and image-level labels from COCO's annotations. "
+        "Interrupted, it goes on when started again."
+    )
+    parser.add_argument("root", help="folder with annotations/, train2014/ and val2014/")
+    parser.add_argument(
+        "--crowd",
+        choices=CROWD_CHOICES,
+        default=CROWD_CHOICES[0],
+        help="crowd regions, always beneath other objects: their class, or ignored (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_args()
+    prepared = prepare_coco(arguments.root, crowd=arguments.crowd, workers=arguments.workers)
+    print("\n".join([*describe_counts("coco", prepared.counts), *prepared.notes]))
+    print(f"ready: dataset.type=coco dataset.root={prepared.root}")
+
+
+if __name__ == "__main__":
+    run_command(main)
