@@ -121,8 +121,8 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         self._config = config
         known = read_labels(self.layout.labels, self.layout.class_names) if self.layout.labels else {}
         self._labels = {name: known[name] for name in self.names if name in known}
-        folder = self.layout.split_masks(self.split)
-        if not folder.is_dir():
+        if not self.layout.has_masks(self.split):
+            folder = self.layout.split_masks(self.split)
             raise UserError(f"evaluation needs masks, but {folder} does not exist: {HOW_TO_PREPARE[self.layout.type]}")
 
     def __len__(self) -> int:
@@ -194,8 +194,8 @@ def find_labels(
                 f"'{split}', the first is '{missing[0]}': add them, or make a new file with tools/make_labels.py"
             )
         return labels
-    folder = layout.split_masks(split)
-    if not folder.is_dir():
+    if not layout.has_masks(split):
+        folder = layout.split_masks(split)
         raise UserError(
             f"{layout.root} has no image-level labels (class_labels.json, .csv, .txt or cls_labels_onehot.npy) and no "
             f"masks in {folder} to take them from: {HOW_TO_PREPARE[layout.type]}"

@@ -16,6 +16,7 @@ from PIL import Image
 from afa.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASK_MODES = ("P", "L", "1", "I;16", "I")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, Image.DecompressionBombError)
 
 
@@ -60,7 +61,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L", "1", "I;16", "I"):
+            if image.mode not in MASK_MODES:
                 channels = len(image.getbands())
                 raise DamagedImage(
                     f"the mask {path} has {channels} channels ({image.mode}); class ids in one channel are needed: "

@@ -71,6 +71,10 @@ class Layout:
         """The folder in which a split's masks lie."""
         return self.masks / self._sub_folder(split)
 
+    def has_masks(self, split: str) -> bool:
+        """Whether there is a folder for a split's masks; own data may do without, and is then not scored."""
+        return self.split_masks(split).is_dir()
+
     def list_file(self, split: str) -> Path:
         """The list of a split."""
         return self.lists / f"{split}.txt"

@@ -1,0 +1,319 @@
+"""Read every file of a data set once and report what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from afa.data.images import MASK_MODES, DamagedImage, read_image, read_mask
+from afa.data.labels import classes_in_mask, read_labels
+from afa.data.layout import Layout, find_layout
+from afa.data.manifest import PUBLISHED_COUNTS, read_counts
+from afa.data.parallel import map_files
+from afa.errors import UserError
+
+if TYPE_CHECKING:
+    from afa.config import DatasetConfig
+
+_EXIF_ORIENTATION = 0x0112
+_PLAIN_MODES = ("RGB", "L", "P", "1")
+_SHOWN = 5
+
+# Kind of problem -> what it means and how to mend it.
+REMEDIES: Mapping[str, str] = {
+    "list": "write the list anew, or run the data set's preparation again",
+    "count": "run the data set's preparation again, or correct the list",
+    "two-splits": "take the image out of one of the two lists: scores on training images mean nothing",
+    "same-content": "take one of the two out of its list: scores on training images mean nothing",
+    "missing-image": "fetch the file again, or take its name out of the list",
+    "unreadable-image": "fetch the file again, or take its name out of the list (dataset.bad_image=skip trains on)",
+    "truncated-image": "fetch the file again, or take its name out of the list (dataset.bad_image=skip trains on)",
+    "exif-rotation": "EXIF is not applied: turn the pixels themselves (mogrify -auto-orient FILE), and masks with them",
+    "image-channels": "save it as 8-bit RGB or greyscale (convert FILE -alpha remove -colorspace sRGB -depth 8 FILE)",
+    "missing-mask": "put the mask there, or take the name out of the list",
+    "missing-training-mask": "needed only if this list is to be scored too: training takes the labels file",
+    "no-masks": "without masks there is training and inference, but no score: put masks there to have one",
+    "unreadable-mask": "fetch or make the mask again",
+    "mask-channels": "save the class ids as greyscale or palette PNG; the prepare tools write such masks",
+    "mask-values": "use 0 for background, 1 to K for the classes, dataset.ignore_index for pixels of no class",
+    "mask-size": "make image and mask the same size (has one of them been resized or turned?)",
+    "labels-file": "correct the file, or make a new one with tools/make_labels.py",
+    "unlabelled-image": "add the image to the labels file, or make a new one with tools/make_labels.py",
+    "label-contradiction": "correct the labels, or make them from the masks with tools/make_labels.py",
+    "absent-class": "harmless where the object is ignored or tiny; else correct labels or mask",
+    "empty-labels": "name the image's classes in the labels file, or take it out of the training list",
+}
+_WARNINGS = ("absent-class", "missing-training-mask", "no-masks")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one file.
+
+    Args:
+        kind: A key of :data:`REMEDIES`.
+        split: The list it is in.
+        file: The file.
+        message: What is wrong.
+    """
+
+    kind: str
+    split: str
+    file: str
+    message: str
+
+    @property
+    def severity(self) -> str:
+        """``error``, or ``warning`` for what hinders neither training nor scoring."""
+        return "warning" if self.kind in _WARNINGS else "error"
+
+
+@dataclass
+class Report:
+    """The outcome of a check.
+
+    Args:
+        root: Folder of the data set.
+        type: Its layout.
+        classes: Number of foreground classes.
+        counts: Split -> number of images in its list.
+        expected: Split -> number of images that the manifest, else publications, promise; without unknown ones.
+        problems: What is wrong.
+    """
+
+    root: str
+    type: str
+    classes: int
+    counts: dict[str, int] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings do not count."""
+        return all(problem.severity != "error" for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON, with the remedies of what was found."""
+        kinds = sorted({problem.kind for problem in self.problems})
+        problems = [{**asdict(problem), "severity": problem.severity} for problem in self.problems]
+        return {
+            **asdict(self),
+            "ok": self.ok,
+            "problems": problems,
+            "remedies": {kind: REMEDIES[kind] for kind in kinds},
+        }
+
+    def as_text(self) -> str:
+        """The report for people: counts, then each kind of problem with the first files and the remedy."""
+        lines = [f"{self.root}: layout {self.type}, {self.classes} classes"]
+        for split, count in self.counts.items():
+            expected = self.expected.get(split)
+            lines.append(f"{split}: {count} images" + ("" if expected is None else f", expected {expected}"))
+        by_kind: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            by_kind.setdefault(problem.kind, []).append(problem)
+        for kind, problems in by_kind.items():
+            lines.append(f"{problems[0].severity}: {kind} ({len(problems)})")
+            lines += [f"  {problem.file}: {problem.message}" for problem in problems[:_SHOWN]]
+            if len(problems) > _SHOWN:
+                lines.append(f"  ... and {len(problems) - _SHOWN} more (--json lists all)")
+            lines.append(f"  to mend it: {REMEDIES[kind]}")
+        errors = sum(problem.severity == "error" for problem in self.problems)
+        lines.append("nothing is wrong" if self.ok else f"{errors} thing(s) wrong")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: str
+    name: str
+    image: Path
+    mask: Path | None
+    mask_needed: bool
+    labels: tuple[int, ...] | None
+    is_training: bool
+    class_names: tuple[str, ...]
+    ignore_index: int
+
+
+def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
+    """Check the training and the validation split of a data set.
+
+    Args:
+        config: The ``dataset`` part of a configuration.
+        workers: Processes.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: The data set is not there at all.
+    """
+    layout = find_layout(config)
+    report = Report(str(layout.root), layout.type, layout.num_classes)
+    splits = {split: _names(layout, split, report) for split in (config.train_split, config.val_split)}
+    _check_counts(layout, splits, report)
+    labels = _labels(layout, report)
+    jobs = []
+    for split, names in splits.items():
+        is_training = split == config.train_split
+        has_masks = layout.has_masks(split)
+        if not has_masks and not is_training:
+            message = "there are no masks"
+            report.problems.append(Problem("no-masks", split, str(layout.split_masks(split)), message))
+        for name in names:
+            if is_training and labels is not None and name not in labels:
+                report.problems.append(Problem("unlabelled-image", split, str(layout.labels), f"lacks '{name}'"))
+            ids = labels.get(name) if labels is not None else None
+            jobs.append(
+                _Job(
+                    split=split,
+                    name=name,
+                    image=layout.image(name, split),
+                    mask=layout.mask(name, split) if has_masks else None,
+                    mask_needed=not is_training or layout.labels is None,
+                    labels=ids,
+                    is_training=is_training,
+                    class_names=layout.class_names,
+                    ignore_index=config.ignore_index,
+                )
+            )
+    digests: dict[bytes, _Job] = {}
+    results = map_files(_check_files, jobs, workers=workers, description="checking")
+    for job, (digest, problems) in zip(jobs, results, strict=True):
+        report.problems += problems
+        twin = digests.setdefault(digest, job) if digest else job
+        if twin.split != job.split and twin.name != job.name:
+            message = f"same content as {twin.image} in '{twin.split}'"
+            report.problems.append(Problem("same-content", job.split, str(job.image), message))
+    return report
+
+
+def _names(layout: Layout, split: str, report: Report) -> list[str]:
+    try:
+        return layout.names(split)
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        report.problems.append(Problem("list", split, str(layout.list_file(split)), str(error)))
+        return []
+
+
+def _check_counts(layout: Layout, splits: Mapping[str, list[str]], report: Report) -> None:
+    # A prepared folder says itself how much it holds; a foreign one of a known kind should hold what is published.
+    expected = read_counts(layout.root) or (PUBLISHED_COUNTS.get(layout.type, {}) if _is_published(layout) else {})
+    for split, names in splits.items():
+        report.counts[split] = len(names)
+        if split in expected:
+            report.expected[split] = expected[split]
+            if expected[split] != len(names):
+                message = f"{len(names)} images, expected {expected[split]}"
+                report.problems.append(Problem("count", split, str(layout.list_file(split)), message))
+    first, *others = splits
+    for split in others:
+        for name in sorted(set(splits[first]) & set(splits[split])):
+            message = f"'{name}' is in '{first}' and in '{split}'"
+            report.problems.append(Problem("two-splits", split, str(layout.list_file(split)), message))
+
+
+def _is_published(layout: Layout) -> bool:
+    return layout.num_classes == {"voc": 20, "coco": 80}.get(layout.type)
+
+
+def _labels(layout: Layout, report: Report) -> dict[str, tuple[int, ...]] | None:
+    """Image name -> class ids; None where there is no usable labels file."""
+    if layout.labels is None:
+        return None
+    try:
+        labels = read_labels(layout.labels, layout.class_names)
+    except UserError as error:
+        report.problems.append(Problem("labels-file", "", str(layout.labels), str(error)))
+        return None
+    return {name: tuple(int(index) + 1 for index in np.flatnonzero(vector)) for name, vector in labels.items()}
+
+
+def _check_files(job: _Job) -> tuple[bytes, list[Problem]]:
+    """Check an image and its mask; returns the digest of the image file, empty where it is missing, and problems."""
+    digest, size, problems = _check_image(job)
+    classes = None
+    if job.mask is not None:
+        classes, mask_problems = _check_mask(job, size)
+        problems += mask_problems
+    labels = job.labels
+    if labels is not None and classes is not None:
+        unnamed, absent = sorted(classes - set(labels)), sorted(set(labels) - classes)
+        if unnamed:
+            message = f"the mask shows {_classes(job, unnamed)}, the labels do not"
+            problems.append(Problem("label-contradiction", job.split, str(job.mask), message))
+        if absent:
+            message = f"the labels name {_classes(job, absent)}, the mask does not show it"
+            problems.append(Problem("absent-class", job.split, str(job.mask), message))
+    known = labels if labels is not None else classes
+    if job.is_training and known is not None and not known:
+        problems.append(Problem("empty-labels", job.split, str(job.image), "the image has no class"))
+    return digest, problems
+
+
+def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem]]:
+    problems: list[Problem] = []
+
+    def report(kind: str, message: str) -> None:
+        problems.append(Problem(kind, job.split, str(job.image), message))
+
+    if not job.image.exists():
+        report("missing-image", "there is no such file")
+        return b"", None, problems
+    try:
+        content = job.image.read_bytes()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        height, width = read_image(job.image).shape[:2]
+        with Image.open(BytesIO(content)) as image:
+            orientation, mode = image.getexif().get(_EXIF_ORIENTATION, 1), image.mode
+    except (DamagedImage, OSError) as error:
+        truncated = "truncated" in str(error)
+        report("truncated-image" if truncated else "unreadable-image", str(error))
+        return b"", None, problems
+    if orientation not in (0, 1):
+        report("exif-rotation", f"EXIF orientation {orientation}")
+    if mode not in _PLAIN_MODES:
+        report("image-channels", f"colour mode {mode} instead of RGB or greyscale with 8 bits")
+    return digest, (height, width), problems
+
+
+def _check_mask(job: _Job, size: tuple[int, int] | None) -> tuple[set[int] | None, list[Problem]]:
+    problems: list[Problem] = []
+    path = job.mask
+    assert path is not None
+
+    def report(kind: str, message: str) -> None:
+        problems.append(Problem(kind, job.split, str(path), message))
+
+    if not path.exists():
+        report("missing-mask" if job.mask_needed else "missing-training-mask", "there is no such file")
+        return None, problems
+    try:
+        with Image.open(path) as image:
+            if image.mode not in MASK_MODES:
+                report("mask-channels", f"{len(image.getbands())} channels ({image.mode}) instead of one of class ids")
+                return None, problems
+        mask = read_mask(path)
+    except (DamagedImage, OSError, SyntaxError, ValueError) as error:
+        report("unreadable-mask", str(error))
+        return None, problems
+    if size is not None and mask.shape != size:
+        report("mask-size", f"{mask.shape[1]} x {mask.shape[0]} pixels, the image has {size[1]} x {size[0]}")
+    try:
+        return set(classes_in_mask(mask, len(job.class_names), job.ignore_index)), problems
+    except UserError as error:
+        report("mask-values", str(error))
+        return None, problems
+
+
+def _classes(job: _Job, ids: Iterable[int]) -> str:
+    return ", ".join(f"'{job.class_names[class_id - 1]}'" for class_id in ids)

@@ -1,0 +1,36 @@
+"""Check a data set: python tools/check_data.py configs/voc.yaml [key=value ...] [--json report.json]
+
+Exit code 0 when nothing is wrong, 1 when something is, 2 when there is no such data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from afa.config import load_config
+from afa.data.check import check_data
+from afa.data.files import write_json
+from afa.errors import run_command
+
+
+def main() -> int:
+    """Read the arguments, check, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", metavar="CONFIG", help="configuration (YAML) whose data set is checked")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings, for example dataset.root=data/mine"
+    )
+    parser.add_argument("--json", type=Path, help="file for the whole report as JSON")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_intermixed_args()
+    report = check_data(load_config(arguments.config, arguments.overrides).dataset, workers=arguments.workers)
+    print(report.as_text())
+    if arguments.json is not None:
+        write_json(arguments.json, report.as_dict())
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    run_command(main)
