@@ -1,0 +1,1 @@
+"""How any method is run: loop, optimiser, checkpoints, processes, records. It knows no method by name."""

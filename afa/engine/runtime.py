@@ -1,0 +1,154 @@
+"""Where a run takes place: processes, device, precision."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from afa.config import TrainConfig
+from afa.errors import UserError
+
+logger = logging.getLogger("afa")
+
+_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class ProcessRuntime:
+    """One process among ``world_size``; also what :class:`afa.methods.base.Runtime` promises to methods.
+
+    Use it as a context manager: it leaves the process group at the end.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    precision: str = "float32"
+    global_counts: bool = False
+    control_group: Any = None
+
+    @classmethod
+    def start(cls, settings: TrainConfig, *, global_counts: bool = False) -> ProcessRuntime:
+        """Join the processes that torchrun started, if any, and choose the device.
+
+        Raises:
+            UserError: The device asked for is not there.
+        """
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        device = _choose_device(settings.device, int(os.environ.get("LOCAL_RANK", 0)), world_size)
+        if device.type == "cpu" and settings.precision == "fp16":
+            raise UserError("train.precision=fp16 needs a GPU, and none is used; take bf16 or float32")
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            if settings.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                torch.backends.cudnn.benchmark = False
+            else:
+                torch.backends.cudnn.benchmark = True
+        control_group = None
+        if world_size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+            control_group = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+        return cls(device, rank, world_size, settings.precision, global_counts, control_group)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and speaks."""
+        return self.rank == 0
+
+    def __enter__(self) -> ProcessRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision where the run asks for it."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+
+    def denominator(self, counts: Tensor, plus: float) -> Tensor:
+        """Counts of this process plus a constant or, with global normalisation, of all processes, per process."""
+        if not self.global_counts or self.world_size == 1:
+            return counts + plus
+        counts = counts.clone()
+        dist.all_reduce(counts)
+        return (counts + plus) / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process. All processes must ask."""
+        if self.world_size == 1:
+            return flag
+        shared = torch.tensor([int(flag)])
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self.control_group)
+        return bool(shared.item())
+
+    def any_on_device(self, flag: Tensor) -> Tensor:
+        """As :meth:`any` for a 0/1 float tensor on the device, which the host does not wait for."""
+        if self.world_size > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return flag
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the processes."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.world_size
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier(group=self.control_group)
+
+    def wrap(self, network: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
+        """The network with averaged gradients over the processes.
+
+        SyncBatchNorm works on GPUs only; on the CPU each process normalises by its own statistics and the main
+        process's running statistics count.
+        """
+        if self.world_size == 1:
+            return network
+        if sync_batchnorm and self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+def _choose_device(name: str, local_rank: int, world_size: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"train.device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"train.device: '{name}' is not supported; use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(f"train.device={name}, but PyTorch sees no GPU; use train.device=cpu")
+    index = local_rank if device.index is None or world_size > 1 else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"train.device: GPU {index} was asked for, this machine has {torch.cuda.device_count()}")
+    return torch.device("cuda", index)

@@ -1,0 +1,246 @@
+"""AFA: CAMs -> refined labels -> affinity -> propagated labels -> segmentation, in one network and one loop (fig. 2)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from afa.config import Config
+from afa.methods.base import Batch, ParameterGroup, Runtime, StepOutput
+from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
+from afa.methods.pseudo_labels import (
+    IGNORE,
+    affinity_label,
+    box_mask,
+    initial_label,
+    par_image,
+    propagated_label,
+    refined_label,
+    restore_image,
+)
+from afa.models import AFANet
+from afa.ops.cam import CamNetwork, MultiScaleCam, multi_scale_cam, resize
+from afa.ops.dense_energy import dense_energy_loss
+from afa.ops.par import PAR
+
+
+class AFA:
+    """The method of the paper.
+
+    Args:
+        network: The network to train.
+        config: The whole configuration.
+        runtime: Precision and counting over processes.
+    """
+
+    def __init__(self, network: AFANet, config: Config, runtime: Runtime) -> None:
+        self.network = network
+        self.config = config
+        self.runtime = runtime
+        self.par = PAR(
+            dilations=config.par.dilations,
+            iterations=config.par.iterations,
+            temperature=config.par.temperature,
+            position_weight=config.par.position_weight,
+        )
+        if config.optimiser.freeze_norms:
+            for name, parameter in network.encoder.named_parameters():
+                if "norm" in name:
+                    parameter.requires_grad_(False)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Encoder, its norms, the heads, the decoder (sec. 4.1)."""
+        settings = self.config.optimiser
+        encoder, norms = [], []
+        for name, parameter in self.network.encoder.named_parameters():
+            (norms if "norm" in name else encoder).append(parameter)
+        norm_lr, norm_decay = (0.0, 0.0) if settings.freeze_norms else (settings.lr, settings.weight_decay)
+        head_lr = settings.lr * settings.head_lr_factor
+        heads = [*self.network.classifier.parameters(), *self.network.attn_proj.parameters()]
+        decoder = list(self.network.decoder.parameters())
+        return [
+            ParameterGroup(name="encoder", params=encoder, base_lr=settings.lr, weight_decay=settings.weight_decay),
+            ParameterGroup(name="norms", params=norms, base_lr=norm_lr, weight_decay=norm_decay),
+            ParameterGroup(name="heads", params=heads, base_lr=head_lr, weight_decay=settings.weight_decay),
+            ParameterGroup(name="decoder", params=decoder, base_lr=head_lr, weight_decay=settings.weight_decay),
+        ]
+
+    def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
+        """One step; see :class:`afa.methods.base.Method`.
+
+        While ``step <= schedule.cls_until`` only the classification loss counts and nothing else is computed.
+        """
+        schedule, weights = self.config.schedule, self.config.loss
+        cls_only = step <= schedule.cls_until
+        if cls_only and not schedule.released_decoder_passes:
+            return self._classification_step(network, batch)
+
+        image, device = batch["image"], batch["image"].device
+        with self.runtime.autocast():
+            output = network(image)
+        cams = self._cams(image, output.cam, with_affinity=step > schedule.refined_until)
+        seg_target, aff_source = self._labels(batch, cams, step)
+
+        seg_logits = resize(output.seg_logits.float(), image.shape[-2:])
+        token_grid = (output.cam.shape[-2], output.cam.shape[-1])
+        pairs = affinity_label(aff_source, token_grid, self.config.affinity.radius)
+        losses = {
+            "cls": classification_loss(output.cls_logits, batch["class_labels"].to(device, non_blocking=True)),
+            "seg": segmentation_loss(
+                seg_logits,
+                seg_target,
+                background_share=weights.seg_background_share,
+                denominator=self.runtime.denominator,
+            ),
+            "aff": affinity_loss(
+                output.affinity,
+                pairs,
+                positive_share=weights.aff_positive_share,
+                denominator=self.runtime.denominator,
+            ),
+        }
+        step_weights = {"cls": weights.cls, "seg": weights.seg, "aff": weights.aff}
+        if weights.reg.weight and not cls_only:
+            losses["reg"] = self._regularised_loss(batch, seg_logits, seg_target)
+            step_weights["reg"] = weights.reg.weight
+        if cls_only:
+            step_weights = {name: weights.cls if name == "cls" else 0.0 for name in losses}
+        scalars = {
+            "pixels/background": (seg_target == 0).float().mean(),
+            "pixels/foreground": ((seg_target != 0) & (seg_target != IGNORE)).float().mean(),
+            "pixels/ignored": (seg_target == IGNORE).float().mean(),
+            "pairs/positive": (pairs == 1).float().mean(),
+            "pairs/negative": (pairs == 0).float().mean(),
+        }
+        return StepOutput(losses, step_weights, scalars, {"seg": seg_target, "aff": aff_source})
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Image, CAM, propagated CAM, labels, prediction and attention of a batch, as one grid each."""
+        from afa.visual import picture_grids
+
+        training = self.network.training
+        self.network.eval()
+        try:
+            image = batch["image"]
+            with self.runtime.autocast():
+                output = self.network(image)
+            cams = self._cams(image, output.cam, with_affinity=True)
+            refined = self._refined(batch, cams)
+            propagated = self._propagated(batch, cams)
+            return picture_grids(
+                image=restore_image(image, self.config.dataset.image_mean, self.config.dataset.image_std),
+                cams=cams.cams,
+                class_labels=batch["class_labels"],
+                initial_label=self._initial(batch, cams),
+                refined_label=refined,
+                propagated_label=propagated,
+                prediction=resize(output.seg_logits.float(), image.shape[-2:]).argmax(dim=1),
+                affinity=output.affinity,
+                token_grid=(output.cam.shape[-2], output.cam.shape[-1]),
+            )
+        finally:
+            self.network.train(training)
+
+    def _classification_step(self, network: nn.Module, batch: Batch) -> StepOutput:
+        """Neither decoder nor affinity head runs; their gradients are zero, so weight decay still reaches them."""
+        image = batch["image"]
+        with self.runtime.autocast():
+            output = network(image, decode=False, with_affinity=False)
+        losses = {
+            "cls": classification_loss(output.cls_logits, batch["class_labels"].to(image.device, non_blocking=True)),
+            "seg": _zero(self.network.decoder),
+            "aff": _zero(self.network.attn_proj),
+        }
+        return StepOutput(losses, {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0})
+
+    def _cams(self, image: Tensor, first_cam: Tensor, *, with_affinity: bool) -> MultiScaleCam:
+        settings = self.config.cam
+        released = self.config.schedule.released_decoder_passes
+        reuse = settings.reuse_training_forward and not released
+        network: CamNetwork = _DecodingCam(self.network) if released else self.network
+        with self.runtime.autocast():
+            return multi_scale_cam(
+                network,
+                image,
+                settings.scales,
+                epsilon=settings.epsilon,
+                with_affinity=with_affinity,
+                first_cam=first_cam if reuse else None,
+            )
+
+    def _labels(self, batch: Batch, cams: MultiScaleCam, step: int) -> tuple[Tensor, Tensor]:
+        """Targets of this step: the decoder's label, and the label that the affinity label comes from."""
+        schedule = self.config.schedule
+        if step <= schedule.refined_until:
+            refined = self._refined(batch, cams)
+            return refined, refined
+        propagated = self._propagated(batch, cams)
+        return propagated, propagated if schedule.affinity_label_switches else self._refined(batch, cams)
+
+    def _initial(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
+        class_labels = batch["class_labels"].to(cams.cams.device)
+        settings = self.config.cam
+        return initial_label(cams.cams, class_labels, batch["valid_box"], low=settings.low, high=settings.high)
+
+    def _refined(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
+        settings = self.config
+        return refined_label(
+            self._par_image(batch),
+            cams.cams,
+            batch["class_labels"],
+            batch["valid_box"],
+            self.par,
+            low=settings.cam.low,
+            high=settings.cam.high,
+            image_scale=settings.par.image_scale,
+        )
+
+    def _propagated(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
+        settings = self.config
+        assert cams.affinity is not None and cams.token_grid is not None
+        return propagated_label(
+            self._par_image(batch),
+            cams.cams,
+            cams.affinity,
+            cams.token_grid,
+            batch["class_labels"],
+            batch["valid_box"],
+            self.par,
+            low=settings.cam.low,
+            high=settings.cam.high,
+            image_scale=settings.par.image_scale,
+            radius=settings.affinity.radius,
+            power=settings.affinity.power,
+            epsilon=settings.affinity.epsilon,
+        )
+
+    def _par_image(self, batch: Batch) -> Tensor:
+        return par_image(batch["image"], self.config.dataset.image_mean, self.config.dataset.image_std)
+
+    def _regularised_loss(self, batch: Batch, seg_logits: Tensor, label: Tensor) -> Tensor:
+        settings, image = self.config.loss.reg, batch["image"]
+        return dense_energy_loss(
+            restore_image(image, self.config.dataset.image_mean, self.config.dataset.image_std),
+            seg_logits.softmax(dim=1),
+            box_mask(batch["valid_box"], image.shape[-2:], image.device).float(),
+            label,
+            weight=settings.energy_weight,
+            sigma_rgb=settings.sigma_rgb,
+            sigma_xy=settings.sigma_xy,
+            scale=settings.scale,
+        )
+
+
+class _DecodingCam:
+    """CAM passes that also run the decoder, for its BatchNorm statistics' sake."""
+
+    def __init__(self, network: AFANet) -> None:
+        self.cam = partial(network.cam, decode=True)
+
+
+def _zero(module: nn.Module) -> Tensor:
+    """A zero through which every parameter of a module gets a zero gradient."""
+    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0

@@ -1,0 +1,309 @@
+"""Labels made from CAMs: plain, initial, refined and propagated (AFA sec. 3.3-3.4).
+
+Shapes: B images, K foreground classes, C = K + 1 with background, H x W crop, h x w token grid, N = h * w. Labels hold
+0 for background, 1 to K for the classes, 255 for pixels that count for nothing.
+
+Only the classes of an image's image-level label, m at most, take part. All maps are gathered to those channels first,
+so that the cost does not grow with K. Nothing here waits for a GPU if ``class_labels`` and ``valid_box`` lie on the
+host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afa.ops.cam import resize
+from afa.ops.par import PAR
+from afa.ops.random_walk import affinity_window, propagate
+
+IGNORE = 255
+
+
+class PresentClasses(NamedTuple):
+    """The classes that count, per image.
+
+    Attributes:
+        index: [B, m], classes 0..K-1 in rising order; where an image has fewer than m, any others fill up.
+        present: [B, m], False for the fillers.
+    """
+
+    index: Tensor
+    present: Tensor
+
+    def gather(self, maps: Tensor) -> Tensor:
+        """[B, K, H, W] -> [B, m, H, W]."""
+        return maps.gather(1, self.index[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+
+    def softmax(self, scores: Tensor, background: float) -> Tensor:
+        """Softmax over a constant background channel and the present classes: [B, m, h, w] -> [B, 1 + m, h, w]."""
+        scores = scores.masked_fill(~self.present[:, :, None, None], -torch.inf)
+        return F.pad(scores, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)
+
+    def arg_max(self, scores: Tensor) -> Tensor:
+        """The winner of [B, 1 + m, H, W] as a label [B, H, W] in 0..K."""
+        table = F.pad(self.index + 1, (1, 0))  # [B, 1 + m]: channel -> label
+        winner = scores.argmax(dim=1)
+        return table.gather(1, winner.flatten(1)).view_as(winner)
+
+    def scatter(self, scores: Tensor, num_classes: int) -> Tensor:
+        """[B, 1 + m, H, W] -> [B, num_classes, H, W]; absent classes 0."""
+        batch, _, height, width = scores.shape
+        channels = F.pad(self.index + 1, (1, 0))[:, :, None, None].expand(-1, -1, height, width)
+        return scores.new_zeros(batch, num_classes, height, width).scatter_add_(1, channels, scores)
+
+
+def present_classes(class_labels: Tensor, device: torch.device | None = None) -> PresentClasses:
+    """List the classes of each image.
+
+    Args:
+        class_labels: Image-level labels [B, K]; above 0 means present. On the host, no GPU is waited for.
+        device: Where the lists are wanted; default: where the labels are.
+    """
+    present = class_labels > 0
+    most = max(1, int(present.sum(dim=1).max()))
+    index = torch.argsort(~present, dim=1, stable=True)[:, :most]
+    kept = present.gather(1, index)
+    if device is not None and index.device != device:
+        index, kept = index.to(device, non_blocking=True), kept.to(device, non_blocking=True)
+    return PresentClasses(index, kept)
+
+
+def plain_label(cams: Tensor, class_labels: Tensor, background: float = 0.45) -> Tensor:
+    """Arg max over the present classes, background where the maximum is at most ``background``.
+
+    Args:
+        cams: [B, K, H, W] in 0..1.
+        class_labels: [B, K].
+        background: Threshold.
+
+    Returns:
+        int64 [B, H, W].
+    """
+    score, winner = (cams * (class_labels[:, :, None, None] > 0).to(cams)).max(dim=1)
+    return torch.where(score <= background, 0, winner + 1)
+
+
+def initial_label(
+    cams: Tensor, class_labels: Tensor, valid_box: Tensor, *, low: float = 0.35, high: float = 0.55
+) -> Tensor:
+    """The plain labels with background ``high`` and ``low`` combined: what the CAMs say before refinement.
+
+    Args:
+        cams: [B, K, H, W] in 0..1.
+        class_labels: [B, K].
+        valid_box: [B, 4], rows y0..y1 and columns x0..x1 of the crop show image.
+        low, high: Thresholds.
+
+    Returns:
+        int64 [B, H, W].
+    """
+    return combine(plain_label(cams, class_labels, high), plain_label(cams, class_labels, low), valid_box)
+
+
+def combine(high: Tensor, low: Tensor, valid_box: Tensor) -> Tensor:
+    """The high result where it names a class, background where both say so, else and outside the box ignored.
+
+    Args:
+        high, low: Labels [B, H, W] made with the higher and the lower background score.
+        valid_box: [B, 4].
+    """
+    label = torch.where((high == 0) & (low != 0), IGNORE, high)
+    return label.masked_fill(~box_mask(valid_box, high.shape[-2:], high.device), IGNORE)
+
+
+def box_mask(valid_box: Tensor, size: Sequence[int], device: torch.device) -> Tensor:
+    """Boolean [B, H, W]: inside [y0, y1) x [x0, x1)."""
+    y0, y1, x0, x1 = valid_box.to(device, non_blocking=True)[:, :, None].unbind(1)  # each [B, 1]
+    rows, columns = torch.arange(size[0], device=device), torch.arange(size[1], device=device)
+    return ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None, :]
+
+
+def restore_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalisation: RGB in 0..255, neither truncated nor rounded.
+
+    Each of the two operations rounds on its own, as truncation makes visible.
+
+    Args:
+        image: Normalised, [B, 3, H, W].
+        mean, std: Of R, G, B.
+    """
+    return image.float() * image.new_tensor(std, dtype=torch.float32)[:, None, None] + image.new_tensor(
+        mean, dtype=torch.float32
+    )[:, None, None]
+
+
+def par_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The image as PAR sees it: restored, truncated to 0..255 whole numbers, divided by 255; [B, 3, H, W]."""
+    return restore_image(image, mean, std).to(torch.uint8).float() / 255
+
+
+def refined_label(
+    image: Tensor,
+    cams: Tensor,
+    class_labels: Tensor,
+    valid_box: Tensor,
+    par: PAR,
+    *,
+    low: float = 0.35,
+    high: float = 0.55,
+    image_scale: float = 0.5,
+) -> Tensor:
+    """CAMs refined by PAR: supervises the affinity, and the decoder at first.
+
+    For each background score: softmax over background and present classes at reduced size, PAR, upsampling, arg max;
+    then :func:`combine`. Both scores share PAR's weights and run as one batch.
+
+    Args:
+        image: As :func:`par_image` gives it, [B, 3, H, W].
+        cams: [B, K, H, W] in 0..1.
+        class_labels: [B, K].
+        valid_box: [B, 4].
+        par: The refinement.
+        low, high: Background scores.
+        image_scale: Size at which PAR works over the crop's.
+
+    Returns:
+        int64 [B, H, W].
+    """
+    height, width = image.shape[-2:]
+    small = _scaled(height, width, image_scale)
+    classes = present_classes(class_labels, cams.device)
+    scores = resize(classes.gather(cams), small)
+    masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
+    refined = resize(par(resize(image, small), masks), (height, width))
+    high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
+    return combine(high_label, low_label, valid_box)
+
+
+def propagate_cams(
+    cams: Tensor,
+    affinity: Tensor,
+    token_grid: tuple[int, int],
+    class_labels: Tensor,
+    *,
+    background: float,
+    radius: int = 8,
+    power: float = 2.0,
+    epsilon: float = 0.1,
+) -> Tensor:
+    """CAMs spread along the affinity (eq. 6), on the token grid.
+
+    Args:
+        cams: [B, K, H, W] in 0..1.
+        affinity: [B, N, N].
+        token_grid: (h, w), h * w = N.
+        class_labels: [B, K].
+        background: Score of the background channel.
+        radius, power, epsilon: See :func:`afa.ops.random_walk.transition_matrix`.
+
+    Returns:
+        Scores [B, C, h, w], absent classes 0.
+    """
+    classes = present_classes(class_labels, cams.device)
+    scores = classes.softmax(resize(classes.gather(cams), token_grid), background)
+    walked = propagate(scores, affinity, radius=radius, power=power, epsilon=epsilon)
+    return classes.scatter(walked, cams.shape[1] + 1)
+
+
+def propagated_label(
+    image: Tensor,
+    cams: Tensor,
+    affinity: Tensor,
+    token_grid: tuple[int, int],
+    class_labels: Tensor,
+    valid_box: Tensor,
+    par: PAR,
+    *,
+    low: float = 0.35,
+    high: float = 0.55,
+    image_scale: float = 0.5,
+    radius: int = 8,
+    power: float = 2.0,
+    epsilon: float = 0.1,
+) -> Tensor:
+    """CAMs spread along the affinity, then refined inside the valid box: supervises the decoder later.
+
+    Args:
+        image: As :func:`par_image` gives it, [B, 3, H, W].
+        cams: [B, K, H, W] in 0..1.
+        affinity: [B, N, N] of the largest scale.
+        token_grid: Its (h, w).
+        class_labels: [B, K].
+        valid_box: [B, 4]; on the host, no GPU is waited for.
+        par: The refinement.
+        low, high: Background scores.
+        image_scale: Size of the image given to PAR over the box's.
+        radius, power, epsilon: See :func:`afa.ops.random_walk.transition_matrix`.
+
+    Returns:
+        int64 [B, H, W].
+    """
+    height, width = image.shape[-2:]
+    classes = present_classes(class_labels, cams.device)
+    scores = resize(classes.gather(cams), token_grid)
+    masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
+    walked = propagate(masks, affinity, radius=radius, power=power, epsilon=epsilon)
+    refined = refine_inside_box(image, resize(walked, (height, width)), valid_box, par, image_scale)
+    high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
+    return combine(high_label, low_label, valid_box)
+
+
+def refine_inside_box(image: Tensor, masks: Tensor, valid_box: Tensor, par: PAR, image_scale: float = 0.5) -> Tensor:
+    """PAR on the part of the crop that shows image; zero outside.
+
+    Images whose boxes have one size run as one batch.
+
+    Args:
+        image: As :func:`par_image` gives it, [B, 3, H, W].
+        masks: [B, C, H, W].
+        valid_box: [B, 4].
+        par: The refinement.
+        image_scale: Size of the image given to PAR over the box's.
+
+    Returns:
+        [B, C, H, W].
+    """
+    same_size: dict[tuple[int, int], list[int]] = {}
+    boxes = valid_box.tolist()
+    for index, (y0, y1, x0, x1) in enumerate(boxes):
+        same_size.setdefault((y1 - y0, x1 - x0), []).append(index)
+    refined = torch.zeros_like(masks)
+    for (box_height, box_width), members in same_size.items():
+        cuts = [(index, slice(boxes[index][0], boxes[index][1]), slice(*boxes[index][2:])) for index in members]
+        box_image = torch.stack([image[index, :, rows, columns] for index, rows, columns in cuts])
+        box_masks = torch.stack([masks[index, :, rows, columns] for index, rows, columns in cuts])
+        small = resize(box_image, _scaled(box_height, box_width, image_scale))
+        box_refined = resize(par(small, box_masks), (box_height, box_width))
+        for (index, rows, columns), result in zip(cuts, box_refined, strict=True):
+            refined[index, :, rows, columns] = result
+    return refined
+
+
+def affinity_label(label: Tensor, token_grid: tuple[int, int], radius: int = 8) -> Tensor:
+    """Which pairs of tokens belong together (eq. 3): 1 same label, 0 different, 255 either ignored or too far apart.
+
+    Args:
+        label: [B, H, W].
+        token_grid: (h, w); the label is taken at the top-left pixel of each token's cell.
+        radius: In tokens.
+
+    Returns:
+        uint8 [B, N, N].
+    """
+    height, width = label.shape[-2:]
+    rows = torch.arange(token_grid[0], device=label.device) * height // token_grid[0]
+    columns = torch.arange(token_grid[1], device=label.device) * width // token_grid[1]
+    tokens = label[:, rows][:, :, columns].flatten(1)  # [B, N]
+    same = (tokens[:, :, None] == tokens[:, None, :]).to(torch.uint8)
+    counts = tokens != IGNORE
+    valid = counts[:, :, None] & counts[:, None, :] & affinity_window(*token_grid, radius, label.device)
+    return same.masked_fill_(~valid, IGNORE)
+
+
+def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, int(height * scale)), max(1, int(width * scale))

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Train: tools/train.py configs/voc.yaml train.output=work_dirs/mine optimiser.lr=1e-4"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from afa.config import describe_settings, load_config
+from afa.errors import run_command
+
+
+class _PrintSettings(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(describe_settings())
+        parser.exit()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    parser.add_argument("--settings", nargs=0, action=_PrintSettings, help="list every setting and leave")
+    args = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+
+    # The configuration is checked before PyTorch, which takes seconds, is even imported.
+    config = load_config(args.config, args.overrides)
+    from afa.engine.training import train
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
