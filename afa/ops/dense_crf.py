@@ -1,0 +1,193 @@
+"""Fully connected CRF by mean field (Kraehenbuehl & Koltun, NIPS 2011) on the permutohedral lattice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afa.ops.permutohedral import PermutohedralLattice, SparseRows
+
+_MIN_PROBABILITY = 1e-5
+_MAX_CACHED_SIZES = 4
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """``weight * n * G(n * q)`` with n = (G 1)^(-1/2), all factors folded into the splat and slice weights."""
+
+    splat_rows: SparseRows
+    blur_rows: list[SparseRows]
+    slice_rows: SparseRows
+
+    @classmethod
+    def build(cls, features: Tensor, weight: float) -> _Kernel:
+        """Make the kernel of points with features [B, d, N]."""
+        lattice = PermutohedralLattice(features)
+        ones = features.new_ones(features.shape[0], 1, features.shape[2])
+        norm = (lattice.filter(ones) + 1e-20).rsqrt().flatten()  # [BN]
+        splat, slice_ = lattice.splat_rows, lattice.slice_rows
+        # Every point has d + 1 slice weights, one after another.
+        outer = (norm * (weight * lattice.scale)).repeat_interleave(features.shape[1] + 1)
+        return cls(
+            SparseRows(splat.columns, splat.offsets, splat.weights * norm.index_select(0, splat.columns)),
+            lattice.blur_rows,
+            SparseRows(slice_.columns, slice_.offsets, slice_.weights * outer),
+        )
+
+    def message(self, q: Tensor) -> Tensor:
+        """Pass the marginals [BN, C] through the kernel; returns [BN, C]."""
+        vertices = self.splat_rows @ q
+        for blur in self.blur_rows:
+            vertices = blur @ vertices
+        return self.slice_rows @ vertices
+
+
+class DenseCRF:
+    """Refine class probabilities so that they follow the image's edges.
+
+    Mean-field inference with a Gaussian kernel on positions and a bilateral one on positions and colours, Potts
+    compatibility and symmetric kernel normalisation. One iteration is
+    ``q = softmax(log p + sum over the kernels of weight * n * G(n * q))``, with ``n = (G 1)^(-1/2)``.
+    The defaults are AFA's test settings. The position kernel is kept for the last few image sizes.
+
+    Args:
+        iterations: Number of mean-field updates.
+        gaussian_sxy: Standard deviation of the position kernel, in pixels.
+        gaussian_weight: Weight of the position kernel.
+        bilateral_sxy: Standard deviation of the bilateral kernel in position, in pixels.
+        bilateral_srgb: Standard deviation of the bilateral kernel in colour, in levels of 0..255.
+        bilateral_weight: Weight of the bilateral kernel.
+        negligible: Classes whose probability stays below this everywhere in an image are merged into one rest class,
+            whose marginal is given back to them in proportion to their probabilities at each pixel. This saves time
+            with many classes; docs/lattice.md says what it costs in accuracy. None keeps every class apart.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 10,
+        gaussian_sxy: float = 3,
+        gaussian_weight: float = 3,
+        bilateral_sxy: float = 64,
+        bilateral_srgb: float = 5,
+        bilateral_weight: float = 4,
+        negligible: float | None = None,
+    ) -> None:
+        if iterations < 0:
+            raise ValueError(f"iterations must be at least 0, got {iterations}")
+        sigmas = {"gaussian_sxy": gaussian_sxy, "bilateral_sxy": bilateral_sxy, "bilateral_srgb": bilateral_srgb}
+        for name, sigma in sigmas.items():
+            if not sigma > 0:
+                raise ValueError(f"{name} must be greater than 0, got {sigma}")
+        if negligible is not None and not 0 <= negligible < 1:
+            raise ValueError(f"negligible must be at least 0 and less than 1, got {negligible}")
+        self.iterations = iterations
+        self.gaussian_sxy = gaussian_sxy
+        self.gaussian_weight = gaussian_weight
+        self.bilateral_sxy = bilateral_sxy
+        self.bilateral_srgb = bilateral_srgb
+        self.bilateral_weight = bilateral_weight
+        self.negligible = negligible
+        self._position_kernels: dict[tuple[int, int, int, torch.device], _Kernel] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, probabilities: Tensor) -> Tensor:
+        """Infer the marginals.
+
+        Args:
+            image: [B, 3, H, W] or [3, H, W] uint8 RGB.
+            probabilities: [B, C, H, W] (or [C, H, W]) in 0..1, of the same size and on the same device.
+
+        Returns:
+            Marginals float32, shaped as ``probabilities``; they sum to 1 over the classes.
+
+        Raises:
+            ValueError: If the image is not 8-bit RGB, or the sizes differ.
+        """
+        if image.dtype != torch.uint8:
+            raise ValueError(f"the image must be uint8, got {image.dtype}")
+        single = probabilities.dim() == 3
+        if image.dim() == 3:
+            image = image.unsqueeze(0)
+        if single:
+            probabilities = probabilities.unsqueeze(0)
+        if image.dim() != 4 or image.shape[1] != 3 or probabilities.dim() != 4:
+            shapes = f"{[*image.shape]} and {[*probabilities.shape]}"
+            raise ValueError(f"expected [B, 3, H, W] and [B, C, H, W], got {shapes}")
+        if image.shape[0] != probabilities.shape[0] or image.shape[2:] != probabilities.shape[2:]:
+            raise ValueError(f"image and probabilities differ in size: {[*image.shape]} and {[*probabilities.shape]}")
+
+        probabilities = probabilities.float()
+        if self.negligible is None:
+            marginals = self._infer(image, probabilities)
+        else:
+            # Which classes are negligible is each image's own matter, so that a batch gives what its images give alone.
+            pairs = zip(image.split(1), probabilities.split(1), strict=True)
+            marginals = torch.cat([self._infer_merged(one, p, self.negligible) for one, p in pairs])
+        return marginals[0] if single else marginals
+
+    def _infer_merged(self, image: Tensor, probabilities: Tensor, negligible: float) -> Tensor:
+        kept = probabilities.amax(dim=(0, 2, 3)) >= negligible
+        if int((~kept).sum()) < 2:
+            return self._infer(image, probabilities)
+        dropped = probabilities[:, ~kept].clamp(_MIN_PROBABILITY, 1)
+        rest = dropped.sum(dim=1, keepdim=True)
+        merged = self._infer(image, torch.cat([probabilities[:, kept], rest], dim=1))
+        marginals = torch.empty_like(probabilities)
+        marginals[:, kept] = merged[:, :-1]
+        marginals[:, ~kept] = dropped.mul_(merged[:, -1:] / rest)
+        return marginals
+
+    def _infer(self, image: Tensor, probabilities: Tensor) -> Tensor:
+        batch, classes, height, width = probabilities.shape
+        rows = probabilities.flatten(2).transpose(1, 2).reshape(-1, classes)  # [BN, C]
+        log_probabilities = rows.clamp(_MIN_PROBABILITY, 1).log_()
+        q = _softmax(log_probabilities.clone())
+        if self.iterations > 0:
+            position, bilateral = self._position_kernel(image), self._bilateral_kernel(image)
+            for _ in range(self.iterations):
+                q = _softmax(position.message(q).add_(bilateral.message(q)).add_(log_probabilities))
+        return q.view(batch, height * width, classes).transpose(1, 2).reshape(batch, classes, height, width)
+
+    def _position_kernel(self, image: Tensor) -> _Kernel:
+        batch, _, height, width = image.shape
+        key = (batch, height, width, image.device)
+        kernel = self._position_kernels.get(key)
+        if kernel is None:
+            kernel = _Kernel.build(_positions(image) / self.gaussian_sxy, self.gaussian_weight)
+            if len(self._position_kernels) >= _MAX_CACHED_SIZES:
+                # A copy of the keys: another thread may be adding its own.
+                oldest, *_ = list(self._position_kernels)
+                self._position_kernels.pop(oldest, None)
+            self._position_kernels[key] = kernel
+        return kernel
+
+    def _bilateral_kernel(self, image: Tensor) -> _Kernel:
+        colours = image.flatten(2).float() / self.bilateral_srgb
+        features = torch.cat([_positions(image) / self.bilateral_sxy, colours], dim=1)
+        return _Kernel.build(features, self.bilateral_weight)
+
+
+def _positions(image: Tensor) -> Tensor:
+    """Give the x and y of every pixel of images [B, 3, H, W] as [B, 2, N] float32."""
+    batch, _, height, width = image.shape
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32, device=image.device),
+        torch.arange(width, dtype=torch.float32, device=image.device),
+        indexing="ij",
+    )
+    return torch.stack([x, y]).flatten(1).expand(batch, -1, -1)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax of each row [N, C]; may overwrite its input."""
+    if logits.shape[1] >= 16:
+        return torch.softmax(logits, dim=1)
+    # On the CPU torch.softmax works row by row, which is slow for short rows.
+    logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
+    return logits.div_(logits.sum(dim=1, keepdim=True))
