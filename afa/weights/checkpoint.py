@@ -14,7 +14,7 @@ from afa.errors import UserError
 from afa.models import AFANet, build_network
 from afa.weights.layouts import article, describe_network, recognise
 from afa.weights.loading import load_recognised
-from afa.weights.reading import find_weights, read_weights_file
+from afa.weights.reading import file_checksum, find_weights, read_weights_file
 
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.json"
@@ -127,6 +127,9 @@ def _record(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(f"{source} is damaged ({type(error).__name__}): take another checkpoint") from error
     if not isinstance(record, dict):
         raise UserError(f"{source} is damaged: it holds {type(record).__name__}, not an object")
+    checksums = record.get("sha256")
+    if isinstance(checksums, dict) and checksums.get(WEIGHTS_FILE, "") != file_checksum(weights):
+        raise UserError(f"{weights} is damaged: it does not match its checksum in {CHECKPOINT_FILE}; take another one")
     return record
 
 

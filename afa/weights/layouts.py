@@ -274,6 +274,6 @@ def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
         return "Swin Transformer"
     if "features.0.weight" in names:
         return "VGG or AlexNet"
-    if any(name.startswith(("exp_avg.", "optimiser.", "optimizer.")) for name in names):
-        return "training state"
+    if any(name.startswith("exp_avg") for name in names):
+        return "optimiser state"
     return f"none of the known kinds (its first names: {', '.join(list(tensors)[:3])})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,20 +14,19 @@ from afa.models import AFANet, MixTransformer
 from afa.weights.layouts import Recognised, article, encoder_shape, recognise
 from afa.weights.reading import WeightsFile, file_checksum, find_weights, read_weights_file
 
+logger = logging.getLogger(__name__)
+
 _LISTED = 6
 _HEADS = ("decoder.", "attn_proj.", "classifier.")
 
 
-def load_encoder(encoder: MixTransformer, source: str | Path) -> str:
-    """Give an encoder pretrained weights.
+def load_encoder(encoder: MixTransformer, source: str | Path) -> None:
+    """Give an encoder pretrained weights. What was loaded, and its SHA-256, goes to the log.
 
     Args:
         encoder: The encoder of a network, changed in place.
         source: SegFormer's ImageNet files, Hugging Face Segformers, or AFA checkpoints (their encoder): a file, a
             folder, or a name on the Hugging Face hub such as ``nvidia/mit-b1``. Heads are left out.
-
-    Returns:
-        One line for the log: what was loaded from where, and its SHA-256.
 
     Raises:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
@@ -38,43 +38,37 @@ def load_encoder(encoder: MixTransformer, source: str | Path) -> str:
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(_HEADS)}
     _check(wanted, found, seen, file.path, num_classes=None)
     encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in found.items()})
-    return _report("encoder", seen, file)
+    _report("encoder", seen, file)
 
 
-def load_network(network: AFANet, source: str | Path) -> str:
-    """Give a network all its weights.
+def load_network(network: AFANet, source: str | Path) -> None:
+    """Give a network all its weights. What was loaded, and its SHA-256, goes to the log.
 
     Args:
         network: Changed in place.
         source: An AFA checkpoint, the released program's or ours: a file, or a folder that holds one.
 
-    Returns:
-        One line for the log, as :func:`load_encoder`.
-
     Raises:
         UserError: As :func:`load_encoder`, or another number of classes. The network is then unchanged.
     """
     file = read_weights_file(find_weights(source))
-    return load_recognised(network, file)
+    load_recognised(network, file)
 
 
-def load_recognised(network: AFANet, file: WeightsFile) -> str:
+def load_recognised(network: AFANet, file: WeightsFile) -> None:
     """As :func:`load_network`, from a file that has been read."""
     seen = recognise(file.tensors)
     _check(network.state_dict(), seen.tensors, seen, file.path, num_classes=network.num_classes)
     network.load_state_dict(seen.tensors)
-    return _report("network", seen, file)
+    _report("network", seen, file)
 
 
-def load_segmenter(network: AFANet, source: str | Path) -> str:
+def load_segmenter(network: AFANet, source: str | Path) -> None:
     """Give a network the weights of encoder and decoder; classifier and affinity head stay as they are.
 
     Args:
         network: Changed in place.
         source: A Hugging Face ``SegformerForSemanticSegmentation`` or an AFA checkpoint.
-
-    Returns:
-        One line for the log, as :func:`load_encoder`.
 
     Raises:
         UserError: As :func:`load_network`.
@@ -87,7 +81,7 @@ def load_segmenter(network: AFANet, source: str | Path) -> str:
     _check(wanted, found, seen, file.path, num_classes=network.num_classes)
     network.encoder.load_state_dict(_below("encoder.", found))
     network.decoder.load_state_dict(_below("decoder.", found))
-    return _report("encoder and decoder", seen, file)
+    _report("encoder and decoder", seen, file)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,6 +144,6 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "scalar"
 
 
-def _report(part: str, seen: Recognised, file: WeightsFile) -> str:
+def _report(part: str, seen: Recognised, file: WeightsFile) -> None:
     dropped = f", without {' and '.join(seen.dropped)}" if seen.dropped else ""
-    return f"{part} from {file.path}: {seen.kind}{dropped}, sha256 {file_checksum(file.path)}"
+    logger.info("%s from %s: %s%s, sha256 %s", part, file.path, seen.kind, dropped, file_checksum(file.path))

@@ -6,7 +6,8 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def find_weights(source: str | Path) -> Path:
 
     Args:
         source: A file, a folder with one weights file, or a name on the Hugging Face hub such as ``nvidia/mit-b1``,
-            which is downloaded, or taken from the cache, and whose checksum is logged.
+            which is downloaded, or taken from the cache.
 
     Raises:
         UserError: Nothing there, several candidates, or no network for a download.
@@ -142,28 +143,44 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _download(name: str) -> Path:
+    """From the cache if it is there, else from the hub: weights that a run started with do not change under it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    reason: Exception = FileNotFoundError()
-    for file in _WEIGHTS_NAMES[1:]:
+    files = _WEIGHTS_NAMES[1:]
+    reason: Exception | None = None
+    for file, from_cache in [*((file, True) for file in files), *((file, False) for file in files)]:
         try:
-            path = Path(hf_hub_download(name, file))
-        except LocalEntryNotFoundError as error:  # neither in the cache nor reachable
+            with _quiet_hub():
+                path = Path(hf_hub_download(name, file, local_files_only=from_cache))
+        except LocalEntryNotFoundError as error:
             reason = error
+            if not from_cache:
+                break  # no way to the hub: another file would not fare better
         except EntryNotFoundError as error:
             reason = error
         except (OSError, ValueError, RuntimeError) as error:
             reason = error
             break
         else:
-            logger.info("%s: %s, sha256 %s", name, path, file_checksum(path))
+            logger.info("%s %s: %s", name, "from the cache" if from_cache else "downloaded", path)
             return path
     raise UserError(
-        f"{name}: no such file or folder, and not to be had from the Hugging Face hub "
-        f"({type(reason).__name__}): check name and network, or fetch its {' or '.join(_WEIGHTS_NAMES[1:])} elsewhere "
-        "and give that file's path"
+        f"{name}: no such file or folder, and not to be had from the Hugging Face hub ({type(reason).__name__}): "
+        f"check name and network, or fetch its {' or '.join(files)} elsewhere and give that file's path"
     ) from reason
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub's own warnings of each retry: one line of ours says how it ended."""
+    hub_logger = logging.getLogger("huggingface_hub")
+    level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub_logger.setLevel(level)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -60,7 +60,6 @@ def save_huggingface(
     class_names: Sequence[str],
     image_mean: Sequence[float],
     image_std: Sequence[float],
-    image_size: int = 512,
 ) -> None:
     """Write encoder and decoder as a folder that ``SegformerForSemanticSegmentation.from_pretrained`` reads.
 
@@ -72,7 +71,6 @@ def save_huggingface(
         class_names: K names; label 0 becomes ``background``.
         image_mean: Of R, G, B, in 0..255.
         image_std: Of R, G, B, in 0..255.
-        image_size: Square to which its image processor resizes.
 
     Raises:
         UserError: The folder holds something else.
@@ -89,7 +87,7 @@ def save_huggingface(
         new = Path(beside, "new")
         new.mkdir()
         write_tensors(new / "model.safetensors", to_huggingface(network.state_dict()), {"format": "pt"})
-        processor = _image_processor(image_mean, image_std, image_size)
+        processor = _image_processor(image_mean, image_std)
         for name, content in (
             ("config.json", _huggingface_config(network, class_names)),
             ("preprocessor_config.json", processor),
@@ -146,11 +144,12 @@ def _huggingface_config(network: AFANet, class_names: Sequence[str]) -> dict[str
     }
 
 
-def _image_processor(mean: Sequence[float], std: Sequence[float], size: int) -> dict[str, Any]:
+def _image_processor(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Native size by default, as AFA predicts: a resize to a square would change the aspect ratio."""
     return {
         "image_processor_type": "SegformerImageProcessor",
-        "do_resize": True,
-        "size": {"height": size, "width": size},
+        "do_resize": False,
+        "size": {"height": 512, "width": 512},
         "resample": 2,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -1,0 +1,71 @@
+"""Write a trained network in another layout: ours, the released AFA program's, or Hugging Face's.
+
+SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights.
+DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
+
+    python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from afa.errors import UserError, run_command
+from afa.weights import (
+    WEIGHTS_SUFFIXES,
+    OpenedCheckpoint,
+    open_checkpoint,
+    pack_metadata,
+    save_afa_layout,
+    save_huggingface,
+    save_network,
+)
+
+SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
+
+
+def main() -> None:
+    """Open, then write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="run, checkpoint folder, or file of weights")
+    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="file or folder to write")
+    parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
+    parser.add_argument("--config", help="configuration (YAML) of weights that come with none")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("afa").setLevel(logging.INFO)
+
+    destination: Path = arguments.destination
+    suffixes = SUFFIXES.get(arguments.format)
+    if suffixes and destination.suffix not in suffixes:
+        raise UserError(
+            f"{destination}: --format {arguments.format} writes a file that ends in {' or '.join(suffixes)}"
+        )
+    if not suffixes and destination.suffix in WEIGHTS_SUFFIXES:
+        raise UserError(f"{destination}: --format huggingface writes a folder: name one")
+    opened = open_checkpoint(arguments.source, arguments.config)
+    try:
+        write(opened, destination, arguments.format)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{destination} could not be written: {error}") from error
+    print(f"wrote {destination}: {len(opened.class_names)} classes and the background")
+
+
+def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
+    """Write what was opened."""
+    network, config, class_names, step = opened
+    if layout == "afa":
+        save_network(network, destination, pack_metadata(config, class_names, step))
+    elif layout == "released":
+        save_afa_layout(network, destination)
+    else:
+        mean, std = config.dataset.image_mean, config.dataset.image_std
+        save_huggingface(network, destination, class_names=class_names, image_mean=mean, image_std=std)
+
+
+if __name__ == "__main__":
+    run_command(main)
