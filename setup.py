@@ -27,7 +27,15 @@ setup(
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "transformers>=4.45", "types-PyYAML", "types-tqdm"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "mypy>=1.11",
+            "transformers>=4.45",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
         "benchmark": ["pydensecrf2"],
     },
 )

@@ -48,7 +48,8 @@ class DatasetConfig:
     name_list_dir: str | None = setting(None, "folder of the lists SPLIT.txt; default: where the layout keeps them")
     mask_dir: str | None = setting(None, "folder of the masks below root; default: where the layout keeps them")
     labels: str | None = setting(
-        None, "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks"
+        None,
+        "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks",
     )
     class_names: str | None = setting(None, "file with one class name per line, background left out")
     image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")

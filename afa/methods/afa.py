@@ -1,4 +1,4 @@
-"""AFA: CAMs -> refined labels -> affinity -> propagated labels -> segmentation, in one network and one loop (fig. 2)."""
+"""AFA: CAMs -> refined labels -> affinity -> propagated labels -> segmentation, all in one network (fig. 2)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class AFA:
     def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder, its norms, the heads, the decoder (sec. 4.1)."""
         settings = self.config.optimiser
-        encoder, norms = [], []
+        encoder: list[nn.Parameter] = []
+        norms: list[nn.Parameter] = []
         for name, parameter in self.network.encoder.named_parameters():
             (norms if "norm" in name else encoder).append(parameter)
         norm_lr, norm_decay = (0.0, 0.0) if settings.freeze_norms else (settings.lr, settings.weight_decay)

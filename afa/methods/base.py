@@ -55,7 +55,10 @@ class StepOutput:
 class Method(Protocol):
     """A network and what one training step of it means."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """What is trained, saved and evaluated."""
+        ...
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The parameters to optimise; a frozen group has learning rate 0."""

@@ -1,7 +1,8 @@
 """The losses of AFA (sec. 3.5, eq. 2, 10-12), each a scalar in float32.
 
 Means and counts are those of one process, as in the released program. For ``loss.normalisation=global`` the caller
-passes a :data:`Denominator` that replaces a process's count by the mean over all processes: the average of the processes' gradients is then the gradient of the loss over the whole batch.
+passes a :data:`Denominator` that replaces a process's count by the mean over all processes: the average of the
+processes' gradients is then the gradient of the loss over the whole batch.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ def classification_loss(cls_logits: Tensor, class_labels: Tensor) -> Tensor:
 
 
 def segmentation_loss(
-    seg_logits: Tensor, label: Tensor, *, background_share: float = 0.5, denominator: Denominator = process_denominator
+    seg_logits: Tensor,
+    label: Tensor,
+    *,
+    background_share: float = 0.5,
+    denominator: Denominator = process_denominator,
 ) -> Tensor:
     """Cross-entropy with background and foreground averaged apart (eq. 11).
 
@@ -58,7 +63,11 @@ def segmentation_loss(
 
 
 def affinity_loss(
-    affinity: Tensor, affinity_label: Tensor, *, positive_share: float = 0.5, denominator: Denominator = process_denominator
+    affinity: Tensor,
+    affinity_label: Tensor,
+    *,
+    positive_share: float = 0.5,
+    denominator: Denominator = process_denominator,
 ) -> Tensor:
     """Pull pairs of one label together, push others apart (eq. 10).
 

@@ -28,16 +28,16 @@ class PresentClasses(NamedTuple):
     """The classes that count, per image.
 
     Attributes:
-        index: [B, m], classes 0..K-1 in rising order; where an image has fewer than m, any others fill up.
+        channels: [B, m], classes 0..K-1 in rising order; where an image has fewer than m, any others fill up.
         present: [B, m], False for the fillers.
     """
 
-    index: Tensor
+    channels: Tensor
     present: Tensor
 
     def gather(self, maps: Tensor) -> Tensor:
         """[B, K, H, W] -> [B, m, H, W]."""
-        return maps.gather(1, self.index[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+        return maps.gather(1, self.channels[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
 
     def softmax(self, scores: Tensor, background: float) -> Tensor:
         """Softmax over a constant background channel and the present classes: [B, m, h, w] -> [B, 1 + m, h, w]."""
@@ -46,15 +46,15 @@ class PresentClasses(NamedTuple):
 
     def arg_max(self, scores: Tensor) -> Tensor:
         """The winner of [B, 1 + m, H, W] as a label [B, H, W] in 0..K."""
-        table = F.pad(self.index + 1, (1, 0))  # [B, 1 + m]: channel -> label
+        table = F.pad(self.channels + 1, (1, 0))  # [B, 1 + m]: channel -> label
         winner = scores.argmax(dim=1)
         return table.gather(1, winner.flatten(1)).view_as(winner)
 
     def scatter(self, scores: Tensor, num_classes: int) -> Tensor:
         """[B, 1 + m, H, W] -> [B, num_classes, H, W]; absent classes 0."""
         batch, _, height, width = scores.shape
-        channels = F.pad(self.index + 1, (1, 0))[:, :, None, None].expand(-1, -1, height, width)
-        return scores.new_zeros(batch, num_classes, height, width).scatter_add_(1, channels, scores)
+        labels = F.pad(self.channels + 1, (1, 0))[:, :, None, None].expand(-1, -1, height, width)
+        return scores.new_zeros(batch, num_classes, height, width).scatter_add_(1, labels, scores)
 
 
 def present_classes(class_labels: Tensor, device: torch.device | None = None) -> PresentClasses:
@@ -132,9 +132,10 @@ def restore_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) ->
         image: Normalised, [B, 3, H, W].
         mean, std: Of R, G, B.
     """
-    return image.float() * image.new_tensor(std, dtype=torch.float32)[:, None, None] + image.new_tensor(
-        mean, dtype=torch.float32
-    )[:, None, None]
+    return (
+        image.float() * image.new_tensor(std, dtype=torch.float32)[:, None, None]
+        + image.new_tensor(mean, dtype=torch.float32)[:, None, None]
+    )
 
 
 def par_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

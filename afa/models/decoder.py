@@ -69,4 +69,3 @@ class SegFormerDecoder(nn.Module):
             total = total + F.interpolate(contribution, size=full_size, mode="bilinear", align_corners=False)
         fused = F.relu(self.linear_fuse.bn(total), inplace=True)
         return self.linear_pred(self.dropout(fused))
-

@@ -36,7 +36,7 @@ VARIANTS = {
 
 
 class EncoderOutput(NamedTuple):
-    """Four feature maps [B, C_i, h_i, w_i], and raw attention logits q k^T, one [n, heads, N, N] per block asked for."""
+    """Feature maps [B, C_i, h_i, w_i] of the four stages, and logits q k^T [n, heads, N, N] of the blocks asked for."""
 
     features: list[Tensor]
     attention_logits: list[Tensor]

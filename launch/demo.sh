@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Train AFA on the embedded data set from image-level labels, evaluate it, and make pictures. Runs anywhere, without a GPU.
+#
+#   bash launch/demo.sh [key=value ...]        for example: bash launch/demo.sh train.seed=2 train.output=work_dirs/demo2
+#
+# Run again, it reuses what is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+
+output=work_dirs/demo
+data=data/shapes
+for override in "$@"; do
+    case $override in
+    train.output=*) output=${override#*=} ;;
+    dataset.root=*) data=${override#*=} ;;
+    esac
+done
+
+python tools/make_shapes.py "$data"
+python tools/train.py configs/demo.yaml "$@"
+python tools/eval.py "$output/checkpoints/last" --output "$output/evaluation.json"
+python tools/contact_sheet.py "$output/checkpoints/last" --output "$output/contact_sheet.png"
+mapfile -t pictures < <(head -n 4 "$data/ImageSets/Segmentation/val.txt" | sed "s|.*|$data/JPEGImages/&.jpg|")
+python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --out "$output/inference"
+
+cat <<END
+
+table        $output/evaluation.json
+pictures     $output/contact_sheet.png
+masks, CAMs  $output/inference
+checkpoints  $output/checkpoints/last, $output/checkpoints/best
+curves       .venv/bin/tensorboard --logdir $output/tensorboard
+END

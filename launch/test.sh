@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Install, lint, type-check and test.
+#
+#   bash launch/test.sh [pytest arguments ...]        for example: bash launch/test.sh -k reference
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh test
+
+ruff check .
+ruff format --check .
+mypy afa tools
+# One process per core, one thread each: the tests are many and small.
+OMP_NUM_THREADS=1 python -m pytest --numprocesses "$(nproc)" "$@"
