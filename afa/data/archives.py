@@ -42,6 +42,12 @@ def extract(archive: Path, destination: Callable[[str], Path | None]) -> int:
                 assert source is not None  # It is a plain file.
                 with replacing(path) as temporary, temporary.open("wb") as target:
                     shutil.copyfileobj(source, target)
+            # An uncompressed archive may break off between two files; a whole one ends in a block of zeros.
+            if archive.suffix == ".tar":
+                with archive.open("rb") as file:
+                    file.seek(tar.offset)
+                    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise EOFError("it breaks off")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}): fetch it again, then start again") from error
     return count

@@ -17,6 +17,8 @@ from afa.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_WORTH_PROCESSES = 64  # Starting processes takes as long as some dozens of files.
+
 
 def map_files(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, description: str
@@ -35,7 +37,7 @@ def map_files(
         UserError: A worker was killed, or what the function raised.
     """
     with tqdm(total=len(jobs), desc=description, unit="file", disable=None) as bar:
-        if workers <= 1 or len(jobs) < 2:
+        if workers <= 1 or len(jobs) < _WORTH_PROCESSES:
             for job in jobs:
                 yield function(job)
                 bar.update()
