@@ -40,9 +40,10 @@ def read_image(path: str | Path) -> np.ndarray:
         DamagedImage: The file is missing, truncated, empty or no image.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
-            return _to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata.
+            with Image.open(path) as image:
+                return _to_rgb(image)
     except _DECODING_ERRORS as error:
         raise DamagedImage(_describe(path, "image", error)) from error
 

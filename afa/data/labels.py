@@ -19,10 +19,19 @@ from afa.errors import UserError
 LABEL_FILES = ("class_labels.json", "class_labels.csv", "class_labels.txt", "cls_labels_onehot.npy")
 _HOW = "see docs/data.md, or make it with tools/make_labels.py"
 
-# All that a pickled dictionary of numpy arrays needs; old and new homes of the same three numpy callables.
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 spell bytes; other codecs are refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec '{encoding}', which no table of labels needs")
+    return text.encode("latin1")
+
+
+# All that a pickled dictionary of numpy arrays needs.
 _PICKLE_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode_latin1,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     # Both are private: an array and a number say themselves how they are rebuilt.
@@ -188,7 +197,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_released(path: Path, num_classes: int) -> dict[str, np.ndarray]:
-    # Old pickles spell the array's bytes as text in latin-1; _codecs.encode, their helper, is not needed with it.
+    # latin1 is how Python 3 has to read the bytes of arrays that Python 2 pickled.
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -199,16 +208,7 @@ def _read_released(path: Path, num_classes: int) -> dict[str, np.ndarray]:
             if shape != () or not dtype.hasobject:
                 raise ValueError("it is an array, not a dictionary of image names")
             table = _ArrayUnpickler(file, encoding="latin1").load()
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        pickle.PickleError,
-    ) as error:
+    except (OSError, EOFError, pickle.PickleError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"the labels file {path} cannot be read: {error}") from error
     if isinstance(table, np.ndarray) and table.shape == ():
         table = table.item()
