@@ -189,7 +189,8 @@ class MixTransformer(nn.Module):
         self.heads = tuple(heads)
         self.strides = tuple(strides)
         self.reductions = tuple(reductions)
-        drop_rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        blocks_in_all = sum(depths)
+        drop_rates = (drop_path * block / max(1, blocks_in_all - 1) for block in range(blocks_in_all))
         in_channels, kernel = 3, 7
         for stage, (width, depth, count, reduction, stride) in enumerate(
             zip(widths, depths, heads, reductions, strides, strict=True), start=1

@@ -73,7 +73,12 @@ def multi_scale_cam(
 
     Returns:
         The CAMs at the image's size, and the affinity of the largest scale.
+
+    Raises:
+        ValueError: There is no scale.
     """
+    if not scales:
+        raise ValueError("multi_scale_cam needs at least one scale")
     batch, _, height, width = image.shape
     largest = max(scales)
     total: Tensor | None = None
@@ -93,6 +98,5 @@ def multi_scale_cam(
             resize(plain.float(), (height, width)), resize(mirrored.float(), (height, width)).flip(-1)
         ).relu_()
         total = fused if total is None else total.add_(fused)
-    if total is None:
-        raise ValueError("multi_scale_cam needs at least one scale")
+    assert total is not None
     return MultiScaleCam(normalise_cams(total, epsilon), affinity, token_grid)

@@ -1,0 +1,62 @@
+"""The released program's values in ``tests/data``, and the small network that they were computed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afa.config import Config, ModelConfig, config_from_dict
+from afa.models import AFANet, build_network
+
+DATA = Path(__file__).parent / "data"
+NUM_CLASSES = 6
+SMALL_MODEL = {
+    "encoder": "custom",
+    "widths": [8, 16, 20, 32],
+    "depths": [1, 1, 1, 2],
+    "heads": [1, 2, 5, 8],
+    "drop_path": 0,
+    "decoder_width": 16,
+    "decoder_dropout": 0,
+}
+
+
+def load_golden(name: str) -> dict[str, Tensor]:
+    """All arrays of ``tests/data/NAME.npz``; texts are left out."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files if arrays[key].dtype.kind != "U"}
+
+
+def normalised(images_uint8: Tensor) -> Tensor:
+    """[B, 3, H, W] as the network takes it: a float32 subtraction, then a float32 division."""
+    mean = torch.tensor(Config().dataset.image_mean)[:, None, None]
+    std = torch.tensor(Config().dataset.image_std)[:, None, None]
+    return (images_uint8.float() - mean) / std
+
+
+def small_config(**sections: object) -> Config:
+    """Settings for the small network; sections as keyword arguments."""
+    model = {**SMALL_MODEL, **sections.pop("model", {})}  # type: ignore[dict-item]
+    return config_from_dict({"augmentation": {"crop_size": 64}, "affinity": {"radius": 2}, **sections, "model": model})
+
+
+def small_network(num_classes: int = NUM_CLASSES, seed: int = 0, **model: object) -> AFANet:
+    """The small network with random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    settings: ModelConfig = small_config(model=model).model
+    return build_network(settings, num_classes).eval()
+
+
+def golden_network(pooling: str = "gmp") -> AFANet:
+    """The small network with the golden files' weights, in evaluation mode."""
+    network = small_network(pooling=pooling)
+    network.load_state_dict(load_golden("network_state"))
+    return network
+
+
+def random_image(*shape: int, seed: int = 0) -> Tensor:
+    """Normal values of a shape."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
