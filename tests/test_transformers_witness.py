@@ -33,7 +33,7 @@ def randomised(network: nn.Module, seed: int) -> nn.Module:
         for name, tensor in network.state_dict().items():
             if tensor.dim() == 1:
                 noise = 0.2 * torch.randn(tensor.shape, generator=generator)
-                one = name.endswith("running_var") or (name.endswith("weight"))
+                one = name.endswith(("running_var", "weight"))
                 tensor.copy_(noise.abs() + 0.5 if one else noise)
             elif tensor.is_floating_point():
                 fan_in = tensor[0].numel()

@@ -14,11 +14,9 @@ from afa.errors import UserError
 from afa.models import AFANet, build_network
 from afa.weights.layouts import article, describe_network, recognise
 from afa.weights.loading import load_recognised
-from afa.weights.reading import file_checksum, find_weights, read_weights_file
+from afa.weights.reading import WEIGHTS_FILE, file_checksum, find_weights, read_weights_file
 
-WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.json"
-CHECKPOINTS_FOLDER = "checkpoints"
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -52,7 +50,7 @@ def open_checkpoint(path: str | Path, config_path: str | Path | None = None) -> 
     Raises:
         UserError: Nothing there, damaged, no AFA network, or a configuration that does not fit it.
     """
-    file = read_weights_file(find_checkpoint(path))
+    file = read_weights_file(find_weights(path))
     record = _record(file.path, file.metadata)
     seen = recognise(file.tensors)
     if seen.num_classes is None:
@@ -80,22 +78,6 @@ def open_checkpoint(path: str | Path, config_path: str | Path | None = None) -> 
     load_recognised(network, file)
     step = record.get("step")
     return OpenedCheckpoint(network.eval(), config, class_names, None if step is None else int(step))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The weights file of a run's output folder, a checkpoint folder, or a file.
-
-    Raises:
-        UserError: There is none.
-    """
-    folder = Path(path)
-    for parent in (folder / CHECKPOINTS_FOLDER, folder):
-        for name in ("best", "last"):
-            if (parent / name / WEIGHTS_FILE).is_file():
-                return parent / name / WEIGHTS_FILE
-    if (folder / CHECKPOINTS_FOLDER).is_dir():
-        raise UserError(f"{folder} holds no finished checkpoint yet: neither best nor last in {CHECKPOINTS_FOLDER}/")
-    return find_weights(folder)
 
 
 def pack_metadata(config: Config, class_names: Sequence[str], step: int | None) -> dict[str, str]:

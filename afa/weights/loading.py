@@ -12,7 +12,7 @@ from torch import Tensor
 from afa.errors import UserError
 from afa.models import AFANet, MixTransformer
 from afa.weights.layouts import Recognised, article, encoder_shape, recognise
-from afa.weights.reading import WeightsFile, file_checksum, find_weights, read_weights_file
+from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def load_encoder(encoder: MixTransformer, source: str | Path) -> None:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
             The encoder is then unchanged.
     """
-    file = read_weights_file(find_weights(source))
+    file = read_weights_file(find_pretrained(source))
     seen = recognise(file.tensors)
     wanted = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(_HEADS)}
@@ -46,7 +46,7 @@ def load_network(network: AFANet, source: str | Path) -> None:
 
     Args:
         network: Changed in place.
-        source: An AFA checkpoint, the released program's or ours: a file, or a folder that holds one.
+        source: An AFA checkpoint, the released program's or ours: a file, a run, or a folder that holds one.
 
     Raises:
         UserError: As :func:`load_encoder`, or another number of classes. The network is then unchanged.
@@ -73,7 +73,7 @@ def load_segmenter(network: AFANet, source: str | Path) -> None:
     Raises:
         UserError: As :func:`load_network`.
     """
-    file = read_weights_file(find_weights(source))
+    file = read_weights_file(find_pretrained(source))
     seen = recognise(file.tensors)
     heads = ("attn_proj.", "classifier.")
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(heads)}

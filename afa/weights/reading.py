@@ -20,8 +20,9 @@ from afa.errors import UserError
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-# The order in which a folder is searched: ours, then those that Hugging Face writes.
-_WEIGHTS_NAMES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+WEIGHTS_FILE = "weights.safetensors"
+CHECKPOINTS_FOLDER = "checkpoints"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CHECKSUM = "sha256"
 _WAY_OUT = (
     "open it where you trust it and save the bare tensors: "
@@ -82,24 +83,34 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights file that a setting or argument names.
+    """The weights file that an argument names.
 
     Args:
-        source: A file, a folder with one weights file, or a name on the Hugging Face hub such as ``nvidia/mit-b1``,
-            which is downloaded, or taken from the cache.
+        source: A file, a run's output folder (its checkpoint ``best``, else ``last``), or a folder with one weights
+            file.
 
     Raises:
-        UserError: Nothing there, several candidates, or no network for a download.
+        UserError: Nothing there, or several candidates.
     """
     path = Path(source)
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
         return path
-    is_hub_name = _HUB_NAME.fullmatch(str(source)) and path.suffix not in WEIGHTS_SUFFIXES
-    if is_hub_name and not path.parent.exists():
-        return _download(str(source))
     raise UserError(f"{path}: no such file or folder; pretrained/README.md says where to get weights")
+
+
+def find_pretrained(source: str | Path) -> Path:
+    """As :func:`find_weights`, or a name on the Hugging Face hub such as ``nvidia/mit-b1``.
+
+    Raises:
+        UserError: As :func:`find_weights`, or it is not in the cache and there is no network for a download.
+    """
+    path = Path(source)
+    is_hub_name = _HUB_NAME.fullmatch(str(source)) and path.suffix not in WEIGHTS_SUFFIXES
+    if is_hub_name and not path.exists() and not path.parent.exists():
+        return _download(str(source))
+    return find_weights(path)
 
 
 def file_checksum(path: Path) -> str:
@@ -130,7 +141,13 @@ def with_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in _WEIGHTS_NAMES:
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    for place in (checkpoints / "best", checkpoints / "last", folder / "best", folder / "last"):
+        if (place / WEIGHTS_FILE).is_file():
+            return place / WEIGHTS_FILE
+    if checkpoints.is_dir():
+        raise UserError(f"{folder} holds no finished checkpoint yet: neither best nor last in {CHECKPOINTS_FOLDER}/")
+    for name in (WEIGHTS_FILE, *_HUB_FILES):
         if (folder / name).is_file():
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
@@ -139,7 +156,7 @@ def _in_folder(folder: Path) -> Path:
     if found:
         names = ", ".join(path.name for path in found[:6])
         raise UserError(f"{folder} holds several weights files ({names}): name one of them")
-    raise UserError(f"{folder} holds no weights: none of {', '.join(_WEIGHTS_NAMES)} and no other {_suffixes()} file")
+    raise UserError(f"{folder} holds no weights: no {_suffixes()} file")
 
 
 def _download(name: str) -> Path:
@@ -147,9 +164,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    files = _WEIGHTS_NAMES[1:]
     reason: Exception | None = None
-    for file, from_cache in [*((file, True) for file in files), *((file, False) for file in files)]:
+    for file, from_cache in [*((file, True) for file in _HUB_FILES), *((file, False) for file in _HUB_FILES)]:
         try:
             with _quiet_hub():
                 path = Path(hf_hub_download(name, file, local_files_only=from_cache))
@@ -167,7 +183,7 @@ def _download(name: str) -> Path:
             return path
     raise UserError(
         f"{name}: no such file or folder, and not to be had from the Hugging Face hub ({type(reason).__name__}): "
-        f"check name and network, or fetch its {' or '.join(files)} elsewhere and give that file's path"
+        f"check name and network, or fetch its {' or '.join(_HUB_FILES)} elsewhere and give that file's path"
     ) from reason
 
 
