@@ -182,6 +182,7 @@ class _RefinementStream:
     def __init__(self, refinement: Refinement) -> None:
         self.refinement = refinement
         self.threads = max(1, os.cpu_count() or 1)
+        self.threads_before = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.waiting: deque[tuple[Future[Tensor], Tensor, ConfusionMatrix]] = deque()
 
@@ -194,6 +195,8 @@ class _RefinementStream:
                 self._count_first()
         finally:
             self.pool.shutdown(cancel_futures=True)
+            # The pool's own setting is also what threads to come would start with.
+            torch.set_num_threads(self.threads_before)
 
     def add(self, image: Tensor, probabilities: Tensor, label: Tensor, matrix: ConfusionMatrix) -> None:
         if len(self.waiting) >= 2 * self.threads:

@@ -86,9 +86,8 @@ def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
         picture: uint8 RGB [H, W, 3], or a Pillow image such as a palette image.
     """
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    options = {"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}
     with replacing(path) as temporary:
-        image.save(temporary, **options)
+        image.save(temporary, quality=92)
 
 
 def _fit(picture: np.ndarray, cell: int) -> np.ndarray:

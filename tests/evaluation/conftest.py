@@ -11,6 +11,13 @@ from afa.config import Config, ModelConfig, config_from_dict
 from afa.models import AFANet, build_network
 
 CLASS_NAMES = ("disc", "bar", "ring")
+SMALL_MODEL = {
+    "encoder": "custom",
+    "widths": [8, 16, 20, 32],
+    "depths": [1, 1, 1, 2],
+    "heads": [1, 2, 5, 8],
+    "decoder_width": 16,
+}
 SIZES = [(40, 56), (64, 48), (33, 47), (50, 50), (48, 64)]
 
 
@@ -35,23 +42,21 @@ def write_data_set(root: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
+def small_config(root: Path) -> Config:
     return config_from_dict(
         {
-            "dataset": {"root": str(write_data_set(tmp_path / "shapes")), "train_split": "train"},
+            "dataset": {"root": str(write_data_set(root)), "train_split": "train"},
             "augmentation": {"crop_size": 64},
             "affinity": {"radius": 2},
             "test": {"long_side": 64},
-            "model": {
-                "encoder": "custom",
-                "widths": [8, 16, 20, 32],
-                "depths": [1, 1, 1, 2],
-                "heads": [1, 2, 5, 8],
-                "decoder_width": 16,
-            },
+            "model": SMALL_MODEL,
         }
     )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return small_config(tmp_path / "shapes")
 
 
 def small_network(settings: ModelConfig, seed: int = 1) -> AFANet:

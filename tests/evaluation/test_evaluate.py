@@ -71,7 +71,8 @@ def test_validation_leaves_no_trace(network: AFANet, config: Config) -> None:
     first = validator(network)
     second = validator(network)
     assert first == second
-    assert network.training and network.decoder.training
+    assert network.training
+    assert network.decoder.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     network.eval()
@@ -118,7 +119,9 @@ def test_refinement_sees_image_and_probabilities(network: AFANet, config: Config
     seen = []
 
     def first_class(image: Tensor, probabilities: Tensor) -> Tensor:
-        assert image.dtype == torch.uint8 and image.shape[1:] == probabilities.shape[2:] and image.shape[0] == 3
+        assert image.dtype == torch.uint8
+        assert image.shape[1:] == probabilities.shape[2:]
+        assert image.shape[0] == 3
         assert probabilities.shape[:2] == (1, 4)
         torch.testing.assert_close(probabilities.sum(dim=1), torch.ones_like(probabilities[:, 0]))
         seen.append(tuple(image.shape[1:]))
@@ -129,7 +132,8 @@ def test_refinement_sees_image_and_probabilities(network: AFANet, config: Config
     table = table_of(network, config, cams=False, refinement=first_class)
     assert sorted(seen) == sorted([(40, 56), (64, 48), (33, 47), (50, 50), (48, 64)])
     iou = table["segmentation_crf"]["iou"]
-    assert iou["disc"] > 0 and iou["background"] == iou["bar"] == iou["ring"] == 0
+    assert iou["disc"] > 0
+    assert iou["background"] == iou["bar"] == iou["ring"] == 0
     unchanged = table_of(network, config, cams=False, refinement=lambda image, probabilities: probabilities)
     assert unchanged["segmentation_crf"] == unchanged["segmentation"]
 

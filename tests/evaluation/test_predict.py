@@ -76,7 +76,9 @@ def test_shared_passes_change_nothing(network: AFANet, mirror: bool) -> None:
     seen = predict_image(network, image, torch.ones(5), cam=CamConfig(), test=test, largest_affinity=True)
     alone = multi_scale_logits(network, image, test.scales, mirror)
     reference = multi_scale_cam(network, image)
-    assert seen.seg_logits is not None and seen.cams is not None and seen.largest_affinity is not None
+    assert seen.seg_logits is not None
+    assert seen.cams is not None
+    assert seen.largest_affinity is not None
     torch.testing.assert_close(seen.seg_logits, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.cams, reference.cams, atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.largest_affinity, reference.affinity, atol=1e-5, rtol=0)
@@ -115,7 +117,8 @@ def test_single_forward_is_the_plain_network(network: AFANet) -> None:
     image = random_image(33, 47)
     seen = predict_image(network, image, None)
     output = network(image)
-    assert seen.seg_logits is not None and output.seg_logits is not None
+    assert seen.seg_logits is not None
+    assert output.seg_logits is not None
     torch.testing.assert_close(seen.cls_logits, output.cls_logits[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.seg_logits, output.seg_logits, atol=1e-5, rtol=0)
     assert torch.equal(seen.segmentation((33, 47)).long(), resize(seen.seg_logits, (33, 47)).argmax(dim=1)[0])
@@ -131,7 +134,8 @@ def test_image_without_any_class_is_background(network: AFANet) -> None:
 @pytest.mark.parametrize("size", [(20, 20), (3, 7), (17, 400)])
 def test_tiny_and_narrow_images(network: AFANet, size: tuple[int, int]) -> None:
     seen = predict_image(network, random_image(*size), None, cam=CamConfig(), test=TestConfig(long_side=0))
-    assert seen.cams is not None and seen.cams.shape[-2:] == size
+    assert seen.cams is not None
+    assert seen.cams.shape[-2:] == size
     assert seen.segmentation(size).shape == size
     assert seen.propagated_label(size, 0.35, AffinityConfig()).shape == size
 

@@ -1,0 +1,173 @@
+"""Predicting a list of pictures into a folder of results.
+
+What lies in the folder afterwards, NAME being the picture's own name without suffix:
+
+- ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
+- ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
+  ``scores`` float32 [m], the classifier's probabilities; only the m classes that count for the picture.
+- ``overlays/NAME.jpg``, ``cam_overlays/NAME.jpg``: to look at, at most 1024 pixels long.
+- ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
+- ``FOLDER.gif``: the overlays of a folder's frames.
+- ``pictures.json``: NAME -> the picture's path and its classes with their scores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from afa.data.files import replacing, write_json
+from afa.data.palette import palette_image
+from afa.errors import UserError
+from afa.evaluation.pictures import Picture, read_picture
+from afa.evaluation.predict import long_side_size
+from afa.evaluation.predictor import Prediction, Predictor
+from afa.evaluation.progress import track
+from afa.visual import overlay_cams, overlay_label, write_gif, write_picture
+
+_OVERLAY_LONG_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Results:
+    """Which results are wanted.
+
+    Attributes:
+        cams: CAMs.
+        overlays: Pictures to look at.
+        pseudo_labels: Kinds of :data:`afa.evaluation.predictor.PSEUDO_LABELS`.
+        gif: An animated GIF per folder that was given.
+        frames_per_second: Its speed.
+        upright: Turn pictures as their EXIF orientation says.
+    """
+
+    cams: bool = True
+    overlays: bool = True
+    pseudo_labels: Sequence[str] = ()
+    gif: bool = False
+    frames_per_second: float = 8.0
+    upright: bool = True
+
+
+class Inference:
+    """One run over pictures.
+
+    Args:
+        predictor: Looks at the pictures.
+        out: Folder of the results; those of the same names are replaced.
+        results: Which are wanted.
+        labels: Image-level labels [K] by picture key or bare name; None: the classifier's own.
+    """
+
+    def __init__(
+        self, predictor: Predictor, out: Path, results: Results, labels: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.predictor = predictor
+        self.out = out
+        self.results = results
+        self.labels = labels
+        self.failures: list[str] = []
+        self.done: dict[str, Any] = {}
+
+    def run(self, pictures: Sequence[Picture]) -> int:
+        """Predict all pictures; one that fails leaves the others unharmed.
+
+        Returns:
+            Number of failures, which :attr:`failures` describes.
+
+        Raises:
+            UserError: Results cannot be written.
+        """
+        try:
+            waiting = iter(track(pictures, len(pictures), "predicting"))
+            for folder, members in groupby(waiting, key=lambda picture: picture.folder):
+                frames = self._frames(members)
+                if self.results.gif and folder is not None:
+                    path = self.out / f"{folder.resolve().name}.gif"
+                    write_gif(path, frames, frames_per_second=self.results.frames_per_second)
+                else:
+                    for _ in frames:
+                        pass
+            write_json(self.out / "pictures.json", self.done)
+        except OSError as error:
+            raise UserError(f"results cannot be written to {self.out}: {error.strerror or error}") from error
+        return len(self.failures)
+
+    def _frames(self, pictures: Iterator[Picture]) -> Iterator[np.ndarray]:
+        """Work the pictures off, and give the overlay of each that could be read."""
+        for picture in pictures:
+            try:
+                image = read_picture(picture.path, upright=self.results.upright)
+                prediction = self.predictor.predict(
+                    image,
+                    self._class_labels(picture),
+                    cams=self.results.cams or self.results.overlays,
+                    pseudo_labels=self.results.pseudo_labels,
+                )
+            except UserError as error:
+                self._fail(str(error))
+                continue
+            except (MemoryError, torch.OutOfMemoryError):
+                self._fail(f"the image {picture.path} is too large for the memory: give --long-side")
+                continue
+            yield self._write(picture, image, prediction)
+
+    def _class_labels(self, picture: Picture) -> np.ndarray | None:
+        if self.labels is None:
+            return None
+        for key in (picture.key, picture.path.stem):
+            if key in self.labels:
+                return self.labels[key]
+        raise UserError(
+            f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
+        )
+
+    def _fail(self, message: str) -> None:
+        self.failures.append(message)
+        tqdm.write(f"failed: {message}", file=sys.stderr)
+
+    def _write(self, picture: Picture, image: np.ndarray, prediction: Prediction) -> np.ndarray:
+        """Write what is wanted; returns the overlay."""
+        name, results = picture.name, self.results
+        write_picture(self.out / "masks" / f"{name}.png", palette_image(prediction.mask))
+        for kind, label in prediction.pseudo_labels.items():
+            write_picture(self.out / "pseudo_labels" / kind / f"{name}.png", palette_image(label))
+        height, width = long_side_size(image.shape[:2], min(_OVERLAY_LONG_SIDE, max(image.shape[:2])))
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        overlay = overlay_label(small, cv2.resize(prediction.mask, (width, height), interpolation=cv2.INTER_NEAREST))
+        if prediction.cams is not None:
+            if results.cams:
+                self._write_cams(self.out / "cams" / f"{name}.npz", prediction, prediction.cams)
+            if results.overlays:
+                strongest = prediction.cams.max(axis=0, initial=0).astype(np.float32)
+                heat = cv2.resize(strongest, (width, height), interpolation=cv2.INTER_AREA)
+                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_cams(small, heat))
+        if results.overlays:
+            write_picture(self.out / "overlays" / f"{name}.jpg", overlay)
+        classes = zip(prediction.class_names, prediction.class_ids, strict=True)
+        self.done[name] = {
+            "picture": str(picture.path),
+            "classes": {class_name: round(float(prediction.scores[index - 1]), 4) for class_name, index in classes},
+        }
+        return overlay
+
+    @staticmethod
+    def _write_cams(path: Path, prediction: Prediction, cams: np.ndarray) -> None:
+        index = np.array(prediction.class_ids, np.int64)
+        with replacing(path) as temporary:
+            np.savez_compressed(
+                temporary,
+                cams=cams,
+                class_ids=index,
+                class_names=np.array(prediction.class_names, dtype=np.str_),
+                scores=prediction.scores[index - 1],
+            )

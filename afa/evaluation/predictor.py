@@ -1,0 +1,204 @@
+"""From a picture to masks and CAMs of its own size: all that comes before and after the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from afa.config import Config
+from afa.data.transforms import normalise
+from afa.evaluation.predict import ImagePrediction, long_side_size, predict_image
+from afa.methods.pseudo_labels import propagated_label, refined_label
+from afa.models import AFANet
+from afa.ops.cam import resize
+from afa.ops.dense_crf import DenseCRF
+from afa.ops.par import PAR
+
+PSEUDO_LABELS = ("plain", "refined", "propagated")
+
+# Beyond this long side a picture holds no detail that PAR, DenseCRF or the network would use.
+_DETAIL_LONG_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in a picture. H x W is the picture's own size.
+
+    Attributes:
+        mask: Segmentation, uint8 [H, W]: 0 background, 1..K.
+        class_ids: Of the m classes that count, given or predicted; 1..K, rising.
+        class_names: Their names.
+        scores: The classifier's probability of all K classes, float32 [K].
+        cams: float16 [m, H, W] in 0..1, in the order of ``class_ids``; None where they were not wanted.
+        pseudo_labels: Kind -> uint8 [H, W], 255 where the label is left open.
+    """
+
+    mask: np.ndarray
+    class_ids: list[int]
+    class_names: list[str]
+    scores: np.ndarray
+    cams: np.ndarray | None
+    pseudo_labels: dict[str, np.ndarray]
+
+
+class Predictor:
+    """Segments pictures of any size.
+
+    A picture is resized to ``test.long_side`` for the network, CAMs and segmentation alike, which share their passes.
+    PAR and DenseCRF work on the picture itself. Pictures of more than 1024 pixels (or ``test.long_side``, if that is
+    more) are shrunk to that first and the results enlarged: memory stays bounded. With ``test.long_side`` 0 everything
+    happens at native size.
+
+    Args:
+        network: In evaluation mode, on its device.
+        config: The ``dataset`` (mean, std), ``cam``, ``affinity``, ``par`` and ``test`` settings.
+        class_names: K names, background left out.
+        device: Where the network lies.
+        crf: Refines the segmentation, on the CPU.
+    """
+
+    def __init__(
+        self,
+        network: AFANet,
+        config: Config,
+        class_names: Sequence[str],
+        *,
+        device: torch.device | str = "cpu",
+        crf: DenseCRF | None = None,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.class_names = tuple(class_names)
+        self.device = torch.device(device)
+        self.crf = crf
+        self.par = PAR(
+            dilations=config.par.dilations,
+            iterations=config.par.iterations,
+            temperature=config.par.temperature,
+            position_weight=config.par.position_weight,
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: np.ndarray,
+        class_labels: np.ndarray | None = None,
+        *,
+        cams: bool = True,
+        pseudo_labels: Collection[str] = (),
+    ) -> Prediction:
+        """Look at a picture.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+            class_labels: Image-level labels [K], above 0 means present; None: the classifier's own, at least one.
+            cams: Whether CAMs are wanted.
+            pseudo_labels: Kinds wanted, of :data:`PSEUDO_LABELS`.
+
+        Returns:
+            Mask, classes, CAMs and pseudo labels at the picture's size.
+        """
+        size = (image.shape[0], image.shape[1])
+        detail = self._detail(image)
+        seen = predict_image(
+            self.network,
+            self._network_input(detail),
+            None if class_labels is None else torch.from_numpy(np.asarray(class_labels, np.float32)),
+            cam=self.config.cam if cams or pseudo_labels else None,
+            test=replace(self.config.test, long_side=0),
+            largest_affinity="propagated" in pseudo_labels,
+        )
+        counting = seen.class_labels > 0
+        class_ids = (seen.classes[counting] + 1).tolist()
+        return Prediction(
+            mask=self._mask(seen, detail, size),
+            class_ids=class_ids,
+            class_names=[self.class_names[class_id - 1] for class_id in class_ids],
+            scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
+            cams=_native_cams(seen.cams[0, counting], size) if cams and seen.cams is not None else None,
+            pseudo_labels={kind: _enlarge(self._pseudo_label(kind, seen, detail), size) for kind in pseudo_labels},
+        )
+
+    def _detail(self, image: np.ndarray) -> np.ndarray:
+        """The picture, shrunk where it is larger than anything that follows needs."""
+        wanted = self.config.test.long_side
+        limit = max(wanted, _DETAIL_LONG_SIDE)
+        if not wanted or max(image.shape) <= limit:
+            return np.ascontiguousarray(image)
+        height, width = long_side_size(image.shape[:2], limit)
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+    def _network_input(self, detail: np.ndarray) -> Tensor:
+        smallest = math.ceil(1 / min(1.0, *self.config.cam.scales, *self.config.test.scales))
+        size = long_side_size(detail.shape[:2], self.config.test.long_side, smallest)
+        normalised = normalise(detail, self.config.dataset.image_mean, self.config.dataset.image_std)
+        return resize(normalised[None].to(self.device), size)
+
+    def _mask(self, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.crf is None:
+            return seen.segmentation(size).cpu().numpy()
+        probabilities = seen.probabilities(detail.shape[:2]).cpu()
+        marginals = self.crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
+        return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).numpy(), size)
+
+    def _pseudo_label(self, kind: str, seen: ImagePrediction, detail: np.ndarray) -> np.ndarray:
+        """A label as training makes it, uint8 of the detail picture's size."""
+        height, width = detail.shape[:2]
+        settings = self.config
+        if kind == "plain":
+            return seen.cam_label((height, width), settings.cam.background).cpu().numpy()
+        if seen.cams is None:
+            raise ValueError("pseudo labels need CAMs")
+        image = torch.from_numpy(detail).permute(2, 0, 1)[None].to(self.device).float() / 255
+        cams, class_labels = resize(seen.cams, (height, width)), seen.class_labels[None]
+        box = torch.tensor([[0, height, 0, width]])
+        if kind == "refined":
+            label = refined_label(
+                image,
+                cams,
+                class_labels,
+                box,
+                self.par,
+                low=settings.cam.low,
+                high=settings.cam.high,
+                image_scale=settings.par.image_scale,
+            )
+        elif kind == "propagated" and seen.largest_affinity is not None and seen.largest_grid is not None:
+            label = propagated_label(
+                image,
+                cams,
+                seen.largest_affinity,
+                seen.largest_grid,
+                class_labels,
+                box,
+                self.par,
+                low=settings.cam.low,
+                high=settings.cam.high,
+                image_scale=settings.par.image_scale,
+                radius=settings.affinity.radius,
+                power=settings.affinity.power,
+                epsilon=settings.affinity.epsilon,
+            )
+        else:
+            raise ValueError(f"'{kind}' is no pseudo label: choose of {', '.join(PSEUDO_LABELS)}")
+        table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
+        table[: len(seen.classes) + 1] = torch.cat([seen.classes.new_zeros(1), seen.classes + 1]).to(torch.uint8)
+        return table[label[0]].cpu().numpy()
+
+
+def _native_cams(cams: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """[m, h, w] -> float16 [m, H, W], one class at a time: a photo's CAMs are large."""
+    maps = [resize(cam[None, None], size)[0, 0].half().cpu().numpy() for cam in cams]
+    return np.stack(maps) if maps else np.zeros((0, *size), np.float16)
+
+
+def _enlarge(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if label.shape == size:
+        return label
+    return cv2.resize(label, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)

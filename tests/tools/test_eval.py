@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from afa.config import Config, config_to_dict
+from afa.data.loader import evaluation_loader
+from afa.evaluation.evaluate import evaluate
+from afa.evaluation.report import default_report_path
+from afa.models import AFANet
+from afa.weights import pack_metadata, save_network
+from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
+from tests.evaluation.run_tool import RunTool
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return small_config(tmp_path / "shapes")
+
+
+@pytest.fixture
+def network(config: Config) -> AFANet:
+    return small_network(config.model).eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path, config: Config, network: AFANet) -> Path:
+    """A run's output folder with one checkpoint, as training leaves it."""
+    folder = tmp_path / "run/checkpoints/step_00000007"
+    save_network(network, folder / "weights.safetensors", pack_metadata(config, CLASS_NAMES, 7))
+    facts = {"step": 7, "config": config_to_dict(config), "class_names": list(CLASS_NAMES)}
+    (folder / "checkpoint.json").write_text(json.dumps(facts))
+    (folder.parent / "best").symlink_to(folder.name)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def score(run_tool: RunTool) -> RunTool:
+    return partial(run_tool, "eval.py", "--device", "cpu", "--workers", 0)
+
+
+def test_table_and_json_of_a_run(run: Path, config: Config, network: AFANet) -> None:
+    command = [sys.executable, "tools/eval.py", run, "--device", "cpu", "--workers", "1"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    table = json.loads((run / "evaluation.json").read_text())
+    loader = evaluation_loader(config.dataset)
+    expected = evaluate(network, loader, config=config, class_names=CLASS_NAMES, device="cpu", test=config.test)
+    for row in ("cam", "propagated_cam", "segmentation"):
+        assert table[row]["miou"] == pytest.approx(expected[row]["miou"], abs=2e-3)
+        assert list(table[row]["iou"]) == ["background", *CLASS_NAMES]
+        assert f"{100 * table[row]['miou']:.1f}" in result.stdout
+    assert 0 < table["segmentation"]["miou"] < 1
+    assert table["step"] == 7
+    for word in ("CAM", "propagated CAM", "segmentation", "mIoU", "pAcc", "mAcc", "ring"):
+        assert word in result.stdout
+
+
+def test_options(score: RunTool, run: Path, tmp_path: Path) -> None:
+    tables = {}
+    for name, options in {
+        "default": [],
+        "single": ["--scales", 1, "--no-flip"],
+        "native": ["--long-side", 0],
+        "crf": ["--crf"],
+        "limited": ["--limit", 2],
+    }.items():
+        output = tmp_path / f"{name}.json"
+        result = score(run, "--no-cams", "--output", output, *options)
+        assert result.returncode == 0, result.stderr
+        tables[name] = json.loads(output.read_text())
+        assert "cam" not in tables[name]
+    assert len({tables[name]["segmentation"]["pacc"] for name in ("default", "single", "native")}) == 3
+    assert tables["single"]["test"] == {"long_side": 64, "scales": [1.0], "mirror": False}
+    assert tables["crf"]["segmentation"] == tables["default"]["segmentation"]
+    assert tables["crf"]["segmentation_crf"] != tables["crf"]["segmentation"]
+    assert [tables[name]["images"] for name in ("default", "limited")] == [5, 2]
+    assert not (run / "evaluation.json").exists()
+
+
+def test_settings_may_stand_anywhere(score: RunTool, run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "moved"
+    (tmp_path / "shapes").rename(root)
+    for arguments in (
+        [run, f"dataset.root={root}", "--scales", 1],
+        [run, "--scales", 1, 0.5, f"dataset.root={root}", "cam.background=0.3"],
+    ):
+        assert score(*arguments).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "test"], "test.txt"),
+        (["dataset.root=/nowhere"], "/nowhere does not exist"),
+        (["train.steps=3"], "train is fixed by the checkpoint"),
+        (["test.scale=[1]"], "did you mean 'test.scales'"),
+        (["--limit", "0"], "--limit 0"),
+        (["--scales", "one"], "--scales needs numbers"),
+        (["cam.background"], "section.key=value"),
+        (["--output", "/proc/evaluation.json"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(score: RunTool, run: Path, arguments: list[str], message: str) -> None:
+    result = score(run, "--no-cams", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    "given", ["", "checkpoints", "checkpoints/best", "checkpoints/step_00000007/weights.safetensors"]
+)
+def test_report_lies_in_the_folder_of_the_run(run: Path, given: str) -> None:
+    assert default_report_path(run / given) == run / "evaluation.json"
+
+
+def test_no_checkpoint(score: RunTool, tmp_path: Path) -> None:
+    result = score(tmp_path / "nothing")
+    assert result.returncode == 2
+    assert "nothing" in result.stderr
+
+
+def test_other_classes_are_refused(score: RunTool, run: Path, config: Config) -> None:
+    (Path(config.dataset.root) / "classes.txt").write_text("disc\nbar\nring\nstar\n")
+    result = score(run)
+    assert result.returncode == 2
+    assert "knows 3 classes" in result.stderr

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afa.config import config_from_dict
+from afa.data.palette import voc_palette
+from afa.weights import pack_metadata, save_network
+from tests.evaluation.conftest import CLASS_NAMES, SMALL_MODEL, small_network
+from tests.evaluation.run_tool import RunTool
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_from_dict(
+        {
+            "model": SMALL_MODEL,
+            "test": {"long_side": 96},
+            "affinity": {"radius": 2},
+            "augmentation": {"crop_size": 64},
+            "par": {"iterations": 2, "dilations": [1, 2]},
+        }
+    )
+    path = tmp_path_factory.mktemp("run") / "weights.safetensors"
+    save_network(small_network(config.model), path, pack_metadata(config, CLASS_NAMES, 7))
+    return path
+
+
+@pytest.fixture
+def infer(run_tool: RunTool) -> RunTool:
+    return partial(run_tool, "infer.py")
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(height + width)
+    blocks = rng.integers(0, 255, (-(-height // 8), -(-width // 8), channels), np.uint8)
+    return blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+
+
+def save(path: Path, height: int = 40, width: int = 56, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(height, width)).save(path, **options)
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    pictures.mkdir()
+    Image.fromarray(noise(60, 80, 1)[:, :, 0]).save(pictures / "grey.png")
+    Image.fromarray(noise(50, 70, 4), "RGBA").save(pictures / "transparent.png")
+    save(pictures / "large.jpg", 3000, 4000, quality=60)
+    save(pictures / "tiny.png", 20, 20)
+    (pictures / "text.jpg").write_text("this is no image")
+    (pictures / "empty").write_bytes(b"")
+    (pictures / "notes.txt").write_text("not an image, and not said to be one")
+    command = [sys.executable, "tools/infer.py", checkpoint, pictures, "--out", out]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "6 pictures: 4 done, 2 failed" in result.stdout
+    assert "text.jpg" in result.stderr
+    assert "empty" in result.stderr
+    assert "notes.txt" not in result.stderr
+    names = {"grey", "transparent", "large", "tiny"}
+    assert files(out) == {"pictures.json"} | {
+        f"{kind}/{name}.{suffix}"
+        for name in names
+        for kind, suffix in [("masks", "png"), ("cams", "npz"), ("overlays", "jpg"), ("cam_overlays", "jpg")]
+    }
+    sizes = {"grey": (60, 80), "transparent": (50, 70), "large": (3000, 4000), "tiny": (20, 20)}
+    listed = json.loads((out / "pictures.json").read_text())
+    assert set(listed) == names
+    for name, size in sizes.items():
+        with Image.open(out / "masks" / f"{name}.png") as mask:
+            assert mask.mode == "P"
+            assert mask.size == size[::-1]
+            assert mask.getpalette() == voc_palette().flatten().tolist()
+            assert np.array(mask).max() <= len(CLASS_NAMES)
+        with np.load(out / "cams" / f"{name}.npz") as cams:
+            assert cams["cams"].dtype == np.float16
+            assert cams["cams"].shape == (len(cams["class_ids"]), *size)
+            assert [CLASS_NAMES[index - 1] for index in cams["class_ids"]] == cams["class_names"].tolist()
+            assert cams["cams"].min() >= 0
+            assert cams["cams"].max() <= 1
+            assert list(listed[name]["classes"]) == cams["class_names"].tolist()
+            assert len(cams["scores"]) == len(cams["class_ids"]) >= 1
+
+
+def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "JPEGImages", tmp_path / "out"
+    for name in ("one", "two", "none", "unlabelled"):
+        save(pictures / f"{name}.jpg", 48, 64)
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"one": ["bar"], "two": ["disc", "ring"], "none": []}))
+    kinds = ["plain", "refined", "propagated"]
+    result = infer(checkpoint, pictures, "--labels", labels, "--out", out, "--no-overlays", "--pseudo-labels", *kinds)
+    assert result.returncode == 1
+    assert "unlabelled" in result.stderr
+    allowed = {"one": {0, 2, 255}, "two": {0, 1, 3, 255}, "none": {0, 255}}
+    expected = {f"pseudo_labels/{kind}/{name}.png" for kind in kinds for name in allowed}
+    assert expected <= files(out)
+    assert not (out / "overlays").exists()
+    seen = set()
+    for path in expected:
+        values = set(np.unique(np.array(Image.open(out / path))).tolist())
+        assert values <= allowed[Path(path).stem], path
+        seen |= values
+    assert seen & {1, 2, 3}
+    with np.load(out / "cams/two.npz") as cams:
+        assert cams["class_names"].tolist() == ["disc", "ring"]
+    with np.load(out / "cams/none.npz") as cams:
+        assert cams["cams"].shape == (0, 48, 64)
+    result = infer(checkpoint, pictures / "one.jpg", "--labels", labels, "--out", tmp_path / "second", "--no-cams")
+    assert result.returncode == 0
+    assert "pseudo_labels/propagated/one.png" in files(tmp_path / "second")
+    assert not (tmp_path / "second/cams").exists()
+
+
+def test_equal_names_do_not_overwrite_each_other(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    for path in (first / "a.png", first / "a.jpg", first / "sub/b.png", second / "a.png", second / "sub/b.png"):
+        save(path)
+    save(first / "alone.png")
+    result = infer(checkpoint, first, second, first / "alone.png", "--out", out, "--no-cams", "--no-overlays")
+    assert result.returncode == 0, result.stderr
+    listed = json.loads((out / "pictures.json").read_text())
+    assert len(listed) == 6  # a picture that was named twice is looked at once
+    assert files(out) == {"pictures.json"} | {f"masks/{name}.png" for name in listed}
+    assert "alone" in listed
+    assert len({entry["picture"] for entry in listed.values()}) == 6
+
+
+def test_results_inside_the_folder_are_not_looked_at(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    for _ in range(2):
+        result = infer(checkpoint, tmp_path, "--out", tmp_path / "results", "--no-cams")
+        assert "1 pictures: 1 done" in result.stdout
+
+
+def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    frames = tmp_path / "clip"
+    for number in (1, 2, 10):
+        image = np.full((40, 56, 3), number * 20, np.uint8)
+        frames.mkdir(exist_ok=True)
+        Image.fromarray(image).save(frames / f"frame{number}.png")
+    result = infer(checkpoint, frames, "--out", tmp_path / "out", "--gif", "--fps", "10", "--no-cams", "--no-overlays")
+    assert result.returncode == 0, result.stderr
+    assert list(json.loads((tmp_path / "out/pictures.json").read_text())) == ["frame1", "frame2", "frame10"]
+    with Image.open(tmp_path / "out/clip.gif") as gif:
+        assert gif.n_frames == 3
+        assert gif.size == (56, 40)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8, 3])
+def test_exif_orientation(infer: RunTool, checkpoint: Path, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "photo.jpg", 40, 80, exif=exif)
+    turned = orientation in (6, 8)
+    infer(checkpoint, path, "--out", tmp_path / "upright", "--no-cams")
+    with Image.open(tmp_path / "upright/masks/photo.png") as mask:
+        assert mask.size == ((40, 80) if turned else (80, 40))
+    if turned:
+        infer(checkpoint, path, "--out", tmp_path / "stored", "--no-cams", "--no-exif")
+        with Image.open(tmp_path / "stored/masks/photo.png") as mask:
+            assert mask.size == (80, 40)
+
+
+def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", 40, 56)
+    masks = {}
+    for name, options in {
+        "plain": [],
+        "crf": ["--crf", "--crf-negligible", "0.01"],
+        "single": ["--scales", "1", "--no-flip", "--long-side", "64"],
+        "set": ["--set", "test.scales=[1, 0.5]"],
+    }.items():
+        result = infer(checkpoint, path, "--out", tmp_path / name, "--no-cams", *options)
+        assert result.returncode == 0, result.stderr
+        masks[name] = (tmp_path / name / "masks/a.png").read_bytes()
+    assert len(set(masks.values())) == 4
+    # Pictures may follow the scales.
+    assert infer(checkpoint, "--scales", "1", path, "--out", tmp_path / "after", "--no-cams").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg does not exist"),
+        ([], "no picture was named"),
+        (["{empty}"], "no image in"),
+        (["{picture}", "--device", "tpu"], "--device tpu"),
+        (["{picture}", "--scales", "2", "0.5"], "must contain 1"),
+        (["{picture}", "--set", "model.depths=[1,1,1,1]"], "fixed by the checkpoint"),
+        (["{picture}", "--set", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
+        (["{picture}", "--labels", "nowhere.json"], "nowhere.json is missing"),
+        (["{picture}", "--fps", "0"], "--fps"),
+        (["{picture}", "--crf", "--crf-negligible", "2"], "negligible"),
+    ],
+)
+def test_mistakes_are_one_line(
+    infer: RunTool, checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    picture = save(tmp_path / "a.png")
+    filled = [argument.format(empty=tmp_path / "empty", picture=picture) for argument in arguments]
+    result = infer(checkpoint, *filled, "--out", tmp_path / "out")
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_cannot_be_written(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    picture = save(tmp_path / "a.png")
+    (tmp_path / "out").write_text("a file where the folder should be")
+    result = infer(checkpoint, picture, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: results cannot be written to")

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Segment anyone's pictures: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
+
+Exit code 1 if a picture could not be read; the others are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from afa.errors import run_command
+
+
+def main() -> int:
+    from afa.evaluation import inference
+    from afa.evaluation.arguments import (
+        add_crf_arguments,
+        add_network_arguments,
+        build_crf,
+        open_network,
+        split_scales,
+    )
+    from afa.evaluation.predictor import PSEUDO_LABELS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=inference.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_network_arguments(parser)
+    parser.add_argument("pictures", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="image-level labels (.txt .csv .json .npy) in place of predicted ones",
+    )
+    parser.add_argument(
+        "--pseudo-labels",
+        nargs="+",
+        choices=PSEUDO_LABELS,
+        metavar="KIND",
+        help=f"labels as training makes them: {', '.join(PSEUDO_LABELS)}; default: propagated with --labels, else none",
+    )
+    parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
+    parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
+    parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="write CAMs")
+    parser.add_argument("--overlays", action=argparse.BooleanOptionalAction, default=True, help="write overlays")
+    parser.add_argument(
+        "--exif",
+        action=argparse.BooleanOptionalAction,
+        help="turn pictures as their EXIF orientation says; default: yes, but not with --labels, whose masks must fit "
+        "the stored pixels",
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: cam.background=0.4")
+    add_crf_arguments(parser)
+    args = parser.parse_intermixed_args()
+    args.pictures += [Path(text) for text in split_scales(args)]
+
+    from afa.data.labels import read_labels
+    from afa.errors import UserError
+    from afa.evaluation.pictures import find_pictures
+    from afa.evaluation.predictor import Predictor
+
+    if not args.pictures:
+        raise UserError("no picture was named: give image files or folders after the checkpoint")
+    if not args.fps > 0:
+        raise UserError(f"--fps {args.fps} must be greater than 0")
+    pictures = find_pictures(args.pictures, without=args.out)
+    opened = open_network(args, args.set)
+    labels = None if args.labels is None else read_labels(args.labels, opened.class_names)
+    kinds = args.pseudo_labels if args.pseudo_labels is not None else ["propagated"] if labels is not None else []
+    results = inference.Results(
+        cams=args.cams,
+        overlays=args.overlays,
+        pseudo_labels=tuple(dict.fromkeys(kinds)),
+        gif=args.gif,
+        frames_per_second=args.fps,
+        upright=labels is None if args.exif is None else args.exif,
+    )
+    crf = build_crf(opened.config.test, args.crf_negligible) if args.crf else None
+    predictor = Predictor(opened.network, opened.config, opened.class_names, device=opened.device, crf=crf)
+    work = inference.Inference(predictor, args.out, results, labels)
+    failed = work.run(pictures)
+    print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed; the results lie in {args.out}")
+    for message in work.failures:
+        print(f"  failed: {message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_command(main)
