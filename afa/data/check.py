@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from afa.data.images import MASK_MODES, DamagedImage, read_image, read_mask
+from afa.data.images import MASK_MODES, DamagedImage, open_quietly, read_image, read_mask
 from afa.data.labels import classes_in_mask, read_labels
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
@@ -273,7 +272,7 @@ def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem
         content = job.image.read_bytes()
         digest = hashlib.blake2b(content, digest_size=16).digest()
         height, width = read_image(job.image).shape[:2]
-        with Image.open(BytesIO(content)) as image:
+        with open_quietly(BytesIO(content)) as image:
             orientation, mode = image.getexif().get(_EXIF_ORIENTATION, 1), image.mode
     except (DamagedImage, OSError) as error:
         truncated = "truncated" in str(error)
@@ -298,7 +297,7 @@ def _check_mask(job: _Job, size: tuple[int, int] | None) -> tuple[set[int] | Non
         report("missing-mask" if job.mask_needed else "missing-training-mask", "there is no such file")
         return None, problems
     try:
-        with Image.open(path) as image:
+        with open_quietly(path) as image:
             if image.mode not in MASK_MODES:
                 report("mask-channels", f"{len(image.getbands())} channels ({image.mode}) instead of one of class ids")
                 return None, problems

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -40,10 +43,8 @@ def read_image(path: str | Path) -> np.ndarray:
         DamagedImage: The file is missing, truncated, empty or no image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata.
-            with Image.open(path) as image:
-                return _to_rgb(image)
+        with open_quietly(path) as image:
+            return _to_rgb(image)
     except _DECODING_ERRORS as error:
         raise DamagedImage(_describe(path, "image", error)) from error
 
@@ -61,7 +62,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         DamagedImage: The file is missing or damaged, has colour channels, or values above 255.
     """
     try:
-        with Image.open(path) as image:
+        with open_quietly(path) as image:
             if image.mode not in MASK_MODES:
                 channels = len(image.getbands())
                 raise DamagedImage(
@@ -78,6 +79,15 @@ def read_mask(path: str | Path) -> np.ndarray:
             )
         mask = mask.astype(np.uint8)
     return mask
+
+
+@contextmanager
+def open_quietly(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image with Pillow, without its warnings of large pictures and odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file) as image:
+            yield image
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.sampler import StreamSampler
+from afa.errors import UserError
 
 if TYPE_CHECKING:
     from afa.config import AugmentationConfig, DatasetConfig
+
+
+class ImageLoader(DataLoader[dict[str, Any]]):
+    """A loader that raises a worker's :class:`UserError` as it is: one line, without the worker's traceback."""
+
+    def __init__(self, images: Dataset[dict[str, Any]], **settings: Any) -> None:
+        # Of its own, so that starting to load does not draw from the global random state.
+        generator = torch.Generator()
+        super().__init__(
+            _ErrorsAsItems(images),  # type: ignore[arg-type]
+            generator=generator,
+            worker_init_fn=_single_threaded,
+            **settings,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsItems(Dataset[dict[str, Any] | UserError]):
+    """Gives what was raised instead of raising it: PyTorch would wrap it into a traceback."""
+
+    def __init__(self, images: Dataset[dict[str, Any]]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> dict[str, Any] | UserError:
+        try:
+            return self.images[key]
+        except UserError as error:
+            return error
 
 
 def training_loader(
@@ -29,7 +66,7 @@ def training_loader(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[dict[str, Any]]:
+) -> ImageLoader:
     """Batches for steps ``start_step`` to ``start_step + steps - 1``; accumulated micro-batches follow one another.
 
     What a batch holds depends on the seed and the step, not on workers, processes or resuming.
@@ -49,8 +86,7 @@ def training_loader(
 
     Returns:
         Loader of dictionaries: ``image`` float32 [B, 3, S, S], ``class_labels`` float32 [B, K], ``valid_box`` int64
-        [B, 4] (y0, y1, x0, x1) and ``name``, a list of B names. All tensors are on the CPU. Its ``dataset`` is a
-        :class:`TrainingImages`.
+        [B, 4] (y0, y1, x0, x1) and ``name``, a list of B names. All tensors are on the CPU.
 
     Raises:
         UserError: Something of the data set is missing, or the batch cannot be shared out.
@@ -66,12 +102,11 @@ def training_loader(
         rank=rank,
         world_size=world_size,
     )
-    return DataLoader(
+    return ImageLoader(
         images,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_training,
-        worker_init_fn=_single_threaded,
         pin_memory=pin_memory,
     )
 
@@ -85,7 +120,7 @@ def evaluation_loader(
     limit: int | None = None,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[dict[str, Any]]:
+) -> ImageLoader:
     """The images of a split, one by one, at their own size; each process takes every ``world_size``-th.
 
     Args:
@@ -105,21 +140,24 @@ def evaluation_loader(
     """
     images = EvaluationImages(config, split=split)
     count = len(images) if limit is None else min(limit, len(images))
-    return DataLoader(
+    return ImageLoader(
         Subset(images, range(rank, count, world_size)),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_single_threaded,
         pin_memory=pin_memory,
     )
 
 
-def collate_training(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples of :class:`TrainingImages` into a batch; names become a list."""
+def collate_training(samples: Sequence[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
+    """Stack samples of :class:`TrainingImages` into a batch; names become a list. An error takes the batch's place."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    whole = cast(Sequence[dict[str, Any]], samples)
     batch: dict[str, Any] = {
-        key: torch.stack([sample[key] for sample in samples]) for key in ("image", "class_labels", "valid_box")
+        key: torch.stack([sample[key] for sample in whole]) for key in ("image", "class_labels", "valid_box")
     }
-    batch["name"] = [sample["name"] for sample in samples]
+    batch["name"] = [sample["name"] for sample in whole]
     return batch
 
 

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_sources import stored_mask, tool_command, tool_environment, tree_bytes
+from PIL import Image
+from scipy import ndimage
+
+from afa.config import AugmentationConfig, DatasetConfig
+from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.data.shapes import CLASS_NAMES, ShapesStyle, draw_picture, make_shapes
+from afa.errors import UserError
+
+STYLE = ShapesStyle()
+
+
+def pictures(count: int, style: ShapesStyle = STYLE) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [draw_picture(np.random.default_rng((7, number)), style) for number in range(count)]
+
+
+def saturated(image: np.ndarray) -> np.ndarray:
+    return np.ptp(image.astype(int), axis=2) > 70
+
+
+def test_pictures_are_a_function_of_the_generator() -> None:
+    first, again = (draw_picture(np.random.default_rng(3), STYLE) for _ in range(2))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert first[0].shape == (160, 160, 3) and first[0].dtype == np.uint8 and first[1].dtype == np.uint8
+
+
+def test_emblems_mark_bodies_and_cover_at_most_60_percent() -> None:
+    classes: set[int] = set()
+    for image, mask in pictures(60):
+        emblem = saturated(image)
+        assert not (emblem & (mask == 0)).any(), "saturated colours lie on bodies only"
+        # Objects that touch share a region: the share holds for each of them, so for all of them together.
+        for class_id in set(np.unique(mask)) - {0}:
+            classes.add(int(class_id))
+            share = emblem[mask == class_id].mean()
+            assert 0.03 < share <= 0.6
+            hue = image[(mask == class_id) & emblem].mean(axis=0)
+            expected = {1: (1, 0, 0), 2: (0, 1, 0), 3: (0, 0, 1), 4: (1, 1, 0), 5: (1, 0, 1)}[int(class_id)]
+            assert ((hue > hue.mean() * 0.85) == np.array(expected, bool)).all()
+    assert classes == {1, 2, 3, 4, 5}
+
+
+def test_backgrounds_and_bodies_are_weakly_saturated() -> None:
+    for image, mask in pictures(20):
+        assert np.ptp(image[mask == 0].mean(axis=0)) < 30
+        assert np.percentile(np.ptp(image[mask == 0].astype(int), axis=1), 99) < 40
+
+
+def test_bodies_stand_out_from_the_background() -> None:
+    differences = []
+    for image, mask in pictures(30):
+        grey = image.mean(axis=2)
+        regions, count = ndimage.label(mask > 0)
+        for number in range(1, count + 1):
+            body = (regions == number) & ~saturated(image)
+            ring = ndimage.binary_dilation(regions == number, iterations=6) & (mask == 0)
+            differences.append(abs(np.median(grey[body]) - np.median(grey[ring])))
+    assert np.mean(np.array(differences) > 20) > 0.9
+
+
+def test_one_to_three_objects() -> None:
+    single = ShapesStyle(max_objects=1)
+    for _, mask in pictures(10, single):
+        assert ndimage.label(mask > 0)[1] == 1 and len(np.unique(mask)) == 2
+    counts = [ndimage.label(mask > 0)[1] for _, mask in pictures(60)]
+    assert set(counts) == {1, 2, 3}
+
+
+def test_the_tool_makes_a_data_set_that_the_loaders_read(tmp_path: Path, run_tool) -> None:
+    root = tmp_path / "shapes"
+    run_tool("make_shapes.py", root, "--train", 6, "--val", 3, "--size", 96, "--workers", 1)
+    config = DatasetConfig(root=str(root), train_split="train")
+    images = TrainingImages(config, AugmentationConfig(crop_size=64), seed=0)
+    assert len(images) == 6 and images.layout.class_names == CLASS_NAMES
+    evaluation = EvaluationImages(config)
+    assert len(evaluation) == 3
+    for number in range(3):
+        sample = evaluation[number]
+        classes = [class_id for class_id in sample["label"].unique().tolist() if class_id]
+        assert sample["class_labels"].nonzero().flatten().tolist() == [class_id - 1 for class_id in classes]
+        assert sample["image"].shape == (3, 96, 96)
+    # Training labels are those of the masks, although they come from the labels file.
+    for name, labels in zip(images.names, images.class_labels, strict=True):
+        shown = np.unique(stored_mask(root / "SegmentationClass" / f"{name}.png"))
+        assert labels.nonzero().flatten().tolist() == [class_id - 1 for class_id in shown if class_id]
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    run_tool("make_shapes.py", root, "--train", 6, "--val", 3, "--size", 96)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_seeds_differ_and_splits_differ(tmp_path: Path) -> None:
+    style = ShapesStyle(size=64)
+    for seed in (0, 1):
+        make_shapes(tmp_path / str(seed), train=1, val=1, seed=seed, style=style)
+    images = [np.array(Image.open(path)).tobytes() for path in sorted(tmp_path.rglob("*.jpg"))]
+    assert len(images) == len(set(images)) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_half_way_it_goes_on_to_the_same_bytes(tmp_path: Path, run_tool, workers: int) -> None:
+    arguments = ("--train", 100, "--val", 4, "--size", 96)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_tool("make_shapes.py", whole, *arguments, "--workers", 3 - workers)
+    command = tool_command("make_shapes.py", killed, *arguments, "--workers", workers)
+    process = subprocess.Popen(command, env=tool_environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    masks = killed / "SegmentationClass"
+    while process.poll() is None and len(list(masks.glob("[!.]*.png"))) < 5:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 5 <= len(list(masks.glob("[!.]*.png"))) < 104 and not (killed / "manifest.json").exists()
+    # One picture without its mask, as a kill between the two leaves it.
+    (masks / "train_00002.png").unlink()
+    run_tool("make_shapes.py", killed, *arguments, "--workers", 2)
+    assert tree_bytes(killed) == tree_bytes(whole)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    command = tool_command("make_shapes.py", tmp_path / "shapes", "--train", 3000, "--workers", 2)
+    process = subprocess.Popen(command, env=tool_environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("shapes/SegmentationClass/[!.]*.png")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and _group_lives(process.pid):
+        time.sleep(0.05)
+    assert not _group_lives(process.pid)
+
+
+def _group_lives(group: int) -> bool:
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = status.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            return True
+    return False
+
+
+def test_foreign_folders_and_other_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        make_shapes(tmp_path / "full", train=1, val=1)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+    make_shapes(tmp_path / "made", train=1, val=1)
+    with pytest.raises(UserError, match="other settings"):
+        make_shapes(tmp_path / "made", train=2, val=1)
+    shutil.rmtree(tmp_path / "made")
+    make_shapes(tmp_path / "made", train=2, val=1)
+    assert json.loads((tmp_path / "made/manifest.json").read_text())["counts"] == {"train": 2, "val": 1}
+    with pytest.raises(UserError, match="at least one"):
+        make_shapes(tmp_path / "none", train=0, val=1)
