@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -31,6 +33,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            # Under torchrun all processes mostly have the same to say: the first one speaks, its end ends the others.
+            time.sleep(1)
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:

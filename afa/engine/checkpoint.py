@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -32,6 +32,24 @@ WEIGHTS = "weights.safetensors"
 TRAINING = "training.safetensors"
 FACTS = "checkpoint.json"
 
+_CHECKSUMS = "sha256"
+_PART = ".part_"
+_DAMAGED = "damaged_"
+
+
+class Checkpoint(NamedTuple):
+    """An intact checkpoint, read.
+
+    Attributes:
+        facts: What ``checkpoint.json`` says.
+        weights: The network's tensors by name, on the CPU.
+        training: The optimiser's tensors, see :func:`restore`.
+    """
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor]
+
 
 class CheckpointStore:
     """The checkpoints of one run.
@@ -41,7 +59,7 @@ class CheckpointStore:
         keep: How many of the latest stay; the best stays besides.
     """
 
-    def __init__(self, output: Path, *, keep: int) -> None:
+    def __init__(self, output: Path, *, keep: int = 1) -> None:
         self.folder = output / "checkpoints"
         self.keep = keep
 
@@ -59,13 +77,7 @@ class CheckpointStore:
         return self.folder / f"step_{step:08d}"
 
     def save(
-        self,
-        step: int,
-        network: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        facts: Mapping[str, Any],
-        *,
-        is_best: bool,
+        self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, facts: Mapping[str, Any]
     ) -> bool:
         """Write a checkpoint.
 
@@ -76,30 +88,30 @@ class CheckpointStore:
             network: Its weights and buffers are saved.
             optimiser: Its state is saved.
             facts: What else is needed to go on; JSON.
-            is_best: Whether ``best`` shall lead here.
 
         Returns:
             Whether it was written.
         """
         target = self.path(step)
-        part = self.folder / f".part_{target.name}_{os.getpid()}"
+        part = self.folder / f"{_PART}{target.name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            _remove(part)
             part.mkdir()
             checksums = {
                 WEIGHTS: _write_tensors(part / WEIGHTS, network.state_dict()),
                 TRAINING: _write_tensors(part / TRAINING, _optimiser_tensors(network, optimiser)),
             }
-            facts = {"step": step, **facts, "sha256": checksums, "versions": _versions()}
-            _write_flushed(part / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
+            content = {"step": step, **facts}
+            checksums[FACTS] = _facts_checksum(content)
+            text = json.dumps({**content, _CHECKSUMS: checksums}, indent=2) + "\n"
+            _write_flushed(part / FACTS, text.encode())
+            _flush_folder(part)
             if target.exists():
-                # Only a damaged checkpoint, which was passed over when resuming, is ever written again.
-                shutil.rmtree(target)
+                self._set_aside(step)
             os.replace(part, target)
             _flush_folder(self.folder)
             self._point("last", target)
-            if is_best:
-                self._point("best", target)
             self._prune()
         except (OSError, safetensors.SafetensorError) as error:
             logger.warning("the checkpoint of step %d could not be written, training goes on: %s", step, error)
@@ -107,124 +119,145 @@ class CheckpointStore:
             return False
         return True
 
-    def load_latest(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Restore the newest intact checkpoint.
+    def mark_best(self, step: int) -> bool:
+        """Let ``best`` lead to a step's checkpoint; returns whether it does (there may be none: the disk was full)."""
+        if not self.path(step).is_dir():
+            return False
+        try:
+            self._point("best", self.path(step))
+        except OSError as error:
+            logger.warning("the link to the best checkpoint, step %d, could not be written: %s", step, error)
+            return False
+        return True
+
+    def load_latest(self) -> Checkpoint | None:
+        """Read the newest intact checkpoint; damaged newer ones are set aside as ``damaged_*``.
+
+        To be called by the one process that writes here.
 
         Returns:
-            Its facts, or None where there is no checkpoint.
+            The checkpoint, or None where there is none at all.
 
         Raises:
             UserError: There are checkpoints and all are damaged.
         """
+        for left_over in self.folder.glob(f"{_PART}*"):
+            _remove(left_over)
         steps = self.steps()
+        damaged = []
         for step in reversed(steps):
-            path = self.path(step)
             try:
-                facts = read_facts(path)
-                restore(path, facts, network, optimiser)
+                checkpoint = read_checkpoint(self.path(step))
             except UserError as error:
                 logger.warning("%s; taking the one before", error)
+                damaged.append(step)
                 continue
-            return facts
+            for newer in damaged:
+                self._set_aside(newer)
+            self._repair_links(step, checkpoint.facts.get("best_step"))
+            return checkpoint
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start afresh")
         return None
 
+    def _repair_links(self, last: int, best: int | None) -> None:
+        """After newer checkpoints were set aside, the links may lead nowhere."""
+        try:
+            self._point("last", self.path(last))
+            if not (self.folder / "best").exists():
+                (self.folder / "best").unlink(missing_ok=True)
+                if best is not None and self.path(best).is_dir():
+                    self._point("best", self.path(best))
+        except OSError as error:
+            logger.warning("the links in %s could not be mended: %s", self.folder, error)
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.folder / f"{_DAMAGED}{self.path(step).name}"
+        try:
+            _remove(aside)
+            os.replace(self.path(step), aside)
+        except OSError as error:
+            raise UserError(f"the damaged checkpoint {self.path(step)} cannot be renamed: {error.strerror}") from error
+
     def _point(self, name: str, target: Path) -> None:
-        link = self.folder / name
-        temporary = self.folder / f".part_{name}_{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = self.folder / f"{_PART}{name}"
+        _remove(temporary)
         temporary.symlink_to(target.name)
-        os.replace(temporary, link)
+        os.replace(temporary, self.folder / name)
 
     def _prune(self) -> None:
+        steps = self.steps()
         best = (self.folder / "best").resolve()
-        kept = {self.path(step) for step in self.steps()[-self.keep :]}
-        for step in self.steps():
-            path = self.path(step)
-            if path not in kept and path.resolve() != best:
+        for step in steps[: -self.keep]:
+            if self.path(step).resolve() != best:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        for path in self.folder.glob(f"{_DAMAGED}step_*"):
+            # As long as the run has not come further, a damaged file may still be worth a rescue.
+            if path.name.removeprefix(f"{_DAMAGED}step_") <= f"{steps[-1]:08d}":
                 shutil.rmtree(path, ignore_errors=True)
-        for left_over in self.folder.glob(".part_*"):
-            if not left_over.name.endswith(f"_{os.getpid()}"):
-                shutil.rmtree(left_over, ignore_errors=True)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON file of a checkpoint, after its files' checksums were compared.
+    """The JSON file of a checkpoint, after its own checksum was compared.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        facts = json.loads((path / FACTS).read_bytes())
+        content = {key: value for key, value in facts.items() if key != _CHECKSUMS}
+        intact = _facts_checksum(content) == facts[_CHECKSUMS][FACTS]
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} is incomplete: {FACTS}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"the checkpoint {path} is damaged: {FACTS} does not hold what it should") from error
+    if not intact:
+        raise UserError(f"the checkpoint {path} is damaged: {FACTS} does not match its checksum")
+    return facts
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, every byte of which is compared with its checksum first. No code in it is run.
 
     Raises:
         UserError: Something is missing or damaged.
     """
-    try:
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        checksums = facts["sha256"]
-        for name in (WEIGHTS, TRAINING):
-            if hashlib.sha256((path / name).read_bytes()).hexdigest() != checksums[name]:
-                raise UserError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
-    except OSError as error:
-        raise UserError(f"the checkpoint {path} is incomplete: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint {path} is damaged: {FACTS} does not hold what it should") from error
-    return facts
+    facts = read_facts(path)
+    tensors = {}
+    for name in (WEIGHTS, TRAINING):
+        try:
+            data = (path / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"the checkpoint {path} is incomplete: {name}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != facts[_CHECKSUMS].get(name):
+            raise UserError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
+        tensors[name] = safetensors.torch.load(data)
+    return Checkpoint(facts, tensors[WEIGHTS], tensors[TRAINING])
 
 
-def restore(path: Path, facts: Mapping[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Load a checkpoint's weights and optimiser state, strictly.
+def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Load weights and the optimiser's state, strictly.
 
     Raises:
-        UserError: The files do not fit the network.
+        UserError: They do not fit the network.
     """
-    try:
-        weights = safetensors.torch.load_file(path / WEIGHTS)
-        training = safetensors.torch.load_file(path / TRAINING)
-        network.load_state_dict(weights)
-        _restore_optimiser(network, optimiser, training)
-    except (OSError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the checkpoint {path} of step {facts['step']} does not fit this network: {reason}") from error
-
-
-def _optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    return {
-        f"{key}/{names[parameter]}": value
-        for parameter, state in optimiser.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _restore_optimiser(network: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(network.named_parameters())
-    optimiser.state.clear()
-    for key, value in tensors.items():
-        kind, name = key.split("/", 1)
-        parameter = parameters[name]
-        optimiser.state.setdefault(parameter, {})[kind] = value.to(parameter.device)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    _write_flushed(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    state: dict[Tensor, dict[str, Tensor]] = {}
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for key, value in checkpoint.training.items():
+            kind, name = key.split("/", 1)
+            state.setdefault(parameters[name], {})[kind] = value.to(parameters[name].device)
+        network.load_state_dict(checkpoint.weights)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        step = checkpoint.facts["step"]
+        raise UserError(f"the checkpoint of step {step} does not fit this network: {reason}") from error
+    optimiser.state.clear()
+    optimiser.state.update(state)
 
 
-def _versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
+    """What the program and what it stands on were when it was started."""
     return {
         "afa": afa.__version__,
         "git": git_revision(),
@@ -248,3 +281,45 @@ def git_revision() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return revision + ("+" if changes else "")
+
+
+def _optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    return {
+        f"{key}/{names[parameter]}": value
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _facts_checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    _write_flushed(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -8,37 +8,42 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from afa.engine.board import EventFile
+from afa.errors import UserError
 
 logger = logging.getLogger("afa")
 
 METRICS = "metrics.jsonl"
+
+# Beside the scalars of a step, the meter counts the steps themselves under this name.
+_STEPS = "steps"
 
 
 class Records(Protocol):
     """Where a run's figures and pictures go."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One record."""
+        """The one record of a step."""
         ...
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Pictures, RGB uint8 [3, height, width]."""
         ...
 
-    def position(self) -> int:
-        """Bytes of the JSON lines so far, all of them on the disk."""
+    def flush(self) -> None:
+        """Force all records so far to the disk."""
         ...
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush everything and leave."""
         ...
 
 
@@ -51,81 +56,91 @@ class NullRecords:
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Drop them."""
 
-    def position(self) -> int:
-        """Nothing was written."""
-        return 0
+    def flush(self) -> None:
+        """Nothing to flush."""
 
     def close(self) -> None:
-        """Nothing to flush."""
+        """Nothing to leave."""
 
 
 class RunRecords:
-    """JSON lines in ``metrics.jsonl`` and the same scalars in TensorBoard.
+    """JSON lines in ``metrics.jsonl``, one per step, and the same scalars in TensorBoard.
 
-    A full disk costs the records, not the run.
+    A full disk costs no line: those that could not be written are kept and written with the next that can. TensorBoard
+    does without.
 
     Args:
         output: Folder of the run.
-        resume_step: First step to come.
-        resume_position: Bytes of ``metrics.jsonl`` to keep: what came after the checkpoint is written again.
+        first_step: The first step to be written. What earlier starts wrote from there on is forgotten, as the run
+            goes through it again.
+
+    Raises:
+        UserError: The file cannot be written.
     """
 
-    def __init__(self, output: Path, *, resume_step: int = 0, resume_position: int = 0) -> None:
+    def __init__(self, output: Path, *, first_step: int = 1) -> None:
         self._path = output / METRICS
-        with self._path.open("ab") as file:
-            file.truncate(min(resume_position, file.tell()))
-        self._board: SummaryWriter | None = SummaryWriter(str(output / "tensorboard"), purge_step=resume_step + 1)
+        self._unwritten: list[bytes] = []
         self._complained = False
+        try:
+            _keep_lines_before(first_step, self._path)
+            self._path.open("ab").close()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
+        self._board = EventFile(output / "tensorboard", first_step=first_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one record; values that are not finite become null, as JSON has no word for them."""
         line = {"step": step, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-        try:
-            with self._path.open("ab") as file:
-                start = file.tell()
-                try:
-                    file.write((json.dumps(line) + "\n").encode())
-                    file.flush()
-                except OSError:
-                    os.truncate(self._path, start)
-                    raise
-            if self._board is not None:
-                for key, value in values.items():
-                    self._board.add_scalar(key, value, step)
-        except OSError as error:
-            self._complain(error)
+        self._unwritten.append((json.dumps(line) + "\n").encode())
+        self._write_lines()
+        self._try(lambda: self._board.scalars(step, values))
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Write pictures to TensorBoard."""
-        try:
-            if self._board is not None:
-                for name, picture in pictures.items():
-                    self._board.add_image(name, picture, step)
-        except OSError as error:
-            self._complain(error)
+        self._try(lambda: self._board.pictures(step, pictures))
 
-    def position(self) -> int:
-        """Bytes of ``metrics.jsonl``, after they were forced to the disk."""
-        try:
-            with self._path.open("ab") as file:
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            self._complain(error)
-            return 0
+    def flush(self) -> None:
+        """Force the lines to the disk."""
+        self._write_lines()
+        self._try(self._sync)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        try:
-            if self._board is not None:
-                self._board.close()
-        except OSError as error:
-            self._complain(error)
+        """Flush everything and leave."""
+        self.flush()
+        self._try(self._board.close)
 
-    def _complain(self, error: OSError) -> None:
-        if not self._complained:
-            self._complained = True
-            logger.warning("records cannot be written, training goes on: %s", error)
+    def _write_lines(self) -> None:
+        if self._unwritten and self._try(self._append):
+            self._unwritten.clear()
+            if self._complained:
+                self._complained = False
+                logger.warning("records can be written again, none is missing in %s", self._path)
+
+    def _append(self) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            start = file.tell()
+            data = b"".join(self._unwritten)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                os.truncate(self._path, start)
+                raise
+
+    def _sync(self) -> None:
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                logger.warning("records cannot be written, training goes on: %s", error)
+            return False
+        return True
 
 
 class Meter:
@@ -134,34 +149,40 @@ class Meter:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._sums: Tensor | None = None
-        self.steps = 0
 
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Add one step's scalars; names may come and go between records, not within."""
-        names = sorted(scalars)
-        values = torch.stack([scalars[name].detach() for name in names]).double()
+    def add(self, scalars: Mapping[str, Tensor], *, left_out: Tensor) -> None:
+        """Add one step's scalars.
+
+        Args:
+            scalars: Names may come and go between records, not within.
+            left_out: 1 where the step does not count, because its figures are not finite; else 0. On the device.
+        """
+        names = [*sorted(scalars), _STEPS]
+        step = torch.ones_like(left_out)
+        values = torch.stack([*(scalars[name].detach() for name in names[:-1]), step]).double()
+        values = torch.where(left_out > 0, 0.0, values)
         if names != self._names:
             values, names = self._merge(names, values)
         self._sums = values if self._sums is None else self._sums + values
         self._names = names
-        self.steps += 1
 
-    def means(self, reduce: Any) -> dict[str, float]:
+    def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Name -> mean over the steps since the last call and, by ``reduce``, over processes; starts afresh."""
         if self._sums is None:
             return {}
-        values = reduce(self._sums / self.steps).tolist()
-        result = dict(zip(self._names, values, strict=True))
-        self._names, self._sums, self.steps = [], None, 0
-        return result
+        sums = reduce(self._sums)
+        values = dict(zip(self._names, (sums / sums[self._names.index(_STEPS)]).tolist(), strict=True))
+        del values[_STEPS]
+        self._names, self._sums = [], None
+        return values
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"names": self._names, "sums": [] if self._sums is None else self._sums.tolist(), "steps": self.steps}
+        return {"names": self._names, "sums": [] if self._sums is None else self._sums.tolist()}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """From a checkpoint."""
-        self._names, self.steps = list(state["names"]), int(state["steps"])
+        self._names = list(state["names"])
         self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=device) if self._names else None
 
     def _merge(self, names: list[str], values: Tensor) -> tuple[Tensor, list[str]]:
@@ -198,7 +219,7 @@ class Progress:
         )
 
     def seconds(self) -> float:
-        """Time this run took, earlier starts included."""
+        """Time this run took, earlier starts included as far as their last checkpoint."""
         return self._seconds_before + time.monotonic() - self._start
 
     def step(self) -> None:
@@ -214,8 +235,12 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
         elif self._enabled:
-            left = (time.monotonic() - self._start) / max(1, done - self._first) * (self._steps - done)
-            logger.info("step %d/%d  %s  %s gone, %s left", done, self._steps, shown, clock(self.seconds()), clock(left))
+            now = time.monotonic()
+            if done > self._first:
+                left = clock((now - self._start) / (done - self._first) * (self._steps - done))
+            else:
+                left = "unknown"
+            logger.info("step %d/%d  %s  %s gone, %s left", done, self._steps, shown, clock(self.seconds()), left)
 
     def close(self) -> None:
         """Finish the bar."""
@@ -228,3 +253,29 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _keep_lines_before(first_step: int, path: Path) -> None:
+    """Drop the records of later steps, and what a kill or a damaged disk left that is no record."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    kept: list[bytes] = []
+    previous = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if previous < step < first_step and line.endswith(b"\n"):
+            kept.append(line)
+            previous = step
+    remaining = b"".join(kept)
+    if data.startswith(remaining):
+        # Needs no room on the disk.
+        os.truncate(path, len(remaining))
+        return
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(remaining)
+    os.replace(beside, path)

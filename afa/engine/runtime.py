@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from afa.config import TrainConfig
 from afa.errors import UserError
 
 logger = logging.getLogger("afa")
+
+Value = TypeVar("Value")
 
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,7 +77,8 @@ class ProcessRuntime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.world_size > 1 and dist.is_initialized():
+        # After an error the other processes may be gone, and taking leave of them could wait for ever.
+        if kind is None and self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -91,16 +95,16 @@ class ProcessRuntime:
         dist.all_reduce(counts)
         return (counts + plus) / self.world_size
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any process. All processes must ask."""
+    def worst(self, verdict: int) -> int:
+        """The greatest of the processes' numbers. All processes must ask; the GPU is not waited for."""
         if self.world_size == 1:
-            return flag
-        shared = torch.tensor([int(flag)])
+            return verdict
+        shared = torch.tensor([verdict])
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self.control_group)
-        return bool(shared.item())
+        return int(shared.item())
 
     def any_on_device(self, flag: Tensor) -> Tensor:
-        """As :meth:`any` for a 0/1 float tensor on the device, which the host does not wait for."""
+        """A 0/1 float tensor on the device, 1 where it is on any process. The host does not wait."""
         if self.world_size > 1:
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return flag
@@ -113,13 +117,35 @@ class ProcessRuntime:
             values /= self.world_size
         return values
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            dist.barrier(group=self.control_group)
+    def gather(self, value: Value) -> list[Value]:
+        """The processes' values in the order of their ranks. All processes must ask."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control_group)
+        return values
+
+    def on_main(self, function: Callable[[], Value]) -> Value:
+        """Let the main process do something; every process gets its result.
+
+        Raises:
+            UserError: The main process's, on every process.
+        """
+        if self.world_size == 1:
+            return function()
+        outcome: list[Any] = [None]
+        if self.is_main:
+            try:
+                outcome = [function()]
+            except UserError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, group=self.control_group)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+        return outcome[0]
 
     def wrap(self, network: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
-        """The network with averaged gradients over the processes.
+        """The network with averaged gradients over the processes; all get the main process's weights.
 
         SyncBatchNorm works on GPUs only; on the CPU each process normalises by its own statistics and the main
         process's running statistics count.
@@ -133,6 +159,35 @@ class ProcessRuntime:
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of the group is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile the parts of a network in place; what cannot be compiled runs as it is, with a warning."""
+    import torch._dynamo
+    from torch._dynamo.backends.registry import lookup_backend
+
+    inductor = lookup_backend("inductor")
+    complaints: list[str] = []
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        try:
+            return inductor(graph, inputs)
+        # Whatever a compiler fails with, the graph itself can still be run.
+        except Exception as error:
+            if not complaints:
+                complaints.append(reason := (str(error).strip().splitlines() or [type(error).__name__])[0])
+                logger.warning("train.compile: torch.compile does not work here, training uncompiled: %s", reason)
+            return graph.forward
+
+    torch._dynamo.config.suppress_errors = True
+    logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
+    for child in network.children():
+        child.compile(backend=compile_graph)
 
 
 def _choose_device(name: str, local_rank: int, world_size: int) -> torch.device:

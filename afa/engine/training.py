@@ -1,52 +1,40 @@
-"""The training loop: prepare, then step, validate, save, record, until done."""
+"""The training loop: step, save, record, validate, until done; and everything a run needs before its first step."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor
 
-from afa.config import Config, config_differences, config_to_dict
+from afa.config import Config, config_to_dict
 from afa.data.layout import find_layout
 from afa.data.loader import training_loader
-from afa.engine.checkpoint import CheckpointStore, git_revision
-from afa.engine.finite import FiniteGuard
+from afa.engine.checkpoint import CheckpointStore, restore, software_versions
+from afa.engine.finite import FiniteGuard, InspectedStep
 from afa.engine.optimisation import build_optimiser, set_learning_rates
+from afa.engine.output import check_output, finished_step, locked, write_config, write_result
 from afa.engine.records import Meter, NullRecords, Progress, Records, RunRecords, clock
-from afa.engine.runtime import ProcessRuntime
+from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
+from afa.engine.signals import StopSignals
 from afa.errors import UserError
 from afa.evaluation.evaluate import Validator
-from afa.methods import Batch, Method, StepOutput, build_method
+from afa.methods import Batch, Method, build_method
 from afa.models import build_network
 from afa.weights import load_encoder
 
 logger = logging.getLogger("afa")
 
-PREEMPTED_EXIT_CODE = 75
-"""The run was asked to stop, has saved and wants to be started again (EX_TEMPFAIL)."""
+LOST_PROCESS_EXIT_CODE = 1
 
-# Settings that change how a run goes about its work, not what comes out of it.
-_FREE_SETTINGS = {
-    "dataset": {"root", "bad_image"},
-    "train": {
-        "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
-        "non_finite", "non_finite_limit", "pictures_every", "checkpoint_every", "keep_checkpoints", "resume",
-    },
-    "test": {field.name for field in dataclasses.fields(Config().test)},
-}  # fmt: skip
+# What the processes agree on before each step; the greatest number wins.
+_GO_ON, _STOP, _FAIL = range(3)
 
 
 def train(config: Config) -> int:
@@ -56,43 +44,59 @@ def train(config: Config) -> int:
     ends like an undisturbed one.
 
     Returns:
-        Exit code: 0 when done, :data:`PREEMPTED_EXIT_CODE` after SIGTERM or SIGUSR1.
+        Exit code: 0 when done; :data:`afa.engine.signals.PREEMPTED_EXIT_CODE` after SIGTERM or SIGUSR1, 130 after an
+        interrupt, both with everything saved; 1 where another process of the run is gone.
 
     Raises:
         UserError: Anything that the user can mend.
     """
-    layout = find_layout(config.dataset)
-    settings, class_names = config.train, list(layout.class_names)
-    output = Path(settings.output)
-    with ProcessRuntime.start(settings, global_counts=config.loss.normalisation == "global") as runtime:
-        global_batch = settings.batch_size * settings.accumulate * runtime.world_size
-        facts = {"config": config_to_dict(config), "class_names": class_names, "global_batch": global_batch}
-        earlier = _check_output_folder(output, facts, resume=settings.resume)
-        images = len(layout.names(config.dataset.train_split))
-        if global_batch > images:
-            raise UserError(
-                f"{runtime.world_size} process(es) x {settings.batch_size} x {settings.accumulate} images make a step "
-                f"of {global_batch}, but '{config.dataset.train_split}' has {images}: lower train.batch_size or "
-                "train.accumulate, or start fewer processes"
-            )
+    try:
+        with ProcessRuntime.start(
+            config.train, global_counts=config.loss.normalisation == "global"
+        ) as runtime, StopSignals() as stop:
+            return _prepare(config, runtime, stop).go()
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise _killed_loader() from error
+        if not is_lost_process(error):
+            raise
+        # The one that failed tells why; torchrun ends or restarts this one.
+        time.sleep(2)
+        logger.error("another process of this run is gone: the same command goes on from the last checkpoint")
+        return LOST_PROCESS_EXIT_CODE
 
-        torch.manual_seed(settings.seed)
-        network = build_network(config.model, len(class_names) + 1)
-        if config.model.pretrained and not earlier:
-            load_encoder(network.encoder, config.model.pretrained)
-        elif config.optimiser.freeze_norms and not earlier and runtime.is_main:
-            logger.warning("optimiser.freeze_norms without model.pretrained: the norms stay at their initial values")
-        network.to(runtime.device)
-        if settings.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.compile:
-            _compile(network)
-        method = build_method(network, config, runtime)
-        validator = Validator(
-            config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size
+
+def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> _Run:
+    """Check and build everything. Nothing is written yet."""
+    settings = config.train
+    layout = find_layout(config.dataset)
+    class_names = list(layout.class_names)
+    images = len(layout.names(config.dataset.train_split))
+    global_batch = settings.batch_size * settings.accumulate * runtime.world_size
+    if global_batch > images:
+        raise UserError(
+            f"{runtime.world_size} process(es) x {settings.batch_size} x {settings.accumulate} images make a step "
+            f"of {global_batch}, but '{config.dataset.train_split}' has {images}: lower train.batch_size or "
+            "train.accumulate, or start fewer processes"
         )
-        run = _Run(config, method, runtime, validator, output, facts)
-        return run.go()
+    output = Path(settings.output)
+    facts = {"config": config_to_dict(config), "class_names": class_names, "global_batch": global_batch}
+    going_on = runtime.on_main(lambda: check_output(output, facts, resume=settings.resume))
+
+    torch.manual_seed(settings.seed)
+    network = build_network(config.model, len(class_names) + 1)
+    if config.model.pretrained and not going_on:
+        load_encoder(network.encoder, config.model.pretrained)
+    elif config.optimiser.freeze_norms and not going_on and runtime.is_main:
+        logger.warning("optimiser.freeze_norms without model.pretrained: the norms stay at their initial values")
+    network.to(runtime.device)
+    if settings.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if settings.compile:
+        compile_network(network)
+    method = build_method(network, config, runtime)
+    validator = Validator(config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size)
+    return _Run(config, method, runtime, validator, output, facts, stop)
 
 
 class _Run:
@@ -106,29 +110,204 @@ class _Run:
         validator: Validator,
         output: Path,
         facts: dict[str, Any],
+        stop: StopSignals,
     ) -> None:
         self.config, self.method, self.runtime, self.validator = config, method, runtime, validator
-        self.output, self.facts = output, facts
-        self.wrapped = runtime.wrap(method.network, sync_batchnorm=config.train.sync_batchnorm)
+        self.output, self.stop = output, stop
+        self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=config.train.precision == "fp16")
+        self.guard = FiniteGuard(
+            runtime,
+            method.network,
+            output,
+            policy=config.train.non_finite,
+            limit=config.train.non_finite_limit,
+            scaled=self.scaler.is_enabled(),
+        )
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
         self.meter = Meter()
+        self.records: Records = NullRecords()
         self.best: float | None = None
+        self.best_step: int | None = None
+        self.table: dict[str, Any] = {}
 
     def go(self) -> int:
         """Train from where the run stands to its end."""
+        with self._lock():
+            saved = self._restore()
+            start = int(saved.get("step", 0))
+            if start >= self.config.train.steps and self.runtime.on_main(lambda: finished_step(self.output)) == start:
+                if self.runtime.is_main:
+                    logger.info("%s is already trained: %d steps are done", self.output, start)
+                return 0
+            batches = self._start_loading(start)
+            # A checkpoint may have been written before its step was recorded and validated: then that comes first.
+            recorded = bool(saved.get("recorded", True))
+            self._open_output(start, start + 1 if recorded else start)
+            self.progress = Progress(
+                start,
+                self.config.train.steps,
+                seconds_before=float(saved.get("seconds", 0)),
+                enabled=self.runtime.is_main,
+            )
+            # All processes get the main one's weights here.
+            self.wrapped = self.runtime.wrap(self.method.network, sync_batchnorm=self.config.train.sync_batchnorm)
+            try:
+                return self._loop(start, batches, recorded=recorded)
+            finally:
+                self.records.close()
+                self.progress.close()
+
+    def _loop(self, start: int, batches: Iterator[dict[str, Any]], *, recorded: bool) -> int:
         settings = self.config.train
-        saved = self.store.load_latest(self.method.network, self.optimiser) or {}
-        start = int(saved.get("step", 0))
-        self.best = saved.get("best")
-        if saved:
-            self.meter.restore(saved["meter"], self.runtime.device)
-            self.scaler.load_state_dict(saved["scaler"])
-        if start >= settings.steps:
-            if self.runtime.is_main:
-                logger.info("%s is already trained: %d steps are done", self.output, start)
-            return 0
+        self.method.network.train()
+        self.mark = (start, time.monotonic())
+        if not recorded:
+            self._record(start)
+        for step in range(start, settings.steps):
+            with self.stop.kept_from_children() if step == start else nullcontext():
+                micro_batches, failure = self._fetch(batches)
+            verdict = self.runtime.worst(_FAIL if failure else _STOP if self.stop.requested else _GO_ON)
+            if verdict != _GO_ON:
+                if step > start:
+                    self.guard.settle()
+                    self._save(step, recorded=True)
+                return self._leave(step, failure, failed=verdict == _FAIL)
+            self._step(step, micro_batches)
+            self.progress.step()
+            done = step + 1
+            if done % settings.checkpoint_every == 0 or self._validates(done):
+                # Before validation, which may take long: a run that is killed in it has lost nothing else.
+                self.guard.settle()
+                self._save(done, recorded=False)
+            self._record(done, micro_batches[-1])
+        self._finish(settings.steps)
+        return 0
+
+    def _fetch(self, batches: Iterator[dict[str, Any]]) -> tuple[list[Batch], UserError | None]:
+        """The micro-batches of a step on the device, or why there are none."""
+        try:
+            return [self._to_device(next(batches)) for _ in range(self.config.train.accumulate)], None
+        except UserError as error:
+            return [], error
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                return [], _killed_loader()
+            raise
+
+    def _step(self, step: int, micro_batches: list[Batch]) -> None:
+        """One optimisation step over ``train.accumulate`` micro-batches."""
+        set_learning_rates(self.optimiser, step, steps=self.config.train.steps, settings=self.config.optimiser)
+        torch.manual_seed(step_seed(self.config.train.seed, step, self.runtime.rank))
+        self.optimiser.zero_grad(set_to_none=True)
+        self.guard.remember_buffers()
+        count = len(micro_batches)
+        scalars: dict[str, Tensor] = {}
+        losses: list[Mapping[str, Tensor]] = []
+        for number, batch in enumerate(micro_batches, 1):
+            with self._no_sync() if number < count else nullcontext():
+                result = self.method.training_step(self.wrapped, batch, step)
+                total = result.total()
+                self.scaler.scale(total / count if count > 1 else total).backward()
+            losses.append({name: loss.detach() for name, loss in result.losses.items()})
+            figures = {f"loss/{name}": loss for name, loss in losses[-1].items()} | result.scalars
+            for name, value in (figures | {"loss/total": total.detach()}).items():
+                scalars[name] = scalars.get(name, 0) + value / count
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimiser)
+        norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))
+        self.optimiser.found_inf = flag  # type: ignore[attr-defined]
+        self.optimiser.step()
+        self.guard.mend_buffers(flag)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.meter.add({**scalars, "gradient_norm": norm}, left_out=flag)
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.wrapped is self.method.network else self.wrapped.no_sync()  # type: ignore[operator]
+
+    def _to_device(self, batch: dict[str, Any]) -> Batch:
+        """Images travel to the device; what steers shapes stays on the host."""
+        image = batch["image"].to(self.runtime.device, non_blocking=True)
+        if self.config.train.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return Batch(
+            image=image, class_labels=batch["class_labels"], valid_box=batch["valid_box"], name=batch["name"]
+        )
+
+    def _validates(self, done: int) -> bool:
+        return done % self.config.validation.every == 0 or done == self.config.train.steps
+
+    def _record(self, done: int, batch: Batch | None = None) -> None:
+        """Say what there is to say after a step: one record, with the validation's figures where it is validated."""
+        settings = self.config.train
+        pictured = settings.pictures_every and done % settings.pictures_every == 0
+        if batch is not None and pictured and self.runtime.is_main:
+            self.records.pictures(done, self.method.pictures(batch))
+        if done % settings.log_every and not self._validates(done):
+            return
+        values = self.meter.means(self.runtime.mean)
+        rates = set_learning_rates(self.optimiser, done - 1, steps=settings.steps, settings=self.config.optimiser)
+        values |= {f"lr/{name}": rate for name, rate in rates.items()}
+        values["time/seconds"] = self.progress.seconds()
+        since, then = self.mark
+        if done > since:
+            values["time/seconds_per_step"] = (time.monotonic() - then) / (done - since)
+        self.progress.record(done, values)
+        if self._validates(done):
+            values |= self._validate(done)
+        self.records.scalars(done, values)
+        self.mark = (done, time.monotonic())
+
+    def _validate(self, done: int) -> dict[str, float]:
+        """Score the network, remember whether its segmentation is the best so far."""
+        with self.stop.kept_from_children():
+            self.table = self.validator(self.method.network)  # type: ignore[arg-type]
+        rows = {row: scores["miou"] for row, scores in self.table.items() if isinstance(scores, dict)}
+        values = {**{f"{row}_miou": miou for row, miou in rows.items()}, "cls_f1": self.table["cls_f1"]}
+        score = rows["segmentation"]
+        if self.runtime.is_main:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            logger.info("validation at step %d: %s", done, shown)
+            if (self.best is None or score > self.best) and self.store.mark_best(done):
+                self.best, self.best_step = score, done
+        return {f"validation/{name}": value for name, value in values.items()}
+
+    def _save(self, done: int, *, recorded: bool) -> None:
+        if not self.runtime.is_main:
+            return
+        self.records.flush()
+        facts = {
+            **self.facts,
+            "recorded": recorded,
+            "best": self.best,
+            "best_step": self.best_step,
+            "seconds": self.progress.seconds(),
+            "meter": self.meter.state(),
+            "scaler": self.scaler.state_dict(),
+            "non_finite": self.guard.state(),
+        }
+        self.store.save(done, self.method.network, self.optimiser, facts)
+
+    def _restore(self) -> dict[str, Any]:
+        """Bring everything to where the newest intact checkpoint was; the main process reads it for all."""
+        checkpoint = self.runtime.on_main(self.store.load_latest)
+        if checkpoint is None:
+            return {}
+        restore(checkpoint, self.method.network, self.optimiser)
+        facts = checkpoint.facts
+        self.best, self.best_step = facts["best"], facts["best_step"]
+        self.meter.restore(facts["meter"], self.runtime.device)
+        self.scaler.load_state_dict(facts["scaler"])
+        self.guard.restore(facts["non_finite"])
+        return facts
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked(self.output) if self.runtime.is_main else nullcontext()
+
+    def _start_loading(self, start: int) -> Iterator[dict[str, Any]]:
+        settings = self.config.train
         loader = training_loader(
             self.config.dataset,
             self.config.augmentation,
@@ -142,158 +321,34 @@ class _Run:
             workers=settings.workers,
             pin_memory=self.runtime.device.type == "cuda",
         )
-        # All processes have read the checkpoint before one of them writes.
-        self.runtime.barrier()
-        self.records: Records = NullRecords()
-        if self.runtime.is_main:
-            self._prepare_output(start)
-            self.records = RunRecords(
-                self.output, resume_step=start, resume_position=int(saved.get("metrics_position", 0))
-            )
-        self.guard = FiniteGuard(
-            self.runtime,
-            self.output,
-            policy=settings.non_finite,
-            limit=settings.non_finite_limit,
-            skipped=int(saved.get("skipped_steps", 0)),
-        )
-        self.progress = Progress(
-            start, settings.steps, seconds_before=float(saved.get("seconds", 0)), enabled=self.runtime.is_main
-        )
-        try:
-            with _StopSignals() as stop:
-                return self._loop(start, iter(loader), stop)
-        finally:
-            self.records.close()
-            self.progress.close()
+        return iter(loader)
 
-    def _loop(self, start: int, batches: Iterator[dict[str, Any]], stop: _StopSignals) -> int:
-        settings = self.config.train
-        self.method.network.train()
-        since, recorded = time.monotonic(), start
-        for step in range(start, settings.steps):
-            rates = set_learning_rates(
-                self.optimiser, step, steps=settings.steps, settings=self.config.optimiser
-            )
-            torch.manual_seed(step_seed(settings.seed, step, self.runtime.rank))
-            batch = self._step(step, batches)
-            done = step + 1
-            last = done == settings.steps
-            self.progress.step()
-
-            if done % settings.log_every == 0 or last:
-                values = self.meter.means(self.runtime.mean)
-                now = time.monotonic()
-                values |= {f"lr/{name}": rate for name, rate in rates.items()}
-                values["time/seconds"] = self.progress.seconds()
-                values["time/seconds_per_step"] = (now - since) / (done - recorded)
-                since, recorded = now, done
-                self.records.scalars(done, values)
-                self.progress.record(done, values)
-            if settings.pictures_every and done % settings.pictures_every == 0 and self.runtime.is_main:
-                self.records.pictures(done, self.method.pictures(batch))
-            validated = done % self.config.validation.every == 0 or last
-            is_best = self._validate(done) if validated else False
-            stopping = self.runtime.any(stop.requested)
-            if validated or stopping or done % settings.checkpoint_every == 0:
-                self.guard.settle()
-                self._save(done, is_best=is_best)
-            if stopping and not last:
-                if self.runtime.is_main:
-                    logger.info("asked to stop at step %d: saved; the same command goes on from there", done)
-                return PREEMPTED_EXIT_CODE
-        if self.runtime.is_main:
-            logger.info("trained %d steps in %s: %s", settings.steps, clock(self.progress.seconds()), self.output)
-        return 0
-
-    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> Batch:
-        """One optimisation step over ``train.accumulate`` micro-batches; returns the last of them."""
-        count = self.config.train.accumulate
-        self.optimiser.zero_grad(set_to_none=True)
-        scalars: dict[str, torch.Tensor] = {}
-        for number in range(1, count + 1):
-            batch = self._to_device(next(batches))
-            synchronise = number == count or self.runtime.world_size == 1
-            with nullcontext() if synchronise else self.wrapped.no_sync():  # type: ignore[operator]
-                result = self.method.training_step(self.wrapped, batch, step)
-                total = result.total()
-                self.scaler.scale(total / count if count > 1 else total).backward()
-            for name, value in _scalars(result, total).items():
-                scalars[name] = scalars.get(name, 0) + value / count
-        self._update(step, batch, result, total, scalars)
-        return batch
-
-    def _update(
-        self, step: int, batch: Batch, result: StepOutput, total: torch.Tensor, scalars: dict[str, torch.Tensor]
-    ) -> None:
-        gradients = [
-            parameter.grad
-            for group in self.optimiser.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        if self.scaler.is_enabled():
-            # The scaler itself leaves out steps whose scaled gradients overflow; only the loss is looked at here.
-            self.guard.inspect(step, batch, result, total, [])
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-        else:
-            norm, flag = self.guard.inspect(step, batch, result, total, gradients)
-            self.optimiser.found_inf = flag  # type: ignore[attr-defined]
-            self.optimiser.step()
-            scalars["gradient_norm"] = norm
-        self.meter.add(scalars)
-
-    def _to_device(self, batch: dict[str, Any]) -> Batch:
-        """Images travel to the device; what steers shapes stays on the host."""
-        image = batch["image"].to(self.runtime.device, non_blocking=True)
-        if self.config.train.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return Batch(
-            image=image, class_labels=batch["class_labels"], valid_box=batch["valid_box"], name=batch["name"]
-        )
-
-    def _validate(self, done: int) -> bool:
-        """Score the network; returns whether its segmentation is the best so far."""
-        table = self.validator(self.method.network)  # type: ignore[arg-type]
-        values = {f"validation/{row}_miou": table[row]["miou"] for row in table if isinstance(table[row], dict)}
-        values["validation/cls_f1"] = table["cls_f1"]
-        self.records.scalars(done, values)
-        if self.runtime.is_main:
-            shown = ", ".join(f"{key.removeprefix('validation/')} {value:.4f}" for key, value in values.items())
-            logger.info("validation at step %d: %s", done, shown)
-        score = table["segmentation"]["miou"]
-        if self.best is None or score > self.best:
-            self.best = score
-            return True
-        return False
-
-    def _save(self, done: int, *, is_best: bool) -> None:
+    def _open_output(self, start: int, first_record: int) -> None:
+        """Say in the folder what the run is, and open its records."""
         if not self.runtime.is_main:
             return
-        facts = {
-            **self.facts,
-            "best": self.best,
-            "seconds": self.progress.seconds(),
-            "metrics_position": self.records.position(),
-            "meter": self.meter.state(),
-            "scaler": self.scaler.state_dict(),
-            "skipped_steps": self.guard.skipped,
-            "world_size": self.runtime.world_size,
-        }
-        self.store.save(done, self.method.network, self.optimiser, facts, is_best=is_best)
-
-    def _prepare_output(self, start: int) -> None:
-        """Create the folder and say in it what the run is."""
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            config = OmegaConf.to_yaml(OmegaConf.create(self.facts["config"]))
-            (self.output / "config.yaml").write_text(config, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"train.output: {self.output} cannot be written: {error.strerror}") from error
+        write_config(self.output, self.facts["config"])
+        self.records = RunRecords(self.output, first_step=first_record)
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"
         beginning = f"going on from step {start}" if start else "starting"
-        logger.info("%s in %s, %s, git %s", beginning, self.output, where, git_revision()[:12])
+        logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])
+
+    def _leave(self, step: int, failure: UserError | None, *, failed: bool) -> int:
+        """Before the end, with everything saved."""
+        if failed:
+            failures = self.runtime.gather(None if failure is None else str(failure))
+            first = next(message for message in failures if message is not None)
+            raise UserError(f"{first} (stopped after step {step}; the same command goes on from there)")
+        if self.runtime.is_main:
+            logger.info("asked to stop at step %d: saved; the same command goes on from there", step)
+        return self.stop.exit_code
+
+    def _finish(self, steps: int) -> None:
+        if not self.runtime.is_main:
+            return
+        result = {"step": steps, "seconds": self.progress.seconds(), "best": self.best, "best_step": self.best_step}
+        write_result(self.output, {**result, "validation": self.table})
+        logger.info("trained %d steps in %s: %s", steps, clock(self.progress.seconds()), self.output)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -301,73 +356,8 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
 
 
-class _StopSignals:
-    """Notes SIGTERM and SIGUSR1 instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> _StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-
-def _check_output_folder(output: Path, facts: Mapping[str, Any], *, resume: bool) -> bool:
-    """Whether the folder holds checkpoints to go on from.
-
-    Raises:
-        UserError: They belong to another configuration, or going on is not wanted.
-    """
-    store = CheckpointStore(output, keep=1)
-    steps = store.steps()
-    if not steps:
-        if output.exists() and not os.access(output, os.W_OK):
-            raise UserError(f"train.output: {output} is not writable")
-        return False
-    if not resume:
-        raise UserError(f"{output} already holds a run, and train.resume=false: choose another train.output")
-    for step in reversed(steps):
-        try:
-            old = json.loads((store.path(step) / "checkpoint.json").read_text(encoding="utf-8"))
-            lines = config_differences(_comparable(old), _comparable(facts))
-        except (OSError, ValueError, KeyError, AttributeError):
-            continue  # A damaged checkpoint is reported when the run is restored.
-        if lines:
-            raise UserError(
-                f"{output} holds a run of another configuration ({'; '.join(lines[:5])}"
-                f"{f'; and {len(lines) - 5} more' if len(lines) > 5 else ''}): choose another train.output"
-            )
-        break
-    return True
-
-
-def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What two starts of one run must agree on."""
-    config = {
-        section: {key: value for key, value in settings.items() if key not in _FREE_SETTINGS.get(section, ())}
-        if isinstance(settings, Mapping)
-        else settings
-        for section, settings in facts["config"].items()
-    }
-    return {**config, "class_names": list(facts["class_names"]), "global_batch": facts["global_batch"]}
-
-
-def _scalars(result: StepOutput, total: torch.Tensor) -> dict[str, torch.Tensor]:
-    losses = {f"loss/{name}": loss.detach() for name, loss in result.losses.items()}
-    return {**losses, "loss/total": total.detach(), **result.scalars}
-
-
-def _compile(network: nn.Module) -> None:
-    """Compile encoder and decoder in place; what cannot be compiled runs as it is, with a warning."""
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = True
-    for child in network.children():
-        child.compile()
+def _killed_loader() -> UserError:
+    return UserError(
+        "a loader process was killed, perhaps because memory ran out: the same command goes on from the last "
+        "checkpoint; lower train.workers if it happens again"
+    )

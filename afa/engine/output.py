@@ -1,0 +1,144 @@
+"""The folder that receives everything a run writes: whose it is, and that one run alone writes there."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from afa.config import Config, config_differences, config_from_dict, config_to_dict, load_config
+from afa.data.files import write_json, write_text
+from afa.engine.checkpoint import CheckpointStore, read_facts
+from afa.errors import UserError
+
+logger = logging.getLogger("afa")
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+
+_SHOWN_DIFFERENCES = 5
+
+# Settings that change how a run goes about its work, not what comes out of it.
+_FREE_SETTINGS = {
+    "dataset": {"root", "bad_image"},
+    "train": {
+        "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
+        "non_finite", "non_finite_limit", "pictures_every", "checkpoint_every", "keep_checkpoints", "resume",
+    },
+    "test": {field.name for field in dataclasses.fields(Config().test)},
+}  # fmt: skip
+
+
+def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> bool:
+    """Whether the folder holds checkpoints to go on from. Nothing is written.
+
+    Args:
+        output: Folder of the run.
+        facts: ``config``, ``class_names`` and ``global_batch`` of the run to come.
+        resume: Whether going on is wanted.
+
+    Raises:
+        UserError: What lies there belongs to another configuration, or going on is not wanted.
+    """
+    store = CheckpointStore(output)
+    steps = store.steps()
+    if steps and not resume:
+        raise UserError(f"{output} already holds a run, and train.resume=false: choose another train.output")
+    old = _earlier_run(output, store)
+    if old is None:
+        return bool(steps)
+    new = _comparable(facts)
+    lines = config_differences(old, {key: value for key, value in new.items() if key in old})
+    if lines:
+        more = f"; and {len(lines) - _SHOWN_DIFFERENCES} more" if len(lines) > _SHOWN_DIFFERENCES else ""
+        raise UserError(
+            f"{output} holds a run of another configuration ({'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}): "
+            "choose another train.output, or delete the folder"
+        )
+    return bool(steps)
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Create the folder and keep every other run out of it until the block ends or the process dies.
+
+    Raises:
+        UserError: The folder cannot be written, or another process trains there.
+    """
+    path = output / ".lock"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"train.output: {output} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed run a little.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another process trains in {output}: wait for its end, or take another folder") from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let one run alone write there", output, error.strerror)
+        yield
+
+
+def write_config(output: Path, config: Mapping[str, Any]) -> None:
+    """Say in the folder what the run is.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    try:
+        write_text(output / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    except OSError as error:
+        raise UserError(f"train.output: {output / CONFIG} cannot be written: {error.strerror}") from error
+
+
+def write_result(output: Path, result: Mapping[str, Any]) -> None:
+    """Write what came out of a finished run; where that fails, the run only warns."""
+    try:
+        write_json(output / RESULT, result)
+    except OSError as error:
+        logger.warning("%s could not be written: %s", output / RESULT, error.strerror)
+
+
+def finished_step(output: Path) -> int | None:
+    """The step at which the run was finished, None where it was not."""
+    try:
+        return int(json.loads((output / RESULT).read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _earlier_run(output: Path, store: CheckpointStore) -> dict[str, Any] | None:
+    """What the folder's run must agree on with one that goes on, as far as that can be read."""
+    for step in reversed(store.steps()):
+        try:
+            facts = read_facts(store.path(step))
+        except UserError:
+            continue  # A damaged checkpoint is reported when the run is restored.
+        # Settings that came into being after the run have their defaults.
+        config = config_from_dict(facts["config"], source=str(store.path(step)))
+        return _comparable({**facts, "config": config_to_dict(config)})
+    try:
+        return _comparable({"config": config_to_dict(load_config(output / CONFIG))})
+    except UserError:
+        return None
+
+
+def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What two starts of one run must agree on."""
+    config = {
+        section: {key: value for key, value in settings.items() if key not in _FREE_SETTINGS.get(section, ())}
+        if isinstance(settings, Mapping)
+        else settings
+        for section, settings in facts["config"].items()
+    }
+    return {**config, **{key: facts[key] for key in ("class_names", "global_batch") if key in facts}}
