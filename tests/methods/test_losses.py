@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fill", [0, 3, 255])
+def test_empty_sides_are_zero_with_zero_gradient(dtype: torch.dtype, fill: int) -> None:
+    logits = (torch.randn(2, 5, 6, 6) * 20).to(dtype).requires_grad_()
+    label = torch.full((2, 6, 6), fill)
+    loss = segmentation_loss(logits, label)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    if fill == 255:
+        assert loss == 0
+        assert not logits.grad.any()
+    else:
+        # The side that has pixels keeps its half.
+        expected = 0.5 * F.cross_entropy(logits.detach().float(), label)
+        torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_segmentation_loss_by_definition() -> None:
+    logits = torch.randn(2, 4, 8, 8)
+    label = torch.randint(0, 4, (2, 8, 8))
+    label[:, :2] = 255
+    background, foreground = label.clone(), label.clone()
+    background[label > 0] = 255
+    foreground[label == 0] = 255
+    halves = [F.cross_entropy(logits, part, ignore_index=255) for part in (background, foreground)]
+    torch.testing.assert_close(segmentation_loss(logits, label), 0.5 * halves[0] + 0.5 * halves[1])
+    torch.testing.assert_close(
+        segmentation_loss(logits, label, background_share=0.2), 0.2 * halves[0] + 0.8 * halves[1]
+    )
+
+
+def test_ignored_pixels_do_not_matter() -> None:
+    logits, label = torch.randn(1, 4, 8, 8), torch.randint(0, 4, (1, 8, 8))
+    label[:, 4:] = 255
+    other = logits.clone()
+    other[:, :, 4:] = 50
+    assert segmentation_loss(logits, label) == segmentation_loss(other, label)
+
+
+def test_pixels_count_over_the_whole_batch() -> None:
+    logits = torch.randn(2, 3, 4, 4)
+    label = torch.zeros(2, 4, 4, dtype=torch.long)
+    label[1] = 1
+    swapped = torch.stack([logits[1], logits[0]]), torch.stack([label[1], label[0]])
+    torch.testing.assert_close(segmentation_loss(logits, label), segmentation_loss(*swapped))
+
+
+def test_affinity_loss_by_hand() -> None:
+    affinity = torch.tensor([[[0.9, 0.2], [0.2, 0.6]]])
+    pairs = torch.tensor([[[1, 0], [255, 1]]], dtype=torch.uint8)
+    # Positive: (0.1 + 0.4) / (2 + 1); negative: 0.2 / (1 + 1).
+    assert affinity_loss(affinity, pairs).item() == pytest.approx(0.5 * 0.5 / 3 + 0.5 * 0.2 / 2)
+    assert affinity_loss(affinity, torch.full_like(pairs, 255)) == 0
+
+
+def test_affinity_loss_pulls_the_right_way() -> None:
+    affinity = torch.full((1, 2, 2), 0.5, requires_grad=True)
+    affinity_loss(affinity, torch.tensor([[[1, 0], [0, 255]]], dtype=torch.uint8)).backward()
+    assert affinity.grad[0, 0, 0] < 0
+    assert affinity.grad[0, 0, 1] > 0
+    assert affinity.grad[0, 1, 1] == 0
+
+
+def test_classification_loss_by_hand() -> None:
+    loss = classification_loss(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]]))
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2)
+
+
+def test_global_denominators_make_processes_add_up() -> None:
+    """Two processes whose losses divide by half the global counts average to the loss of the whole batch."""
+    logits, label = torch.randn(4, 3, 6, 6), torch.randint(0, 3, (4, 6, 6))
+    label[0] = 0
+    affinity, pairs = torch.rand(4, 5, 5), torch.randint(0, 2, (4, 5, 5), dtype=torch.uint8)
+    pixels = torch.stack([(label == 0).sum(), (label != 0).sum()]).float()
+    counts = torch.stack([(pairs == 1).sum(), (pairs == 0).sum()]).float()
+    parts = [
+        (
+            segmentation_loss(logits[half], label[half], denominator=lambda _, plus: (pixels + plus) / 2),
+            affinity_loss(affinity[half], pairs[half], denominator=lambda _, plus: (counts + plus) / 2),
+        )
+        for half in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, segmentation_loss(logits, label))
+    torch.testing.assert_close((parts[0][1] + parts[1][1]) / 2, affinity_loss(affinity, pairs))
