@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Agreement
-from golden import DATA, golden_network, load_golden, normalised, random_image, small_network
+from golden import DATA, Agreement, golden_network, load_golden, normalised, random_image, small_network
 from torch import Tensor
 
 from afa.config import ModelConfig

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Agreement
-from golden import golden_network, load_golden, normalised, random_image, small_network
+from golden import Agreement, golden_network, load_golden, normalised, random_image, small_network
 from torch import Tensor
 
 from afa.models import AFANet

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from golden import small_config, small_network
+
+from afa.config import OptimiserConfig
+from afa.engine.optimisation import build_optimiser, lr_factor, set_learning_rates
+from afa.engine.runtime import ProcessRuntime
+from afa.methods import ParameterGroup, build_method
+
+SETTINGS = {"steps": 20_000, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1e-6),
+        (750, 1 - 0.5 * (1 - 1e-6)),
+        (1499, 1 - (1 - 1499 / 1500) * (1 - 1e-6)),
+        (1500, 1 - 1500 / 20_000),
+        (10_000, 0.5),
+        (19_999, 1 / 20_000),
+    ],
+)
+def test_factor(step: int, factor: float) -> None:
+    assert lr_factor(step, **SETTINGS) == pytest.approx(factor, rel=1e-9)
+
+
+def test_factor_drops_where_warm_up_ends() -> None:
+    factors = [lr_factor(step, **SETTINGS) for step in range(20_000)]
+    rising = [after > before for before, after in itertools.pairwise(factors)]
+    assert rising == [step < 1499 for step in range(19_999)]
+    assert factors[1499] - factors[1500] > 0.07
+
+
+def test_no_warm_up_and_a_power() -> None:
+    assert lr_factor(0, steps=10, warmup_steps=0, warmup_ratio=1e-6, power=0.9) == 1
+    assert lr_factor(5, steps=10, warmup_steps=0, warmup_ratio=1e-6, power=0.9) == pytest.approx(0.5**0.9)
+
+
+def groups(**optimiser: object) -> dict[str, ParameterGroup]:
+    config = small_config(optimiser=optimiser)
+    method = build_method(small_network(), config, ProcessRuntime(torch.device("cpu")))
+    return {group["name"]: group for group in method.parameter_groups()}
+
+
+def test_groups_share_the_parameters_out() -> None:
+    network = small_network()
+    method = build_method(network, small_config(), ProcessRuntime(torch.device("cpu")))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found: dict[str, set[str]] = {}
+    for group in method.parameter_groups():
+        found[group["name"]] = {names.pop(parameter) for parameter in group["params"]}
+    assert not names, "every parameter belongs to one group"
+    assert all("norm" in name and name.startswith("encoder.") for name in found["norms"])
+    assert all("norm" not in name and name.startswith("encoder.") for name in found["encoder"])
+    assert found["heads"] == {"classifier.weight", "attn_proj.weight", "attn_proj.bias"}
+    assert {"decoder.linear_fuse.bn.weight", "decoder.linear_pred.bias"} <= found["decoder"]
+    # Norms inside attention and patch embeddings, and those that end a stage.
+    assert {"encoder.norm4.bias", "encoder.patch_embed2.norm.weight", "encoder.block1.0.attn.norm.weight"} <= found[
+        "norms"
+    ]
+
+
+def test_rates_and_decay_of_the_groups() -> None:
+    frozen = groups()
+    assert {name: group["base_lr"] for name, group in frozen.items()} == pytest.approx(
+        {"encoder": 6e-5, "norms": 0, "heads": 6e-4, "decoder": 6e-4}
+    )
+    assert {name: group["weight_decay"] for name, group in frozen.items()} == {
+        "encoder": 0.01,
+        "norms": 0,
+        "heads": 0.01,
+        "decoder": 0.01,
+    }
+    learning = groups(freeze_norms=False, lr=1e-3, head_lr_factor=2)
+    assert [group["base_lr"] for group in learning.values()] == pytest.approx([1e-3, 1e-3, 2e-3, 2e-3])
+    assert learning["norms"]["weight_decay"] == 0.01
+
+
+def test_optimiser_follows_its_settings() -> None:
+    settings = OptimiserConfig(lr=1e-3, beta1=0.8, beta2=0.99, epsilon=1e-6, warmup_steps=2)
+    parameter = torch.nn.Parameter(torch.ones(3))
+    group = ParameterGroup(name="encoder", params=[parameter], base_lr=1e-3, weight_decay=0.1)
+    optimiser = build_optimiser([group], settings)
+    assert optimiser.param_groups[0]["betas"] == (0.8, 0.99)
+    assert optimiser.param_groups[0]["eps"] == 1e-6
+    assert set_learning_rates(optimiser, 0, steps=10, settings=settings) == {"encoder": pytest.approx(1e-9)}
+    assert set_learning_rates(optimiser, 5, steps=10, settings=settings) == {"encoder": pytest.approx(5e-4)}
+    # A zero gradient still lets the weight decay run.
+    parameter.grad = torch.zeros(3)
+    optimiser.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 1 - 5e-4 * 0.1))
+
+
+def test_frozen_norms_stay_and_learning_norms_move() -> None:
+    for freeze in (True, False):
+        network = small_network()
+        config = small_config(optimiser={"freeze_norms": freeze, "lr": 1e-2, "warmup_steps": 0})
+        method = build_method(network, config, ProcessRuntime(torch.device("cpu")))
+        optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
+        before = {name: parameter.clone() for name, parameter in network.encoder.named_parameters() if "norm" in name}
+        set_learning_rates(optimiser, 0, steps=10, settings=config.optimiser)
+        network(torch.randn(2, 3, 32, 32)).cls_logits.square().sum().backward()
+        optimiser.step()
+        after = dict(network.encoder.named_parameters())
+        assert all(torch.equal(after[name], value) == freeze for name, value in before.items())
