@@ -52,11 +52,11 @@ class ImagePrediction:
         label = plain_label(resize(self.cams, size), self.class_labels[None], background)
         return self._to_class_ids(label[0])
 
-    def propagated_label(self, size: Sequence[int], background: float, settings: AffinityConfig) -> Tensor:
-        """Arg max of the CAMs spread along the affinity of scale 1, without PAR: uint8 [*size]."""
+    def propagated_scores(self, background: float, settings: AffinityConfig) -> Tensor:
+        """CAMs spread along the affinity of scale 1, background first: [1, 1 + m, h, w]."""
         if self.cams is None or self.affinity is None:
             raise ValueError("no CAMs or no affinity were computed")
-        scores = propagate_cams(
+        return propagate_cams(
             self.cams,
             self.affinity,
             self.token_grid,
@@ -66,7 +66,10 @@ class ImagePrediction:
             power=settings.power,
             epsilon=settings.epsilon,
         )
-        return self._to_class_ids(arg_max_at(scores, size)[0])
+
+    def propagated_label(self, size: Sequence[int], background: float, settings: AffinityConfig) -> Tensor:
+        """Arg max of the propagated CAMs, resized, without PAR: uint8 [*size]."""
+        return self._to_class_ids(arg_max_at(self.propagated_scores(background, settings), size)[0])
 
     def segmentation(self, size: Sequence[int]) -> Tensor:
         """Arg max of the segmentation logits, resized: uint8 [*size]."""

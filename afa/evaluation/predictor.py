@@ -16,7 +16,7 @@ from afa.data.transforms import normalise
 from afa.evaluation.predict import ImagePrediction, long_side_size, predict_image
 from afa.methods.pseudo_labels import propagated_label, refined_label
 from afa.models import AFANet
-from afa.ops.cam import resize
+from afa.ops.cam import normalise_cams, resize
 from afa.ops.dense_crf import DenseCRF
 from afa.ops.par import PAR
 
@@ -36,6 +36,8 @@ class Prediction:
         class_names: Their names.
         scores: The classifier's probability of all K classes, float32 [K].
         cams: float16 [m, H, W] in 0..1, in the order of ``class_ids``; None where they were not wanted.
+        propagated_cams: The same after the walk along the affinity, each from its own minimum to its maximum; None
+            where they were not wanted.
         pseudo_labels: Kind -> uint8 [H, W], 255 where the label is left open.
     """
 
@@ -44,6 +46,7 @@ class Prediction:
     class_names: list[str]
     scores: np.ndarray
     cams: np.ndarray | None
+    propagated_cams: np.ndarray | None
     pseudo_labels: dict[str, np.ndarray]
 
 
@@ -57,7 +60,7 @@ class Predictor:
 
     Args:
         network: In evaluation mode, on its device.
-        config: The ``dataset`` (mean, std), ``cam``, ``affinity``, ``par`` and ``test`` settings.
+        config: The ``dataset`` (mean, std), ``cam``, ``affinity``, ``par``, ``validation`` and ``test`` settings.
         class_names: K names, background left out.
         device: Where the network lies.
         crf: Refines the segmentation, on the CPU.
@@ -91,6 +94,7 @@ class Predictor:
         class_labels: np.ndarray | None = None,
         *,
         cams: bool = True,
+        propagated_cams: bool = False,
         pseudo_labels: Collection[str] = (),
     ) -> Prediction:
         """Look at a picture.
@@ -99,6 +103,7 @@ class Predictor:
             image: uint8 RGB [H, W, 3].
             class_labels: Image-level labels [K], above 0 means present; None: the classifier's own, at least one.
             cams: Whether CAMs are wanted.
+            propagated_cams: Whether propagated CAMs are wanted.
             pseudo_labels: Kinds wanted, of :data:`PSEUDO_LABELS`.
 
         Returns:
@@ -110,7 +115,7 @@ class Predictor:
             self.network,
             self._network_input(detail),
             None if class_labels is None else torch.from_numpy(np.asarray(class_labels, np.float32)),
-            cam=self.config.cam if cams or pseudo_labels else None,
+            cam=self.config.cam if cams or propagated_cams or pseudo_labels else None,
             test=replace(self.config.test, long_side=0),
             largest_affinity="propagated" in pseudo_labels,
         )
@@ -122,6 +127,7 @@ class Predictor:
             class_names=[self.class_names[class_id - 1] for class_id in class_ids],
             scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
             cams=_native_cams(seen.cams[0, counting], size) if cams and seen.cams is not None else None,
+            propagated_cams=_native_cams(self._walked(seen)[counting], size) if propagated_cams else None,
             pseudo_labels={kind: _enlarge(self._pseudo_label(kind, seen, detail), size) for kind in pseudo_labels},
         )
 
@@ -146,6 +152,11 @@ class Predictor:
         probabilities = seen.probabilities(detail.shape[:2]).cpu()
         marginals = self.crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
         return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).numpy(), size)
+
+    def _walked(self, seen: ImagePrediction) -> Tensor:
+        """Propagated CAMs [m, h, w] in 0..1."""
+        scores = seen.propagated_scores(self.config.validation.propagation_background, self.config.affinity)
+        return normalise_cams(scores[:, 1:])[0]
 
     def _pseudo_label(self, kind: str, seen: ImagePrediction, detail: np.ndarray) -> np.ndarray:
         """A label as training makes it, uint8 of the detail picture's size."""

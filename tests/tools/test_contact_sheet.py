@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afa.weights import pack_metadata, save_network
+from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
+from tests.evaluation.run_tool import RunTool
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    config = small_config(tmp_path / "shapes")
+    path = tmp_path / "weights.safetensors"
+    save_network(small_network(config.model), path, pack_metadata(config, CLASS_NAMES, 7))
+    return path
+
+
+@pytest.fixture
+def draw(run_tool: RunTool, weights: Path) -> RunTool:
+    return partial(run_tool, "contact_sheet.py", weights)
+
+
+def test_sheet(draw: RunTool, tmp_path: Path) -> None:
+    heights = []
+    for count in (2, 100):
+        result = draw("--count", count, "--cell", 60, "--output", tmp_path / "sheet.png")
+        assert result.returncode == 0, result.stderr
+        sheet = np.array(Image.open(tmp_path / "sheet.png"))
+        assert sheet.shape[1] == 2 * 20 + 6 * 60 + 5 * 10
+        heights.append(len(sheet))
+    assert heights[1] > heights[0]
+    assert "5 images" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "sheet.gif"], ".png or .jpg"),
+        (["--output", "sheet.png", "--count", 0], "--count 0"),
+        (["--output", "sheet.png", "--split", "nothing"], "nothing.txt"),
+        (["--output", "/proc/sheet.png"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(
+    draw: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = draw(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""See what a checkpoint does: tools/contact_sheet.py work_dirs/voc --split val --count 8 --output sheet.png"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from afa.errors import UserError, run_command
+
+
+def main() -> int:
+    from afa.evaluation.arguments import add_network_arguments, open_network, scored_class_names, split_scales
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_network_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
+    parser.add_argument("--split", help="list of images; default: dataset.val_split")
+    parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
+    parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
+    args = parser.parse_intermixed_args()
+    args.overrides += split_scales(args)
+    for name in ("count", "cell"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
+    if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--output {args.output}: give a .png or .jpg file")
+
+    from afa.data.dataset import EvaluationImages
+    from afa.evaluation.predictor import Predictor
+    from afa.evaluation.sheet import evaluation_sheet
+    from afa.visual import write_picture
+
+    opened = open_network(args, args.overrides)
+    images = EvaluationImages(opened.config.dataset, split=args.split)
+    class_names = scored_class_names(opened)
+    count = min(args.count, len(images))
+    chosen = (images[index * len(images) // count] for index in range(count))
+    predictor = Predictor(opened.network, opened.config, class_names, device=opened.device)
+    heading = "AFA" if opened.step is None else f"AFA after {opened.step} steps"
+    sheet = evaluation_sheet(predictor, chosen, heading=heading, cell=args.cell)
+    try:
+        write_picture(args.output, sheet)
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
+    print(f"{count} images in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
