@@ -1,0 +1,196 @@
+"""How many training images one core prepares per second, and what JPEG decoders cost.
+
+Candidates take turns, image by image and round by round, and processor time is measured, not the clock's: both keep
+the figures comparable while other work runs on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imageio.v3 as imageio
+import numpy as np
+import torch
+import torchvision.io
+from PIL import Image
+
+from afa.config import AugmentationConfig, DatasetConfig
+from afa.data.images import read_image
+from afa.data.transforms import normalise, training_transform
+from afa.errors import UserError
+
+Candidate = Callable[[Path, int], Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``tools/benchmark.py data``."""
+    parser.add_argument("--images", type=Path, help="folder of JPEG files; without it, pictures of VOC's size are made")
+    parser.add_argument("--count", type=int, default=16, help="number of images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over the images (default: %(default)s)")
+    parser.add_argument("--crop", type=int, default=512, help="side of the crop (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure and give the figures.
+
+    Args:
+        arguments: As :func:`add_arguments` defines them.
+
+    Returns:
+        ``samples``: images per second and core for whole training samples; ``decoders``: the same for decoding, and
+        the largest difference to Pillow's pixels; ``ratio_to_baseline``: median ratio, round by round, to the plain
+        Pillow baseline.
+
+    Raises:
+        UserError: There are no images, or a number is below 1.
+    """
+    if min(arguments.count, arguments.rounds, arguments.crop) < 1:
+        raise UserError("--count, --rounds and --crop begin at 1")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = (
+            _find(arguments.images, arguments.count) if arguments.images else make_jpegs(Path(folder), arguments.count)
+        )
+        samples = {
+            "baseline (Pillow)": _Baseline(arguments.crop),
+            "afa, resampling pil": _Sample(arguments.crop, "pil"),
+            "afa, resampling opencv": _Sample(arguments.crop, "opencv"),
+        }
+        decoders: dict[str, Candidate] = {
+            "pillow": lambda path, _: read_image(path),
+            "opencv": lambda path, _: _decode_opencv(path),
+            "torchvision": lambda path, _: _decode_torchvision(path),
+            "imageio": lambda path, _: imageio.imread(path),
+        }
+        sample_seconds = measure(samples, paths, arguments.rounds)
+        decoder_seconds = measure(decoders, paths, arguments.rounds)
+        reference = read_image(paths[0]).astype(int)
+        differences = {
+            name: int(np.abs(np.asarray(decode(paths[0], 0)).astype(int) - reference).max())
+            for name, decode in decoders.items()
+        }
+    baseline = sample_seconds["baseline (Pillow)"]
+    return {
+        "images": len(paths),
+        "rounds": arguments.rounds,
+        "crop": arguments.crop,
+        "samples": {name: _rate(seconds) for name, seconds in sample_seconds.items()},
+        "ratio_to_baseline": {
+            name: round(statistics.median(base / own for base, own in zip(baseline, seconds, strict=True)), 2)
+            for name, seconds in sample_seconds.items()
+        },
+        "decoders": {name: _rate(seconds) for name, seconds in decoder_seconds.items()},
+        "largest_difference_to_pillow": differences,
+    }
+
+
+def measure(candidates: dict[str, Any], paths: Sequence[Path], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds per image of each candidate, one figure per round; they take turns on every image.
+
+    Args:
+        candidates: Name -> function of a path and a position, which seeds what is random.
+        paths: The images.
+        rounds: How often all are gone through, after one image to warm up.
+    """
+    for candidate in candidates.values():
+        candidate(paths[0], 0)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds):
+        total = dict.fromkeys(candidates, 0.0)
+        for number, path in enumerate(paths):
+            for name, candidate in candidates.items():
+                start = time.process_time()
+                candidate(path, turn * len(paths) + number)
+                total[name] += time.process_time() - start
+        for name, spent in total.items():
+            seconds[name].append(spent / len(paths))
+    return seconds
+
+
+def make_jpegs(folder: Path, count: int) -> list[Path]:
+    """Pictures of VOC's size (500 x 375) with detail at all scales, about 70 kB each as JPEG."""
+    paths = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        image = np.full((375, 500, 3), 128.0, np.float32)
+        for cells in (4, 16, 64, 250, 500):
+            noise = rng.normal(0, 120 / cells**0.5, (cells * 3 // 4, cells, 3)).astype(np.float32)
+            image += cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
+        path = folder / f"{number}.jpg"
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+        paths.append(path)
+    return paths
+
+
+class _Baseline:
+    """The transform as it is commonly written with Pillow and NumPy."""
+
+    def __init__(self, crop_size: int) -> None:
+        self.crop_size = crop_size
+        settings = DatasetConfig()
+        self.mean = np.asarray(settings.image_mean, np.float32)
+        self.std = np.asarray(settings.image_std, np.float32)
+
+    def __call__(self, path: Path, position: int) -> torch.Tensor:
+        rng, size = np.random.default_rng(position), self.crop_size
+        image = Image.open(path).convert("RGB")
+        scale = rng.uniform(0.5, 2.0)
+        image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        canvas = Image.new("RGB", (max(size, image.width), max(size, image.height)))
+        place = rng.integers(canvas.width - image.width + 1), rng.integers(canvas.height - image.height + 1)
+        canvas.paste(image, (int(place[0]), int(place[1])))
+        x, y = int(rng.integers(canvas.width - size + 1)), int(rng.integers(canvas.height - size + 1))
+        crop = np.asarray(canvas.crop((x, y, x + size, y + size)), np.float32)
+        return torch.from_numpy(((crop - self.mean) / self.std).transpose(2, 0, 1).copy())
+
+
+class _Sample:
+    """What :class:`afa.data.dataset.TrainingImages` does for an image."""
+
+    def __init__(self, crop_size: int, resampling: str) -> None:
+        self.crop_size, self.resampling = crop_size, resampling
+        self.dataset, self.augmentation = DatasetConfig(), AugmentationConfig()
+
+    def __call__(self, path: Path, position: int) -> torch.Tensor:
+        crop, _ = training_transform(
+            read_image(path),
+            np.random.default_rng(position),
+            crop_size=self.crop_size,
+            scale_range=(self.augmentation.scale_min, self.augmentation.scale_max),
+            mirror_probability=self.augmentation.mirror_probability,
+            resampling=self.resampling,
+        )
+        return normalise(crop, self.dataset.image_mean, self.dataset.image_std)
+
+
+def _decode_opencv(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise UserError(f"OpenCV cannot read {path}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_torchvision(path: Path) -> np.ndarray:
+    mode = torchvision.io.ImageReadMode.RGB
+    return torchvision.io.decode_jpeg(torchvision.io.read_file(str(path)), mode).permute(1, 2, 0).numpy()
+
+
+def _rate(seconds: Sequence[float]) -> float:
+    return round(1 / statistics.median(seconds), 1)
+
+
+def _find(folder: Path, count: int) -> list[Path]:
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
+    if not paths:
+        raise UserError(f"there is no JPEG file in {folder}")
+    return paths
