@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from golden import random_image, small_config, small_network
+from torch import Tensor
+
+from afa.config import Config
+from afa.engine.runtime import ProcessRuntime
+from afa.methods import Batch, build_method
+from afa.methods.pseudo_labels import box_mask, restore_image
+from afa.ops.cam import resize
+from afa.ops.dense_energy import dense_energy_loss
+
+CPU = torch.device("cpu")
+
+
+def random_batch(seed: int = 0, size: int = 64) -> Batch:
+    image = torch.nn.functional.interpolate(random_image(2, 3, 8, 8, seed=seed), size=(size, size), mode="bilinear")
+    labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
+    box = torch.tensor([[0, size, 0, size], [8, size, 0, size - 6]])
+    return Batch(image=image, class_labels=labels, valid_box=box, name=["first", "second"])
+
+
+def step_of(config: Config, step: int, precision: str = "float32", seed: int = 0) -> tuple[Any, Any]:
+    method = build_method(small_network(seed=seed).train(), config, ProcessRuntime(CPU, precision=precision))
+    return method, method.training_step(method.network, random_batch(), step)
+
+
+SCHEDULE = {"cls_until": 1, "refined_until": 3}
+
+
+def test_weights_of_the_losses_follow_the_schedule() -> None:
+    config = small_config(schedule=SCHEDULE)
+    for step, weights in ((0, {"cls": 1, "seg": 0, "aff": 0}), (1, {"cls": 1, "seg": 0, "aff": 0})):
+        assert step_of(config, step)[1].weights == weights
+    for step in (2, 3, 4):
+        assert step_of(config, step)[1].weights == {"cls": 1, "seg": 0.1, "aff": 0.1}
+
+
+@pytest.mark.parametrize(("switches", "same_source"), [(False, False), (True, True)])
+def test_labels_follow_the_schedule(switches: bool, same_source: bool) -> None:
+    config = small_config(schedule={**SCHEDULE, "affinity_label_switches": switches})
+    before = step_of(config, 3)[1].targets
+    assert torch.equal(before["seg"], before["aff"])
+    after = step_of(config, 4)[1].targets
+    assert not torch.equal(after["seg"], before["seg"]), "the propagated label should differ in this case"
+    assert torch.equal(after["aff"], after["seg"]) == same_source
+    if not switches:
+        assert torch.equal(after["aff"], before["aff"])
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_every_learning_parameter_has_a_gradient(released: bool, step: int) -> None:
+    config = small_config(schedule={**SCHEDULE, "released_decoder_passes": released})
+    method, result = step_of(config, step)
+    result.total().backward()
+    heads = ("decoder.", "attn_proj.")
+    for name, parameter in method.network.named_parameters():
+        if name.startswith("encoder.") and "norm" in name:
+            assert parameter.grad is None, name
+        else:
+            assert torch.isfinite(parameter.grad).all(), name
+            if step == 0 and name.startswith(heads):
+                assert not parameter.grad.any(), name
+
+
+def test_only_released_passes_touch_the_decoder_s_statistics() -> None:
+    counts = {}
+    for released in (True, False):
+        for step in (0, 2):
+            method, _ = step_of(small_config(schedule={**SCHEDULE, "released_decoder_passes": released}), step)
+            counts[released, step] = int(method.network.decoder.linear_fuse.bn.num_batches_tracked)
+    assert counts == {(True, 0): 4, (True, 2): 4, (False, 0): 0, (False, 2): 1}
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_regularised_loss_sees_the_decoder_s_target(step: int) -> None:
+    config = small_config(schedule=SCHEDULE, loss={"reg": {"weight": 0.01}})
+    result = step_of(config, step)[1]
+    batch = random_batch()
+    torch.manual_seed(0)
+    seg_logits = resize(small_network().train()(batch["image"]).seg_logits, (64, 64))
+    expected = dense_energy_loss(
+        restore_image(batch["image"], config.dataset.image_mean, config.dataset.image_std),
+        seg_logits.softmax(dim=1),
+        box_mask(batch["valid_box"], (64, 64), CPU).float(),
+        result.targets["seg"],
+    )
+    assert result.weights["reg"] == 0.01
+    torch.testing.assert_close(result.losses["reg"], expected, atol=1e-9, rtol=1e-4)
+    assert "reg" not in step_of(config, 1)[1].losses
+    assert "reg" not in step_of(small_config(schedule=SCHEDULE), step)[1].losses
+
+
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_mixed_precision_stays_near(step: int) -> None:
+    config = small_config(schedule=SCHEDULE)
+    exact, mixed = step_of(config, step)[1], step_of(config, step, "bf16")[1]
+    for name, loss in mixed.losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact.losses[name], atol=0.05, rtol=0.05)
+    mixed.total().backward()
+
+
+def test_stochastic_depth_and_finer_strides() -> None:
+    config = small_config(schedule=SCHEDULE, model={"drop_path": 0.2, "decoder_dropout": 0.1, "strides": [4, 2, 1, 1]})
+    torch.manual_seed(0)
+    network = small_network(drop_path=0.2, decoder_dropout=0.1, strides=[4, 2, 1, 1]).train()
+    method = build_method(network, config, ProcessRuntime(CPU))
+    result = method.training_step(network, random_batch(), 4)
+    assert torch.isfinite(result.total())
+
+
+class TwoProcesses:
+    """A runtime that answers as the second of two equal processes would."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Tensor, float]] = []
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return ProcessRuntime(CPU).autocast()
+
+    def denominator(self, counts: Tensor, plus: float) -> Tensor:
+        self.asked.append((counts, plus))
+        return (2 * counts + plus) / 2
+
+
+def test_counts_go_through_the_runtime() -> None:
+    runtime = TwoProcesses()
+    method = build_method(small_network().train(), small_config(schedule=SCHEDULE), runtime)
+    method.training_step(method.network, random_batch(), 2)
+    assert [plus for _, plus in runtime.asked] == [0, 1]
+
+
+def test_pictures_change_nothing() -> None:
+    method = build_method(small_network().train(), small_config(), ProcessRuntime(CPU))
+    before = {name: value.clone() for name, value in method.network.state_dict().items()}
+    pictures = method.pictures(random_batch())
+    assert method.network.training
+    assert all(torch.equal(value, before[name]) for name, value in method.network.state_dict().items())
+    assert pictures
+    for picture in pictures.values():
+        assert picture.dtype == torch.uint8
+        assert picture.shape[0] == 3
