@@ -10,15 +10,14 @@ import math
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from afa.config import Config, TestConfig
 from afa.data.loader import evaluation_loader
@@ -29,6 +28,14 @@ from afa.models import AFANet
 
 # Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
 Refinement = Callable[[Tensor, Tensor], Tensor]
+
+
+class Samples(Protocol):
+    """Evaluation samples, one by one: a loader, or a list."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Validator:
@@ -93,7 +100,7 @@ class Validator:
 
 def evaluate(
     network: AFANet,
-    loader: DataLoader[dict[str, Any]],
+    samples: Samples,
     *,
     config: Config,
     class_names: Sequence[str],
@@ -111,7 +118,7 @@ def evaluate(
 
     Args:
         network: Its mode and the random state are the same afterwards as before.
-        loader: Samples as :func:`afa.data.loader.evaluation_loader` gives them; this process's share.
+        samples: As :func:`afa.data.loader.evaluation_loader` gives them; this process's share.
         config: CAM, affinity and propagation settings.
         class_names: K names, background left out.
         device: Where the network lies.
@@ -140,10 +147,7 @@ def evaluate(
     try:
         # Starting loader workers draws from the global random state: training must not notice.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement) as stream:
-            samples: Iterable[dict[str, Any]] = loader
-            if progress is not None:
-                samples = track(loader, len(loader), progress)
-            for sample in samples:
+            for sample in track(samples, len(samples), progress) if progress is not None else samples:
                 label = sample["label"].to(device, non_blocking=True)
                 size = (label.shape[-2], label.shape[-1])
                 seen = predict_image(

@@ -162,6 +162,7 @@ if rank == 1:  # each process gathers its own BatchNorm statistics in training
     network.decoder.linear_fuse.bn.running_mean.add_(1)
 table = Validator(config, CLASS_NAMES, device="cpu", rank=rank, world_size=2, workers=0)(network)
 json.dump(table, open(f"{folder}/table_{rank}.json", "w"))
+dist.destroy_process_group()
 """
 
 

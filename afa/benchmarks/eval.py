@@ -1,0 +1,116 @@
+"""Evaluation: images per second for each output, and what sharing passes between outputs saves."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from afa.benchmarks.crf import noise_image
+from afa.config import Config
+from afa.data.transforms import normalise
+from afa.errors import UserError
+from afa.evaluation.arguments import build_crf, choose_device
+from afa.evaluation.evaluate import evaluate
+from afa.models import VARIANTS, build_network
+
+_CAMS = "CAM and propagated CAM"
+_TEST = "segmentation, scales and mirror"
+_BOTH = "both of these, passes shared"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's command-line arguments."""
+    parser.add_argument("--encoder", default="mit_b1", choices=tuple(VARIANTS), help="variant (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=20, help="foreground classes (default: %(default)s)")
+    parser.add_argument("--present", type=int, default=2, help="classes in an image (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
+    )
+    parser.add_argument("--images", type=int, default=4, help="images per run (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved runs (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)"
+    )
+    parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs beside the network")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print a table.
+
+    Args:
+        args: As :func:`add_arguments` gives them.
+
+    Returns:
+        Images per second (of the median run) by output, and ``shared_ratio``: time of CAMs and segmentation together
+        over the sum of their times alone.
+
+    Raises:
+        UserError: An argument makes no sense.
+    """
+    if min(args.size) < 16 or args.images < 1 or args.repeats < 1 or args.threads < 0:
+        raise UserError("--size must be at least 16, --images and --repeats at least 1, --threads at least 0")
+    if not 1 <= args.present <= args.classes <= 254:
+        raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    config = Config(model=replace(Config().model, encoder=args.encoder))
+    torch.manual_seed(0)
+    network = build_network(config.model, args.classes + 1).to(device).eval()
+    samples = [_sample(args, config, index) for index in range(args.images)]
+    names = [f"class{index}" for index in range(args.classes)]
+    native = replace(config.test, long_side=0)
+
+    def job(**options: Any) -> Callable[[], Any]:
+        return lambda: evaluate(network, samples, config=config, class_names=names, device=device, **options)
+
+    jobs = {
+        "segmentation, one forward": job(cams=False),
+        _CAMS: job(segmentation=False),
+        "validation: both of these": job(),
+        _TEST: job(cams=False, test=native),
+        _BOTH: job(test=native),
+    }
+    if args.crf:
+        jobs["segmentation, one forward, and CRF"] = job(cams=False, refinement=build_crf(config.test))
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for repeat in range(args.repeats + 1):
+        for name, call in jobs.items():
+            start = time.perf_counter()
+            call()  # ends with the counts on the host: nothing is left running
+            if repeat:  # the first run warms up
+                seconds[name].append(time.perf_counter() - start)
+
+    height, width = args.size
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"evaluation, {args.encoder}, {width} x {height}, {args.classes} classes, {where}, torch {torch.__version__}")
+    table: dict[str, Any] = {}
+    for name, times in seconds.items():
+        table[name] = args.images / median(times)
+        print(f"{name:36}{table[name]:9.2f} images/s")
+    alone = zip(seconds[_CAMS], seconds[_TEST], strict=True)
+    table["shared_ratio"] = median(both / sum(pair) for both, pair in zip(seconds[_BOTH], alone, strict=True))
+    print(f"sharing passes takes {table['shared_ratio']:.2f} of the time that CAMs and segmentation take one by one")
+    return table
+
+
+def _sample(args: argparse.Namespace, config: Config, index: int) -> dict[str, Any]:
+    image = noise_image(args.size[0], args.size[1], index).permute(1, 2, 0).contiguous()
+    class_labels = torch.zeros(args.classes)
+    class_labels[: args.present] = 1
+    label = torch.zeros(args.size, dtype=torch.int64)
+    label[: args.size[0] // 2] = 1
+    return {
+        "image": normalise(image.numpy(), config.dataset.image_mean, config.dataset.image_std),
+        "image_uint8": image,
+        "label": label,
+        "class_labels": class_labels,
+        "name": f"noise{index}",
+    }

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from afa.benchmarks import eval as benchmark
+from afa.errors import UserError
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    benchmark.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_every_output_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    args = parse(
+        "--encoder", "mit_b0", "--size", "32", "48", "--images", "1", "--repeats", "1", "--device", "cpu", "--crf"
+    )
+    table = benchmark.run(args)
+    assert len(table) == 7
+    assert all(value > 0 for value in table.values())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in table if name != "shared_ratio")
+
+
+@pytest.mark.parametrize("arguments", [["--images", "0"], ["--present", "3", "--classes", "2"], ["--size", "8", "8"]])
+def test_mistakes(arguments: list[str]) -> None:
+    with pytest.raises(UserError):
+        benchmark.run(parse(*arguments))
