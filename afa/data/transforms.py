@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
+import mmcv
 import numpy as np
 import torch
-from PIL import Image
 
 from afa.errors import UserError
 
-RESAMPLERS = ("pil", "opencv")
+_BACKENDS = {"pil": "pillow", "opencv": "cv2"}
+RESAMPLERS = tuple(_BACKENDS)
 
 
 def training_transform(
@@ -68,12 +68,10 @@ def resize(image: np.ndarray, size: tuple[int, int], resampling: str = "pil") ->
     Returns:
         uint8 [*size, 3].
     """
+    if resampling not in _BACKENDS:
+        raise UserError(f"unknown resampling '{resampling}': choose one of {', '.join(RESAMPLERS)}")
     height, width = size
-    if resampling == "pil":
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    if resampling == "opencv":
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    raise UserError(f"unknown resampling '{resampling}': choose one of {', '.join(RESAMPLERS)}")
+    return mmcv.imresize(image, (width, height), interpolation="bilinear", backend=_BACKENDS[resampling])
 
 
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
