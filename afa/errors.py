@@ -35,7 +35,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             # Under torchrun all processes mostly have the same to say: the first one speaks, its end ends the others.
-            time.sleep(1)
+            time.sleep(3)
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:

@@ -76,9 +76,7 @@ class CheckpointStore:
         """Folder of a step's checkpoint."""
         return self.folder / f"step_{step:08d}"
 
-    def save(
-        self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, facts: Mapping[str, Any]
-    ) -> bool:
+    def save(self, step: int, network: nn.Module, optimiser: torch.optim.Optimizer, facts: Mapping[str, Any]) -> bool:
         """Write a checkpoint.
 
         A full disk or an unwritable folder costs the checkpoint, not the run.

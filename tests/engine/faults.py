@@ -1,0 +1,274 @@
+"""Tiny runs that can be started, killed and compared quickly, and damage of all kinds to what they read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from afa.data.shapes import ShapesStyle, make_shapes
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 14
+KILLED = -signal.SIGKILL
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Processes are forked from one that has imported everything and done nothing else: a start takes milliseconds.
+_CONTEXT.set_forkserver_preload(["afa.engine.training"])
+
+
+def make_data(root: Path) -> Path:
+    """24 training and 4 validation pictures of 64 x 64."""
+    return make_shapes(root, train=24, val=4, style=ShapesStyle(size=64))
+
+
+def tiny_settings(data: Path, output: Path) -> dict[str, Any]:
+    """A run of 14 steps that goes through all of the method's phases, validates twice and takes a second."""
+    return {
+        "dataset": {"type": "voc", "root": str(data), "train_split": "train", "val_split": "val"},
+        "augmentation": {"crop_size": 64, "scale_min": 0.75, "scale_max": 1.25},
+        "model": {
+            "encoder": "custom",
+            "widths": [8, 16, 20, 32],
+            "depths": [1, 1, 1, 2],
+            "heads": [1, 2, 5, 8],
+            "decoder_width": 16,
+        },
+        "affinity": {"radius": 2},
+        "par": {"iterations": 2, "dilations": [1, 2]},
+        "schedule": {"cls_until": 3, "refined_until": 7},
+        "optimiser": {"lr": 1e-3, "head_lr_factor": 1.0, "freeze_norms": False, "warmup_steps": 3},
+        "train": {
+            "output": str(output),
+            "steps": STEPS,
+            "batch_size": 4,
+            "workers": 0,
+            "device": "cpu",
+            "threads": 1,
+            "log_every": 2,
+            "pictures_every": 0,
+            "checkpoint_every": 3,
+        },
+        "validation": {"every": 7},
+    }
+
+
+def write_config(path: Path, data: Path, output: Path, **sections: dict[str, Any]) -> Path:
+    """The tiny run as a YAML file; ``train={"steps": 3}`` changes settings."""
+    settings = tiny_settings(data, output)
+    for section, values in sections.items():
+        settings.setdefault(section, {}).update(values)
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def command(config: Path, *overrides: str, processes: int = 1, restarts: int = 0) -> list[str]:
+    """The real command, under torchrun where several processes are wanted."""
+    tool = [str(REPOSITORY / "tools" / "train.py"), str(config), *overrides]
+    if processes == 1:
+        return [sys.executable, *tool]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, f"--max_restarts={restarts}", *tool]
+
+
+def environment() -> dict[str, str]:
+    """One thread, and the package found from anywhere."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+class Run:
+    """A run in a process forked from a warm one: the training itself, without the seconds that imports take.
+
+    Args:
+        config: YAML file.
+        log: File for everything that the process prints.
+        overrides: ``key=value`` settings.
+        limit_bytes: No file may grow beyond this, as if the disk were full there.
+        variables: Of the environment.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        log: Path,
+        overrides: Sequence[str] = (),
+        *,
+        limit_bytes: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        self.process: ForkServerProcess = _CONTEXT.Process(
+            target=_train, args=(str(config), list(overrides), str(log), limit_bytes, dict(variables or {}))
+        )
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Exit code; negative where a signal ended it."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"the run hangs: {self.text()[-2000:]}")
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
+        """Wait for something to happen; False where the process ended before."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if not self.process.is_alive():
+                return False
+            if time.monotonic() > end:
+                self.process.kill()
+                raise TimeoutError(f"nothing happened: {self.text()[-2000:]}")
+            time.sleep(0.0005)
+        return True
+
+    def until_says(self, words: str) -> bool:
+        """Wait until it prints something."""
+        return self.until(lambda: words in self.text())
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def text(self) -> str:
+        """What was printed so far."""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+
+def start_group(config: Path, log: Path, processes: int, overrides: Sequence[str] = ()) -> list[Run]:
+    """The processes of one run, as torchrun would start them; each has a log of its own."""
+    return [
+        Run(config, log.with_name(f"{log.name}_{rank}"), overrides, variables=variables)
+        for rank, variables in enumerate(group_variables(processes))
+    ]
+
+
+def group_variables(processes: int) -> list[dict[str, str]]:
+    """The environment of each process of a group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def call_in_group(function: Callable[..., None], processes: int, *arguments: object) -> None:
+    """Call a function in every process of a group."""
+    group = [
+        _CONTEXT.Process(target=_call, args=(variables, function, *arguments))
+        for variables in group_variables(processes)
+    ]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(300)
+        assert process.exitcode == 0
+
+
+def _call(variables: dict[str, str], function: Callable[..., None], *arguments: object) -> None:
+    os.environ.update(variables)
+    function(*arguments)
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == process and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _train(config: str, overrides: list[str], log: str, limit_bytes: int | None, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import logging
+    import resource
+
+    from afa.config import load_config
+    from afa.engine.training import train
+    from afa.errors import run_command
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    if limit_bytes is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    run_command(lambda: train(load_config(config, overrides)))
+
+
+def outcome(output: Path, step: int = STEPS) -> dict[str, Any]:
+    """All that must not depend on what a run went through: weights, optimiser, records without their times."""
+    folder = output / "checkpoints" / f"step_{step:08d}"
+    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    return {
+        "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        "training": hashlib.sha256((folder / "training.safetensors").read_bytes()).hexdigest(),
+        "records": [
+            {key: value for key, value in record.items() if not key.startswith("time/")} for record in records(output)
+        ],
+        "facts": {key: facts[key] for key in ("step", "best", "best_step", "meter", "non_finite")},
+    }
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def recorded_steps(steps: int = STEPS, log_every: int = 2, validation_every: int = 7) -> list[int]:
+    """The steps that have a record."""
+    return [
+        step for step in range(1, steps + 1) if step % log_every == 0 or step % validation_every == 0 or step == steps
+    ]
+
+
+def mutate(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """Damage bytes as disks, copies and people do; returns what was done, and the result."""
+    kind = rng.choice(["empty", "truncated", "bit flipped", "bytes overwritten", "block zeroed", "grown", "swapped"])
+    if kind == "empty":
+        return kind, b""
+    if kind == "truncated":
+        return kind, data[: rng.randrange(len(data))]
+    if kind == "grown":
+        return kind, data + rng.randbytes(rng.randint(1, 64))
+    changed = bytearray(data)
+    place = rng.randrange(len(data))
+    if kind == "bit flipped":
+        changed[place] ^= 1 << rng.randrange(8)
+    elif kind == "bytes overwritten":
+        count = min(rng.randint(1, 32), len(data) - place)
+        changed[place : place + count] = rng.randbytes(count)
+    elif kind == "block zeroed":
+        count = min(rng.randint(16, 4096), len(data) - place)
+        changed[place : place + count] = bytes(count)
+    else:
+        half = len(data) // 2
+        changed = bytearray(data[half:] + data[:half])
+    return kind, bytes(changed)
+
+
+def is_one_line(text: str) -> bool:
+    """Whether what a user reads is a single line and no traceback."""
+    return bool(text.strip()) and "\n" not in text.strip() and "Traceback" not in text

@@ -1,0 +1,204 @@
+"""A run that is killed, stopped or left without a process ends like one that nothing happened to."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import faults
+import pytest
+
+SHORT_KILLS, LONG_KILLS = 20, 120
+
+
+def kill_until_done(config: Path, output: Path, log: Path, kills: int, rng: random.Random) -> dict[str, int]:
+    """Kill a run at random moments, every other time inside the writing of a checkpoint; then let it end.
+
+    The run would be over long before the last kill: each time that it ends, it is set back by a few checkpoints.
+    """
+    counts = {"kills": 0, "inside a checkpoint": 0, "before the first checkpoint": 0, "started again when done": 0}
+    checkpoints = output / "checkpoints"
+    while counts["kills"] < kills:
+        run = faults.Run(config, log)
+        if rng.random() < 0.5:
+            alive = run.until(lambda: any(checkpoints.glob(".part_step_*")))
+            time.sleep(rng.uniform(0, 0.004))
+        else:
+            alive = run.until(lambda: (output / "metrics.jsonl").exists())
+            time.sleep(rng.uniform(0, 0.35))
+        run.send(signal.SIGKILL)
+        if alive and run.wait() == faults.KILLED:
+            counts["kills"] += 1
+            counts["inside a checkpoint"] += any(checkpoints.glob(".part_step_*"))
+            counts["before the first checkpoint"] += not any(checkpoints.glob("step_*"))
+        else:
+            assert run.wait() == 0, run.text()
+            counts["started again when done"] += 1
+            set_back(output, rng)
+    run = faults.Run(config, log)
+    assert run.wait() == 0, run.text()
+    return counts
+
+
+def set_back(output: Path, rng: random.Random) -> None:
+    """Take the newest checkpoints away, as a damaged disk would."""
+    (output / "result.json").unlink()
+    kept = sorted((output / "checkpoints").glob("step_*"))
+    for path in kept[rng.randrange(len(kept)) :]:
+        (path / "weights.safetensors").write_bytes(b"")
+    if not any((path / "weights.safetensors").stat().st_size for path in kept):
+        for path in kept:
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+
+
+def check_kills(config: Path, tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> dict[str, int]:
+    counts = kill_until_done(config, tmp_path / "run", tmp_path / "log", kills, random.Random(seed))
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "run").rglob("*.part*")), "something half-written stayed"
+    return counts
+
+
+def test_killed_at_random_moments_ends_bit_identical(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    counts = check_kills(config, tmp_path, undisturbed, SHORT_KILLS, seed=1)
+    assert counts["inside a checkpoint"] >= 3, counts
+
+
+@pytest.mark.slow
+def test_killed_many_times_with_loader_processes(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2})
+    counts = check_kills(config, tmp_path, undisturbed, LONG_KILLS, seed=2)
+    assert counts["inside a checkpoint"] >= 20, counts
+
+
+def test_every_step_is_recorded_once(undisturbed: Path) -> None:
+    lines = faults.records(undisturbed)
+    assert [line["step"] for line in lines] == faults.recorded_steps()
+    validated = [line["step"] for line in lines if "validation/segmentation_miou" in line]
+    assert validated == [7, 14]
+    assert all("loss/total" in line for line in lines)
+
+
+def test_the_real_command_goes_on_after_a_kill(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    first = subprocess.Popen(faults.command(config), env=faults.environment(), stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("step 6/"):
+            break
+    first.kill()
+    assert first.wait() == faults.KILLED
+    second = subprocess.run(faults.command(config), env=faults.environment(), capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step" in second.stderr
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    third = subprocess.run(faults.command(config), env=faults.environment(), capture_output=True, text=True)
+    assert third.returncode == 0
+    assert "already trained" in third.stderr
+
+
+def test_killed_in_the_last_validation_validates_again(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    run = faults.Run(config, tmp_path / "log")
+    assert run.wait() == 0
+    # What a kill between the last checkpoint and the end of the last validation leaves behind:
+    (tmp_path / "run" / "result.json").unlink()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == faults.STEPS
+
+
+def test_elapsed_time_goes_on(config: Path, tmp_path: Path) -> None:
+    run = faults.Run(config, tmp_path / "log", ["train.log_every=1"])
+    run.until_says("step 9/")
+    run.send(signal.SIGTERM)
+    assert run.wait() == 75, run.text()
+    before = faults.records(tmp_path / "run")
+    (facts,) = (tmp_path / "run" / "checkpoints").glob("last/checkpoint.json")
+    assert json.loads(facts.read_text())["seconds"] >= before[-1]["time/seconds"]
+    again = faults.Run(config, tmp_path / "log", ["train.log_every=1"])
+    assert again.wait() == 0, again.text()
+    seconds = [line["time/seconds"] for line in faults.records(tmp_path / "run")]
+    assert seconds == sorted(seconds)
+    assert seconds[: len(before)] == [line["time/seconds"] for line in before]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 2)])
+def test_a_signal_saves_and_asks_to_be_requeued(
+    data: Path, tmp_path: Path, undisturbed: Path, number: signal.Signals, workers: int
+) -> None:
+    config = faults.write_config(
+        tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": workers, "checkpoint_every": 1000}
+    )
+    run = faults.Run(config, tmp_path / "log")
+    run.until_says("step 4/")
+    run.send(number)
+    assert run.wait() == 75, run.text()
+    assert "asked to stop at step" in run.text()
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    assert "Traceback" not in run.text()
+
+
+def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """Clusters signal every process of a job, loader processes included."""
+    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2})
+    process = subprocess.Popen(
+        faults.command(config), env=faults.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 4/"):
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait() == 75, rest
+    assert "Traceback" not in rest
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+
+
+def test_an_interrupt_saves(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    run = faults.Run(config, tmp_path / "log")
+    run.until_says("step 4/")
+    run.send(signal.SIGINT)
+    assert run.wait() == 130, run.text()
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+
+
+def test_a_killed_loader_process_is_one_line(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 1})
+    run = faults.Run(config, tmp_path / "log")
+    run.until_says("step 4/")
+    assert run.process.pid is not None
+    for child in faults.children(run.process.pid):
+        os.kill(child, signal.SIGKILL)
+    assert run.wait() == 2, run.text()
+    assert "error: a loader process was killed" in run.text()
+    assert "Traceback" not in run.text()
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+
+
+def test_two_runs_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:
+    run = faults.Run(config, tmp_path / "log", ["train.steps=2000"])
+    run.until_says("step 2/")
+    second = faults.Run(config, tmp_path / "second", ["train.steps=2000"])
+    assert second.wait() == 2
+    assert "another process trains in" in second.text()
+    assert faults.is_one_line(second.text())
+    run.send(signal.SIGKILL)
+    run.wait()
