@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("root", help="folder of the data set")
     parser.add_argument("--train", type=int, default=2000, help="number of training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=160, help="side of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
 """A small data set made by the program itself, so that training and evaluation run anywhere.
 
 One to three overlapping objects lie on a textured grey background. An object is a body - a blob of random brightness
-and texture, which says nothing about its class - and a few small emblems on a part of it, whose shape and saturated
-colour are the class. The mask is the whole body. A classifier needs the emblems only, so its activation maps light up
-there; the affinity has to spread them over the body. That is the problem AFA is made for.
+and texture, which says nothing about its class - and small emblems strewn over it, whose shape and saturated colour are
+the class and which cover about a quarter of it (a third at most). The mask is the whole body. A classifier needs the
+emblems only, so its activation maps light up around them, coarsely; the affinity has to spread them over the body. That
+is the problem AFA is made for.
 """
 
 from __future__ import annotations
@@ -56,17 +57,17 @@ class ShapesStyle:
         jpeg_quality: Quality of the JPEG files.
     """
 
-    size: int = 160
+    size: int = 128
     max_objects: int = 3
-    body_radius: tuple[float, float] = (0.17, 0.29)
-    min_visible: float = 0.6
-    contrast: float = 38.0
-    texture: tuple[float, float] = (6.0, 16.0)
-    noise: float = 8.0
+    body_radius: tuple[float, float] = (0.2, 0.32)
+    min_visible: float = 0.55
+    contrast: float = 48.0
+    texture: tuple[float, float] = (2.0, 8.0)
+    noise: float = 4.0
     tint: float = 8.0
-    emblem_radius: tuple[float, float] = (0.026, 0.036)
-    emblem_spacing: float = 2.6
-    emblem_share: float = 0.5
+    emblem_radius: tuple[float, float] = (0.036, 0.05)
+    emblem_spacing: float = 2.9
+    emblem_share: float = 0.9
     min_cover: float = 0.08
     max_cover: float = 0.6
     jpeg_quality: int = 92
