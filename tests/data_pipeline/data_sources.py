@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,23 @@ def tool_command(tool: str, *arguments: object) -> list[str]:
 
 def tool_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def kill_half_way(command: Sequence[str], folder: Path, files: int) -> int:
+    """Run a command in a process group, kill all of it when a folder holds so many PNG files; returns how many."""
+
+    def count() -> int:
+        return len(list(folder.glob("[!.]*.png")))
+
+    # At low priority, so that a busy machine does not let it finish before it is killed.
+    process = subprocess.Popen(
+        ["nice", "-n", "19", *command], env=tool_environment(), start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and count() < files:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return count()
 
 
 def write_image(path: Path, size: tuple[int, int] = (48, 64), seed: int = 0, **options: Any) -> None:
