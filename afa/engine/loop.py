@@ -215,7 +215,8 @@ class TrainingRun:
         return {f"validation/{name}": value for name, value in values.items()}
 
     def _save(self, done: int, *, recorded: bool) -> bool:
-        """Write a checkpoint; returns whether it was written. Other processes than the main one leave it to that."""
+        """Write a checkpoint, which the main process does; returns whether it was written. All processes take part."""
+        meters = self.runtime.gather(self.meter.state())
         if not self.runtime.is_main:
             return True
         self.records.flush()
@@ -225,7 +226,7 @@ class TrainingRun:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": self.progress.seconds(),
-            "meter": self.meter.state(),
+            "meters": meters,
             "scaler": self.scaler.state_dict(),
             "non_finite": self.guard.state(),
         }
@@ -239,7 +240,7 @@ class TrainingRun:
         restore(checkpoint, self.method.network, self.optimiser)
         facts = checkpoint.facts
         self.best, self.best_step = facts["best"], facts["best_step"]
-        self.meter.restore(facts["meter"], self.runtime.device)
+        self.meter.restore(facts["meters"], self.runtime.rank, self.runtime.world_size, self.runtime.device)
         self.scaler.load_state_dict(facts["scaler"])
         self.guard.restore(facts["non_finite"])
         return facts
@@ -287,9 +288,10 @@ class TrainingRun:
 
     def _finish(self, steps: int) -> None:
         """Say what came out, provided that it is on the disk."""
+        written = self.runtime.on_main(lambda: self.store.path(steps).is_dir()) or self._save(steps, recorded=True)
         if not self.runtime.is_main:
             return
-        if not self.store.path(steps).is_dir() and not self._save(steps, recorded=True):
+        if not written:
             raise UserError(
                 f"all {steps} steps are done, but the last checkpoint could not be written to {self.store.folder}: "
                 "make room there; the same command then goes on from the last one that was"

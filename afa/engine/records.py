@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,10 +180,14 @@ class Meter:
         """For a checkpoint."""
         return {"names": self._names, "sums": [] if self._sums is None else self._sums.tolist()}
 
-    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """From a checkpoint."""
-        self._names = list(state["names"])
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device=device) if self._names else None
+    def restore(self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int, device: torch.device) -> None:
+        """From a checkpoint: the states of all processes. A different number of processes shares their mean."""
+        self._names = list(states[0]["names"])
+        if not self._names:
+            self._sums = None
+            return
+        sums = torch.tensor([state["sums"] for state in states], dtype=torch.float64, device=device)
+        self._sums = sums[rank] if len(states) == world_size else sums.mean(dim=0)
 
     def _merge(self, names: list[str], values: Tensor) -> tuple[Tensor, list[str]]:
         """Bring the sums so far and new values to one list of names; what a step lacks counts 0."""

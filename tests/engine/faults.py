@@ -228,7 +228,7 @@ def outcome(output: Path, step: int = STEPS) -> dict[str, Any]:
         "records": [
             {key: value for key, value in record.items() if not key.startswith("time/")} for record in records(output)
         ],
-        "facts": {key: facts[key] for key in ("step", "best", "best_step", "meter", "non_finite")},
+        "facts": {key: facts[key] for key in ("step", "best", "best_step", "meters", "non_finite")},
     }
 
 

@@ -106,7 +106,7 @@ def test_nothing_but_damage_is_one_line(two_checkpoints: Path, tmp_path: Path) -
     store = CheckpointStore(tmp_path / "run", keep=2)
     for step in (1, 2):
         (store.path(step) / FACTS).write_text("[]")
-    with pytest.raises(UserError, match="every checkpoint .* is damaged: delete the folder"):
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged: delete the folder"):
         store.load_latest()
     assert store.steps() == [1, 2], "nothing is touched that somebody might still want"
 
