@@ -42,8 +42,10 @@ def test_overlay_leaves_the_background_and_outlines_the_object() -> None:
 
 def test_heat_goes_from_blue_to_red() -> None:
     colours = heat_map(np.array([[0.0, 1.0, -3.0, 7.0]]))[0].astype(int)
-    assert colours[0, 2] > colours[0, 0] and colours[1, 0] > colours[1, 2]
-    assert colours[2].tolist() == colours[0].tolist() and colours[3].tolist() == colours[1].tolist()
+    assert colours[0, 2] > colours[0, 0]
+    assert colours[1, 0] > colours[1, 2]
+    assert colours[2].tolist() == colours[0].tolist()
+    assert colours[3].tolist() == colours[1].tolist()
 
 
 def test_strongest_cam_counts() -> None:
@@ -58,7 +60,8 @@ def test_strongest_cam_counts() -> None:
 def test_contact_sheet_takes_any_sizes_and_empty_cells() -> None:
     rows = [[photo(40, 60), photo(500, 20)], [None, photo(3, 3)]]
     plain = contact_sheet(rows, ["image", "label"], cell=80)
-    assert plain.dtype == np.uint8 and plain.shape[1] == 2 * 20 + 2 * 80 + 10
+    assert plain.dtype == np.uint8
+    assert plain.shape[1] == 2 * 20 + 2 * 80 + 10
     full = contact_sheet(
         rows,
         ["image", "a title that is far too long for its column"],
@@ -67,7 +70,8 @@ def test_contact_sheet_takes_any_sizes_and_empty_cells() -> None:
         legend=[(f"class {index}", index) for index in range(30)],
         cell=80,
     )
-    assert full.shape[1] == plain.shape[1] and full.shape[0] > plain.shape[0]
+    assert full.shape[1] == plain.shape[1]
+    assert full.shape[0] > plain.shape[0]
     # Every class of the legend has its swatch.
     for index in range(30):
         assert (full == colour_label(np.array(index))).all(axis=2).any(), index
@@ -89,7 +93,8 @@ def test_gif_takes_frames_of_any_size(tmp_path: Path) -> None:
     assert write_gif(path, frames, frames_per_second=10, long_side=120) == 3
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.size) == (3, (120, 80))
-        assert gif.info["loop"] == 0 and gif.info["duration"] == 100
+        assert gif.info["loop"] == 0
+        assert gif.info["duration"] == 100
         gif.seek(1)
         corner = gif.convert("RGB").getpixel((2, 2))
     assert max(corner) < 16  # a square frame stands between black bars
@@ -131,4 +136,6 @@ def test_picture_grids_of_a_batch() -> None:
     )
     assert set(grids) == {"labels", "attention"}
     for grid in grids.values():
-        assert grid.dtype == torch.uint8 and grid.ndim == 3 and len(grid) == 3
+        assert grid.dtype == torch.uint8
+        assert grid.ndim == 3
+        assert len(grid) == 3

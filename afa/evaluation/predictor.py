@@ -24,6 +24,7 @@ PSEUDO_LABELS = ("plain", "refined", "propagated")
 
 # Beyond this long side a picture holds no detail that PAR, DenseCRF or the network would use.
 _DETAIL_LONG_SIDE = 1024
+_MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Predictor:
 
     A picture is resized to ``test.long_side`` for the network, CAMs and segmentation alike, which share their passes.
     PAR and DenseCRF work on the picture itself. Pictures of more than 1024 pixels (or ``test.long_side``, if that is
-    more) are shrunk to that first and the results enlarged: memory stays bounded. With ``test.long_side`` 0 everything
-    happens at native size.
+    more) are shrunk to that first and the results enlarged. With ``test.long_side`` 0 the network, too, sees the
+    picture at its own size, up to 4096 tokens (1024 x 1024 pixels at stride 16), because affinity grows with the square
+    of their number. So memory stays bounded whatever people bring.
 
     Args:
         network: In evaluation mode, on its device.
@@ -111,13 +113,14 @@ class Predictor:
         """
         size = (image.shape[0], image.shape[1])
         detail = self._detail(image)
+        propagated = "propagated" in pseudo_labels
         seen = predict_image(
             self.network,
-            self._network_input(detail),
+            self._network_input(detail, largest_scale=max(self.config.cam.scales) if propagated else 1.0),
             None if class_labels is None else torch.from_numpy(np.asarray(class_labels, np.float32)),
             cam=self.config.cam if cams or propagated_cams or pseudo_labels else None,
             test=replace(self.config.test, long_side=0),
-            largest_affinity="propagated" in pseudo_labels,
+            largest_affinity=propagated,
         )
         counting = seen.class_labels > 0
         class_ids = (seen.classes[counting] + 1).tolist()
@@ -133,16 +136,20 @@ class Predictor:
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
         """The picture, shrunk where it is larger than anything that follows needs."""
-        wanted = self.config.test.long_side
-        limit = max(wanted, _DETAIL_LONG_SIDE)
-        if not wanted or max(image.shape) <= limit:
+        limit = max(self.config.test.long_side, _DETAIL_LONG_SIDE)
+        if max(image.shape) <= limit:
             return np.ascontiguousarray(image)
         height, width = long_side_size(image.shape[:2], limit)
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
-    def _network_input(self, detail: np.ndarray) -> Tensor:
+    def _network_input(self, detail: np.ndarray, largest_scale: float) -> Tensor:
+        """The normalised image [1, 3, h, w]; an affinity is wanted of scales up to ``largest_scale``."""
+        long_side = self.config.test.long_side
+        if not long_side:
+            tokens = detail.shape[0] * detail.shape[1] * (largest_scale / math.prod(self.network.encoder.strides)) ** 2
+            long_side = int(max(detail.shape) * min(1.0, (_MOST_TOKENS / tokens) ** 0.5))
         smallest = math.ceil(1 / min(1.0, *self.config.cam.scales, *self.config.test.scales))
-        size = long_side_size(detail.shape[:2], self.config.test.long_side, smallest)
+        size = long_side_size(detail.shape[:2], long_side, smallest)
         normalised = normalise(detail, self.config.dataset.image_mean, self.config.dataset.image_std)
         return resize(normalised[None].to(self.device), size)
 
