@@ -11,6 +11,8 @@ from afa.ops.permutohedral import PermutohedralLattice, SparseRows
 
 _MIN_PROBABILITY = 1e-5
 _MAX_CACHED_SIZES = 4
+# Pixels whose new marginals are worked out together: their intermediate values stay in a CPU's cache.
+_CHUNK = 32768
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class _Kernel:
 
     splat_rows: SparseRows
     blur_rows: list[SparseRows]
-    slice_rows: SparseRows
+    slice_chunks: list[SparseRows]
 
     @classmethod
     def build(cls, features: Tensor, weight: float) -> _Kernel:
@@ -28,20 +30,22 @@ class _Kernel:
         ones = features.new_ones(features.shape[0], 1, features.shape[2])
         norm = (lattice.filter(ones) + 1e-20).rsqrt().flatten()  # [BN]
         splat, slice_ = lattice.splat_rows, lattice.slice_rows
-        # Every point has d + 1 slice weights, one after another.
-        outer = (norm * (weight * lattice.scale)).repeat_interleave(features.shape[1] + 1)
+        corners = features.shape[1] + 1
+        outer = (norm * (weight * lattice.scale)).repeat_interleave(corners).mul_(slice_.weights)
+        # Every point has d + 1 slice entries, one after another, so that all chunks begin with the same offsets.
+        chunks = zip(slice_.columns.split(_CHUNK * corners), outer.split(_CHUNK * corners), strict=True)
         return cls(
             SparseRows(splat.columns, splat.offsets, splat.weights * norm.index_select(0, splat.columns)),
             lattice.blur_rows,
-            SparseRows(slice_.columns, slice_.offsets, slice_.weights * outer),
+            [SparseRows(columns, slice_.offsets[: len(columns) // corners], weights) for columns, weights in chunks],
         )
 
-    def message(self, q: Tensor) -> Tensor:
-        """Pass the marginals [BN, C] through the kernel; returns [BN, C]."""
+    def blurred(self, q: Tensor) -> Tensor:
+        """Splat the marginals [BN, C] and blur them; returns the values at the lattice's vertices."""
         vertices = self.splat_rows @ q
         for blur in self.blur_rows:
             vertices = blur @ vertices
-        return self.slice_rows @ vertices
+        return vertices
 
 
 class DenseCRF:
@@ -145,14 +149,27 @@ class DenseCRF:
 
     def _infer(self, image: Tensor, probabilities: Tensor) -> Tensor:
         batch, classes, height, width = probabilities.shape
-        rows = probabilities.flatten(2).transpose(1, 2).reshape(-1, classes)  # [BN, C]
-        log_probabilities = rows.clamp(_MIN_PROBABILITY, 1).log_()
-        q = _softmax(log_probabilities.clone())
+        log_p = probabilities.new_empty(batch, height * width, classes)
+        log_p.copy_(probabilities.flatten(2).transpose(1, 2)).clamp_(_MIN_PROBABILITY, 1).log_()
+        log_p = log_p.view(-1, classes)  # [BN, C]
+        q = torch.empty_like(log_p)
+        for q_chunk, log_p_chunk in zip(q.split(_CHUNK), log_p.split(_CHUNK), strict=True):
+            q_chunk.copy_(_softmax(log_p_chunk.clone()))
         if self.iterations > 0:
-            position, bilateral = self._position_kernel(image), self._bilateral_kernel(image)
+            kernels = self._position_kernel(image), self._bilateral_kernel(image)
             for _ in range(self.iterations):
-                q = _softmax(position.message(q).add_(bilateral.message(q)).add_(log_probabilities))
+                self._update(q, log_p, *kernels)
         return q.view(batch, height * width, classes).transpose(1, 2).reshape(batch, classes, height, width)
+
+    def _update(self, q: Tensor, log_p: Tensor, position: _Kernel, bilateral: _Kernel) -> None:
+        """Replace the marginals q [BN, C] by those of the next iteration."""
+        near, alike = position.blurred(q), bilateral.blurred(q)
+        slices = zip(position.slice_chunks, bilateral.slice_chunks, strict=True)
+        for q_chunk, log_p_chunk, (near_rows, alike_rows) in zip(
+            q.split(_CHUNK), log_p.split(_CHUNK), slices, strict=True
+        ):
+            logits = (near_rows @ near).add_(alike_rows @ alike).add_(log_p_chunk)
+            q_chunk.copy_(_softmax(logits))
 
     def _position_kernel(self, image: Tensor) -> _Kernel:
         batch, _, height, width = image.shape

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,10 +52,10 @@ class PermutohedralLattice:
         ValueError: If ``features`` has another shape, or spans too many standard deviations for a 64-bit vertex code.
 
     Attributes:
-        num_vertices: Number of lattice vertices, all images together.
-        splat_rows: W^T, [num_vertices, B * N].
-        blur_rows: B_0 ... B_d, each [num_vertices, num_vertices] and symmetric.
-        slice_rows: W, [B * N, num_vertices].
+        num_vertices: Number V of lattice vertices, all images together.
+        splat_rows: W^T, [V + 1, B * N]. Vertex V stands for all that are missing: its value is always 0.
+        blur_rows: B_0 ... B_d, each [V + 1, V + 1]; on the V vertices symmetric.
+        slice_rows: W, [B * N, V + 1].
         scale: 1 / (1 + 2^-d).
     """
 
@@ -88,22 +87,27 @@ class PermutohedralLattice:
         sorted_codes, order = _sort_with_order(codes.flatten())
         first = torch.ones_like(sorted_codes, dtype=torch.bool)
         torch.ne(sorted_codes[1:], sorted_codes[:-1], out=first[1:])
-        vertex_of_sorted = torch.cumsum(first, 0, dtype=torch.int32) - 1
-        offsets = first.nonzero().flatten()
+        starts = first.nonzero().flatten()
+        vertex_codes = sorted_codes.index_select(0, starts)
+        del sorted_codes
 
         weights = barycentric.flatten()
         point = torch.div(order, corners, rounding_mode="floor").int()
-        self.splat_rows = SparseRows(point, offsets.int(), weights.index_select(0, order))
+        # The empty last row is the missing vertex.
+        offsets = F.pad(starts.int(), (0, 1), value=weights.shape[0])
+        self.splat_rows = SparseRows(point, offsets, weights.index_select(0, order))
+        vertex_of_sorted = torch.cumsum(first, 0, dtype=torch.int32).sub_(1)
         vertex = torch.empty_like(vertex_of_sorted).scatter_(0, order, vertex_of_sorted)
         every = torch.arange(0, weights.shape[0], corners, dtype=torch.int32, device=codes.device)
         self.slice_rows = SparseRows(vertex, every, weights)
-        return sorted_codes.index_select(0, offsets)
+        return vertex_codes
 
     def _blur_rows(self, codes: Tensor, radix: Sequence[int], dtype: torch.dtype) -> list[SparseRows]:
-        """Make B_0 ... B_d: each vertex with its two neighbours along a direction, at weight 0 where there is none."""
+        """Make B_0 ... B_d: each vertex with its two neighbours along a direction, either of them maybe missing."""
         count, dim = codes.shape[0], self._dim
-        vertex = torch.arange(count, dtype=torch.int32, device=codes.device)
-        every = torch.arange(0, 3 * count, 3, dtype=torch.int32, device=codes.device)
+        vertex = torch.arange(count + 1, dtype=torch.int32, device=codes.device)
+        every = torch.arange(0, 3 * count + 3, 3, dtype=torch.int32, device=codes.device)
+        weights = torch.tensor([0.5, 1.0, 0.5], dtype=dtype, device=codes.device).repeat(count + 1)
         last_remainder = codes % (dim + 1) == dim
         rows = []
         for direction in range(dim + 1):
@@ -113,16 +117,16 @@ class PermutohedralLattice:
             step = 1 - (radix[direction] if direction < dim else 0)
             carry = sum(radix) - (dim + 1)
             wanted = codes + torch.where(last_remainder, step + carry, step)
-            above = torch.searchsorted(codes, wanted, out_int32=True).clamp_(max=count - 1)
-            found = codes.index_select(0, above) == wanted
-            # A missing neighbour becomes the vertex itself, at weight 0.
-            above = torch.where(found, above, vertex)
-            below = vertex.clone().scatter_(0, above[found].long(), vertex[found])
-            columns = torch.stack([below, vertex, above], dim=1)
-            weights = torch.ones(count, 3, dtype=dtype, device=codes.device)
-            weights[:, 0] = (below != vertex) * 0.5
-            weights[:, 2] = found * 0.5
-            rows.append(SparseRows(columns.flatten(), every, weights.flatten()))
+            nearest = torch.searchsorted(codes, wanted).clamp_(max=count - 1)
+            missing = codes.index_select(0, nearest) != wanted
+            nearest.masked_fill_(missing, count)
+
+            columns = vertex.new_full((count + 1, 3), count)
+            columns[:, 1] = vertex
+            columns[:count, 2] = nearest
+            below = vertex.new_full((count + 1,), count).scatter_(0, nearest, vertex[:count])
+            columns[:count, 0] = below[:count]
+            rows.append(SparseRows(columns.flatten(), every, weights))
         return rows
 
     def filter(self, values: Tensor) -> Tensor:
@@ -246,7 +250,7 @@ def _sort_with_order(codes: Tensor) -> tuple[Tensor, Tensor]:
     place_bits = max(1, (codes.shape[0] - 1).bit_length())
     if codes.device.type == "cpu" and int(codes.max()) < 1 << (63 - place_bits):
         # NumPy sorts plain integers faster than torch sorts with indices, so the place goes into the low bits.
-        packed = codes << place_bits | torch.arange(codes.shape[0])
-        packed = torch.from_numpy(np.sort(packed.numpy()))
-        return packed >> place_bits, packed & ((1 << place_bits) - 1)
+        packed = (codes << place_bits).bitwise_or_(torch.arange(codes.shape[0]))
+        packed.numpy().sort()
+        return packed >> place_bits, packed.bitwise_and_((1 << place_bits) - 1)
     return torch.sort(codes, stable=True)
