@@ -1,0 +1,236 @@
+"""DenseCRF: time, memory and agreement beside pydensecrf, on the same machine in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afa.errors import UserError
+from afa.ops.dense_crf import DenseCRF
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's command-line arguments."""
+    parser.add_argument("--classes", type=int, default=21, help="number of classes (default: %(default)s)")
+    parser.add_argument("--present", type=int, default=3, help="classes that the picture shows (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to use; default: cloudy noise and discs")
+    parser.add_argument("--iterations", type=int, default=10, help="mean-field iterations (default: %(default)s)")
+    parser.add_argument(
+        "--negligible", type=float, default=0.005, help="threshold of the merged run (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=9, help="interleaved runs (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print a table.
+
+    Args:
+        args: As :func:`add_arguments` gives them.
+
+    Returns:
+        Seconds (median of the interleaved runs), ratios to pydensecrf, memory in MB and agreement, by name. What needs
+        pydensecrf is left out where it is not installed.
+
+    Raises:
+        UserError: An argument makes no sense or the picture cannot be read.
+    """
+    _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    image = _read(args.image, args.size) if args.image else noise_image(*args.size)
+    probabilities = _probabilities(args.classes, args.present, args.size)
+    every = DenseCRF(iterations=args.iterations)
+    merged = DenseCRF(iterations=args.iterations, negligible=args.negligible)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "all classes": lambda: every(image, probabilities),
+        "negligible classes merged": lambda: merged(image, probabilities),
+    }
+    peer = _peer(image, probabilities, args.iterations)
+    if peer is not None:
+        runs["pydensecrf"] = peer
+
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    results: dict[str, Tensor] = {}
+    first: dict[str, float] = {}
+    for repeat in range(args.repeats + 1):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            results[name] = call()
+            taken = time.perf_counter() - start
+            # The first run of a size also builds the position lattice.
+            if repeat:
+                seconds[name].append(taken)
+            else:
+                first[name] = taken
+
+    settings = (image, probabilities, args.iterations, torch.get_num_threads())
+    memory = {
+        "all classes": _peak_memory(*settings, None),
+        "negligible classes merged": _peak_memory(*settings, args.negligible),
+    }
+    kept = int((probabilities.amax(dim=(1, 2)) >= args.negligible).sum())
+    height, width = args.size
+    print(
+        f"DenseCRF, {width} x {height}, {args.classes} classes ({kept} above {args.negligible:g}), "
+        f"{args.iterations} iterations, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(f"{'':28}{'first ms':>10}{'median ms':>11}{'ratio':>8}{'extra MB':>10}{'difference':>12}{'arg max':>9}")
+    table: dict[str, Any] = {"kept": kept, "threads": torch.get_num_threads()}
+    for name, times in seconds.items():
+        row: dict[str, Any] = {"first_s": first[name], "median_s": median(times)}
+        line = f"{name:28}{1e3 * first[name]:10.0f}{1e3 * row['median_s']:11.0f}"
+        if peer is not None:
+            # The two of one repeat met the same load: the median of their ratios is steadier than that of their times.
+            row["ratio"] = median(ours / theirs for ours, theirs in zip(times, seconds["pydensecrf"], strict=True))
+            line += f"{row['ratio']:8.2f}"
+        else:
+            line += f"{'-':>8}"
+        if name in memory:
+            extra = memory[name]
+            row["extra_mb"] = extra
+            line += f"{'-' if extra is None else round(extra):>10}"
+            if peer is not None:
+                theirs_result = results["pydensecrf"]
+                row["difference"] = (results[name] - theirs_result).abs().max().item()
+                row["same_argmax"] = (results[name].argmax(0) == theirs_result.argmax(0)).float().mean().item()
+                line += f"{row['difference']:12.1e}{100 * row['same_argmax']:8.2f}%"
+        print(line)
+        table[name] = row
+    moved = (results["negligible classes merged"] - results["all classes"]).abs().max().item()
+    table["moved_by_merging"] = moved
+    print(f"merging moves a marginal by {moved:.1e} at most")
+    if peer is None:
+        print("pydensecrf is not installed (pip install pydensecrf2): nothing to compare with")
+    return table
+
+
+def noise_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """Make a picture of cloudy noise and a few discs.
+
+    At 500 x 375 it needs about 150 000 lattice vertices, somewhat more than a photograph (100 000 for a portrait).
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        seed: Gives another picture.
+
+    Returns:
+        [3, H, W] uint8.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp(min=1 / width)
+    white = torch.fft.rfft2(torch.randn(3, height, width, generator=generator))
+    noise = torch.fft.irfft2(white / frequency**1.6, s=(height, width))
+    # Colours go together in photographs: much of the noise is shared.
+    noise = 0.4 * noise + noise.mean(dim=0, keepdim=True)
+    noise = 128 + 55 * noise / noise.std()
+    for _ in range(4):
+        extent = torch.tensor([height, width, min(height, width) / 4])
+        y, x, radius = (torch.rand(3, generator=generator) * extent).tolist()
+        distance = torch.hypot(torch.arange(height)[:, None] - y, torch.arange(width)[None] - x)
+        noise += (distance < radius) * (torch.rand(3, 1, 1, generator=generator) * 160 - 80)
+    return noise.clamp(0, 255).to(torch.uint8)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.classes < 1 or not 1 <= args.present <= args.classes:
+        raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
+    if min(args.size) < 1 or args.iterations < 1 or args.repeats < 1 or args.threads < 0:
+        raise UserError("--size, --iterations and --repeats must be at least 1, --threads at least 0")
+    if not 0 <= args.negligible < 1:
+        raise UserError(f"--negligible {args.negligible}: a probability from 0 up to below 1 is needed")
+
+
+def _read(path: Path, size: list[int]) -> Tensor:
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"{path} cannot be read as a picture")
+    pixels = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1].transpose(2, 0, 1)))
+
+
+def _probabilities(classes: int, present: int, size: list[int]) -> Tensor:
+    """Smooth scores in which `present` classes are likely somewhere and the others nowhere; [C, H, W]."""
+    coarse = torch.randn(1, classes, size[0] // 32 + 2, size[1] // 32 + 2, generator=torch.Generator().manual_seed(1))
+    coarse[:, :present] *= 2
+    coarse[:, :present] += 9
+    return F.interpolate(coarse, size=tuple(size), mode="bilinear").softmax(dim=1)[0]
+
+
+def _peer(image: Tensor, probabilities: Tensor, iterations: int) -> Callable[[], Tensor] | None:
+    """Give pydensecrf with the same settings, or None where it is not installed."""
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+    except ImportError:
+        return None
+    classes, height, width = probabilities.shape
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    unary = np.ascontiguousarray(-np.log(probabilities.numpy().clip(1e-5, 1)).reshape(classes, -1))
+
+    def infer() -> Tensor:
+        crf = DenseCRF2D(width, height, classes)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=64, srgb=5, rgbim=pixels, compat=4)
+        return torch.from_numpy(np.array(crf.inference(iterations))).view(classes, height, width)
+
+    return infer
+
+
+def _peak_memory(
+    image: Tensor, probabilities: Tensor, iterations: int, threads: int, negligible: float | None
+) -> float | None:
+    """Memory in MB that one inference takes at its peak, in a fresh process; None where the system does not tell."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, image.numpy(), probabilities.numpy(), iterations, threads, negligible)
+    process = context.Process(target=_report_peak_memory, args=arguments)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise UserError("the process that measures memory was ended: is there enough of it?") from None
+    finally:
+        process.join()
+
+
+def _report_peak_memory(
+    sender: Any, image: np.ndarray, probabilities: np.ndarray, iterations: int, threads: int, negligible: float | None
+) -> None:
+    torch.set_num_threads(threads)
+    crf = DenseCRF(iterations=iterations, negligible=negligible)
+    inputs = torch.from_numpy(image), torch.from_numpy(probabilities)
+    # Loads code and starts threads.
+    crf(inputs[0][:, :8, :8], inputs[1][:, :8, :8])
+    try:
+        # Linux: sets the peak back to what is in use now.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident_peak()
+        crf(*inputs)
+        sender.send((_resident_peak() - before) / 1e6)
+    except OSError:
+        sender.send(None)
+
+
+def _resident_peak() -> int:
+    """Bytes that this process had in memory at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
