@@ -381,6 +381,8 @@ def _check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
         section = getattr(defaults, key)
         if dataclasses.is_dataclass(section):
             _check_keys(value, type(section), f"{prefix}{key}.", source)
+        elif isinstance(value, Mapping):
+            raise UserError(f"{source}: '{prefix}{key}' is a setting, not a section: give it a value, not '{value}'")
 
 
 def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:

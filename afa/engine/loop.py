@@ -240,7 +240,7 @@ class TrainingRun:
         restore(checkpoint, self.method.network, self.optimiser)
         facts = checkpoint.facts
         self.best, self.best_step = facts["best"], facts["best_step"]
-        self.meter.restore(facts["meters"], self.runtime.rank, self.runtime.world_size, self.runtime.device)
+        self.meter.restore(facts["meters"], self.runtime)
         self.scaler.load_state_dict(facts["scaler"])
         self.guard.restore(facts["non_finite"])
         return facts

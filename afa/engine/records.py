@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from afa.engine.board import EventFile
+from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
 
 logger = logging.getLogger("afa")
@@ -180,14 +181,14 @@ class Meter:
         """For a checkpoint."""
         return {"names": self._names, "sums": [] if self._sums is None else self._sums.tolist()}
 
-    def restore(self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int, device: torch.device) -> None:
+    def restore(self, states: Sequence[Mapping[str, Any]], runtime: ProcessRuntime) -> None:
         """From a checkpoint: the states of all processes. A different number of processes shares their mean."""
         self._names = list(states[0]["names"])
         if not self._names:
             self._sums = None
             return
-        sums = torch.tensor([state["sums"] for state in states], dtype=torch.float64, device=device)
-        self._sums = sums[rank] if len(states) == world_size else sums.mean(dim=0)
+        sums = torch.tensor([state["sums"] for state in states], dtype=torch.float64, device=runtime.device)
+        self._sums = sums[runtime.rank] if len(states) == runtime.world_size else sums.mean(dim=0)
 
     def _merge(self, names: list[str], values: Tensor) -> tuple[Tensor, list[str]]:
         """Bring the sums so far and new values to one list of names; what a step lacks counts 0."""

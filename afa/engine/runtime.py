@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from afa.config import TrainConfig
+from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
 
 logger = logging.getLogger("afa")
@@ -38,6 +39,10 @@ class ProcessRuntime:
     precision: str = "float32"
     global_counts: bool = False
     control_group: Any = None
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @classmethod
     def start(cls, settings: TrainConfig, *, global_counts: bool = False) -> ProcessRuntime:
@@ -175,13 +180,14 @@ def compile_network(network: nn.Module) -> None:
     complaints: list[str] = []
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        if complaints:
+            return graph.forward
         try:
             return inductor(graph, inputs)
         # Whatever a compiler fails with, the graph itself can still be run.
         except Exception as error:
-            if not complaints:
-                complaints.append(reason := (str(error).strip().splitlines() or [type(error).__name__])[0])
-                logger.warning("train.compile: torch.compile does not work here, training uncompiled: %s", reason)
+            complaints.append(reason := (str(error).strip().splitlines() or [type(error).__name__])[0])
+            logger.warning("train.compile: torch.compile does not work here, training uncompiled: %s", reason)
             return graph.forward
 
     torch._dynamo.config.suppress_errors = True
