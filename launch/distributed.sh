@@ -1,0 +1,71 @@
+# Sourced by train_*.sh and slurm_*.sh: starts a training on the GPUs of this machine, or of a SLURM job.
+# The global batch of a recipe stays what it is, whatever the number of processes.
+
+# Usage: afa_batch GLOBAL_BATCH PROCESSES      prints the settings that share the images out, two at a time if possible
+afa_batch() {
+    local images=$1 processes=$2
+    if ((images % (2 * processes) == 0)); then
+        echo "train.batch_size=2 train.accumulate=$((images / (2 * processes)))"
+    elif ((images % processes == 0)); then
+        echo "train.batch_size=$((images / processes)) train.accumulate=1"
+    else
+        echo "error: $processes processes cannot share $images images per step evenly: take another number of GPUs" >&2
+        return 2
+    fi
+}
+
+# Usage: afa_train_here CONFIG GLOBAL_BATCH MOST_PROCESSES [key=value ...]
+# GPUS: how many to use (default: all, MOST_PROCESSES at most); RESTARTS: how often a crashed run is started again.
+afa_train_here() {
+    local config=$1 images=$2 most=$3 found processes batch
+    shift 3
+    found=$(nvidia-smi -L 2>/dev/null | wc -l) || true
+    processes=${GPUS:-$((found < 1 ? 1 : found > most ? most : found))}
+    batch=$(afa_batch "$images" "$processes") || return
+    # shellcheck disable=SC2086 # two settings
+    if ((processes == 1)); then
+        python tools/train.py "$config" $batch "$@"
+    else
+        torchrun --standalone --nproc-per-node "$processes" --max-restarts "${RESTARTS:-0}" \
+            tools/train.py "$config" $batch "$@"
+    fi
+}
+
+# Usage: afa_train_slurm CONFIG GLOBAL_BATCH [key=value ...]
+# SIGUSR1, which SLURM sends before the time is up, and SIGTERM, with which it pre-empts, make the run save and leave.
+# The job is then put into the queue again and goes on from there.
+afa_train_slurm() {
+    local config=$1 images=$2 nodes gpus batch head step code=0 asked_to_stop=
+    shift 2
+    nodes=${SLURM_JOB_NUM_NODES:-1}
+    gpus=${SLURM_GPUS_ON_NODE:-1}
+    batch=$(afa_batch "$images" $((nodes * gpus))) || return
+    head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+    local launcher=(python)
+    if ((nodes * gpus > 1)); then
+        launcher=(
+            torchrun --nnodes "$nodes" --nproc-per-node "$gpus" --max-restarts "${RESTARTS:-3}"
+            --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:$((20000 + SLURM_JOB_ID % 20000))"
+        )
+    fi
+    # torchrun hands SIGTERM on to its processes; SIGUSR1 would end it.
+    trap 'asked_to_stop=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 TERM
+    # shellcheck disable=SC2086 # two settings
+    srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 \
+        "${launcher[@]}" tools/train.py "$config" $batch "$@" &
+    step=$!
+    # A trapped signal interrupts wait, not what is waited for.
+    while kill -0 "$step" 2>/dev/null; do
+        code=0
+        wait "$step" || code=$?
+    done
+    trap - USR1 TERM
+    # 75: the run was asked to stop and has saved. torchrun reports 1 instead.
+    if ((code == 75)) || { [ -n "$asked_to_stop" ] && ((code != 0)); }; then
+        echo "asked to stop: back into the queue"
+        scontrol requeue "$SLURM_JOB_ID"
+        return
+    fi
+    return "$code"
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Train AFA on PASCAL VOC 2012 under SLURM, on one node or several, as configs/voc.yaml says: 4 images per step, whatever the
+# number of GPUs. Submit it from the folder of the repository, once .venv is there (bash launch/test.sh makes it).
+#
+#   sbatch launch/slurm_voc.sh [key=value ...]      for example: sbatch launch/slurm_voc.sh train.output=work_dirs/mine
+#   sbatch --nodes=2 --gpus-per-node=1 launch/slurm_voc.sh
+#
+# Before the time is up, and when it is pre-empted, the job saves, goes back into the queue and later goes on.
+# Several nodes must share the file system.
+#SBATCH --job-name=afa_voc
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=afa_voc_%j.log
+#SBATCH --signal=B:USR1@300
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the folder of the repository}"
+PATH="$PWD/.venv/bin:$PATH"
+source launch/distributed.sh
+
+afa_train_slurm configs/voc.yaml 4 "$@"

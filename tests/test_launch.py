@@ -1,0 +1,159 @@
+"""The launch scripts, with stand-ins for the cluster's commands: what is started, and what a signal leads to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Says what it was called with, as one line; SLEEP lets it run on until it is told to end, CODE is its exit code.
+STAND_IN = """#!/bin/bash
+echo "$(basename "$0") $*" >> "$CALLS"
+trap 'exit "${CODE:-0}"' TERM
+if [ -n "${SLEEP:-}" ]; then while true; do sleep 0.05; done; fi
+exit "${CODE:-0}"
+"""
+STAND_INS = {
+    "python": STAND_IN,
+    "torchrun": STAND_IN,
+    "srun": '#!/bin/bash\necho $$ > "$CALLS.srun"\nuntil [[ $1 = python || $1 = torchrun ]]; do shift; done\nexec "$@"\n',
+    "nvidia-smi": '#!/bin/bash\nfor gpu in $(seq "${FOUND_GPUS:-0}"); do echo "GPU $gpu"; done\n',
+    "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo node7 || echo "scontrol $*" >> "$CALLS"\n',
+    "scancel": '#!/bin/bash\necho "scancel $*" >> "$CALLS"\nkill -TERM "$(cat "$CALLS.srun")"\n',
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks installed, with stand-ins where programs would be."""
+    shutil.copytree(REPOSITORY / "launch", tmp_path / "launch")
+    for name in ("requirements.txt", "setup.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name, text in STAND_INS.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    files = b"".join((tmp_path / name).read_bytes() for name in ("requirements.txt", "setup.py"))
+    stamp = subprocess.run(["cksum"], input=files, capture_output=True, check=True).stdout
+    (tmp_path / ".venv" / "installed").write_bytes(stamp)
+    return tmp_path
+
+
+def start(checkout: Path, script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {
+        "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}",
+        "CALLS": str(checkout / "calls"),
+        "PYTHON": sys.executable,
+        "SLURM_JOB_ID": "12",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_SUBMIT_DIR": str(checkout),
+        **variables,
+    }
+    return subprocess.Popen(
+        ["bash", f"launch/{script}", *arguments],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def calls(checkout: Path) -> list[str]:
+    path = checkout / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "expected"),
+    [
+        ("train_voc.sh", {}, "python tools/train.py configs/voc.yaml train.batch_size=2 train.accumulate=2 a.b=1"),
+        (
+            "train_voc.sh",
+            {"FOUND_GPUS": "8"},
+            "torchrun --standalone --nproc-per-node 2 --max-restarts 0 tools/train.py configs/voc.yaml "
+            "train.batch_size=2 train.accumulate=1 a.b=1",
+        ),
+        (
+            "train_voc.sh",
+            {"GPUS": "4", "RESTARTS": "3"},
+            "torchrun --standalone --nproc-per-node 4 --max-restarts 3 tools/train.py configs/voc.yaml "
+            "train.batch_size=1 train.accumulate=1 a.b=1",
+        ),
+        (
+            "train_coco.sh",
+            {"FOUND_GPUS": "2"},
+            "torchrun --standalone --nproc-per-node 2 --max-restarts 0 tools/train.py configs/coco.yaml "
+            "train.batch_size=2 train.accumulate=2 a.b=1",
+        ),
+        (
+            "slurm_voc.sh",
+            {"SLURM_GPUS_ON_NODE": "2"},
+            "torchrun --nnodes 1 --nproc-per-node 2 --max-restarts 3 --rdzv-backend c10d --rdzv-id 12 "
+            "--rdzv-endpoint node7:20012 tools/train.py configs/voc.yaml train.batch_size=2 train.accumulate=1 a.b=1",
+        ),
+        (
+            "slurm_coco.sh",
+            {"SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NUM_NODES": "2"},
+            "torchrun --nnodes 2 --nproc-per-node 2 --max-restarts 3 --rdzv-backend c10d --rdzv-id 12 "
+            "--rdzv-endpoint node7:20012 tools/train.py configs/coco.yaml train.batch_size=2 train.accumulate=1 a.b=1",
+        ),
+        ("slurm_voc.sh", {}, "python tools/train.py configs/voc.yaml train.batch_size=2 train.accumulate=2 a.b=1"),
+    ],
+)
+def test_what_is_started(checkout: Path, script: str, variables: dict[str, str], expected: str) -> None:
+    process = start(checkout, script, "a.b=1", **variables)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert calls(checkout) == [expected]
+
+
+def test_images_that_cannot_be_shared_out(checkout: Path) -> None:
+    process = start(checkout, "train_voc.sh", GPUS="3")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output == "error: 3 processes cannot share 4 images per step evenly: take another number of GPUs\n"
+
+
+@pytest.mark.parametrize(("gpus", "code"), [("1", "75"), ("2", "1")])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_and_requeues(checkout: Path, gpus: str, code: str, number: signal.Signals) -> None:
+    process = start(checkout, "slurm_voc.sh", SLURM_GPUS_ON_NODE=gpus, SLEEP="1", CODE=code)
+    end = time.monotonic() + 60
+    while not calls(checkout) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert calls(checkout)[1:] == ["scancel --signal=TERM 12", "scontrol requeue 12"]
+
+
+def test_a_failure_is_not_requeued(checkout: Path) -> None:
+    process = start(checkout, "slurm_voc.sh", CODE="2")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(calls(checkout)) == 1
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "launch").glob("*.sh")), ids=lambda path: path.name)
+def test_every_script_opens_with_its_usage(script: Path) -> None:
+    first = script.read_text().split("\n\n")[0]
+    assert "Usage:" in script.read_text() or f"launch/{script.name}" in script.read_text()
+    assert first.startswith("#")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck() -> None:
+    scripts = sorted(str(path) for path in (REPOSITORY / "launch").glob("*.sh"))
+    done = subprocess.run(["shellcheck", "-x", "-s", "bash", *scripts], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
