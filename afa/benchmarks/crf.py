@@ -170,7 +170,7 @@ def _probabilities(classes: int, present: int, size: list[int]) -> Tensor:
     """Smooth scores in which `present` classes are likely somewhere and the others nowhere; [C, H, W]."""
     coarse = torch.randn(1, classes, size[0] // 32 + 2, size[1] // 32 + 2, generator=torch.Generator().manual_seed(1))
     coarse[:, :present] *= 2
-    coarse[:, :present] += 9
+    coarse[:, :present] += 10
     return F.interpolate(coarse, size=tuple(size), mode="bilinear").softmax(dim=1)[0]
 
 

@@ -154,7 +154,7 @@ class DenseCRF:
         log_p = log_p.view(-1, classes)  # [BN, C]
         q = torch.empty_like(log_p)
         for q_chunk, log_p_chunk in zip(q.split(_CHUNK), log_p.split(_CHUNK), strict=True):
-            q_chunk.copy_(_softmax(log_p_chunk.clone()))
+            _softmax(log_p_chunk.clone(), out=q_chunk)
         if self.iterations > 0:
             kernels = self._position_kernel(image), self._bilateral_kernel(image)
             for _ in range(self.iterations):
@@ -169,7 +169,7 @@ class DenseCRF:
             q.split(_CHUNK), log_p.split(_CHUNK), slices, strict=True
         ):
             logits = (near_rows @ near).add_(alike_rows @ alike).add_(log_p_chunk)
-            q_chunk.copy_(_softmax(logits))
+            _softmax(logits, out=q_chunk)
 
     def _position_kernel(self, image: Tensor) -> _Kernel:
         batch, _, height, width = image.shape
@@ -201,10 +201,11 @@ def _positions(image: Tensor) -> Tensor:
     return torch.stack([x, y]).flatten(1).expand(batch, -1, -1)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax of each row [N, C]; may overwrite its input."""
+def _softmax(logits: Tensor, out: Tensor) -> None:
+    """Write the softmax of each row [N, C] into ``out``; overwrites ``logits``."""
     if logits.shape[1] >= 16:
-        return torch.softmax(logits, dim=1)
-    # On the CPU torch.softmax works row by row, which is slow for short rows.
-    logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
-    return logits.div_(logits.sum(dim=1, keepdim=True))
+        torch.softmax(logits, dim=1, out=out)
+    else:
+        # On the CPU torch.softmax works row by row, which is slow for short rows.
+        logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
+        torch.div(logits, logits.sum(dim=1, keepdim=True), out=out)
