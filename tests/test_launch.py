@@ -24,7 +24,7 @@ exit "${CODE:-0}"
 STAND_INS = {
     "python": STAND_IN,
     "torchrun": STAND_IN,
-    "srun": '#!/bin/bash\necho $$ > "$CALLS.srun"\nuntil [[ $1 = python || $1 = torchrun ]]; do shift; done\nexec "$@"\n',
+    "srun": '#!/bin/bash\necho $$ > "$CALLS.srun"\nuntil [[ $1 =~ ^(python|torchrun)$ ]]; do shift; done\nexec "$@"\n',
     "nvidia-smi": '#!/bin/bash\nfor gpu in $(seq "${FOUND_GPUS:-0}"); do echo "GPU $gpu"; done\n',
     "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo node7 || echo "scontrol $*" >> "$CALLS"\n',
     "scancel": '#!/bin/bash\necho "scancel $*" >> "$CALLS"\nkill -TERM "$(cat "$CALLS.srun")"\n',

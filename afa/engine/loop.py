@@ -141,7 +141,7 @@ class TrainingRun:
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
         """One optimisation step over ``train.accumulate`` micro-batches."""
         set_learning_rates(self.optimiser, step, steps=self.config.train.steps, settings=self.config.optimiser)
-        torch.manual_seed(step_seed(self.config.train.seed, step, self.runtime.rank))
+        self.runtime.seed(step_seed(self.config.train.seed, step, self.runtime.rank))
         self.optimiser.zero_grad(set_to_none=True)
         self.guard.remember_buffers()
         count = len(micro_batches)
@@ -159,8 +159,10 @@ class TrainingRun:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimiser)
         norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))
-        self.optimiser.found_inf = flag  # type: ignore[attr-defined]
-        self.optimiser.step()
+        if flag.is_cuda:
+            self.optimiser.found_inf = flag  # type: ignore[attr-defined]  # the fused AdamW obeys it on the device
+        if flag.is_cuda or not flag.item():
+            self.optimiser.step()
         self.guard.mend_buffers(flag)
         if self.scaler.is_enabled():
             self.scaler.update()

@@ -100,6 +100,12 @@ class ProcessRuntime:
         dist.all_reduce(counts)
         return (counts + plus) / self.world_size
 
+    def seed(self, value: int) -> None:
+        """Seed the random numbers of host and device alone; torch.manual_seed also looks for every other device."""
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
     def worst(self, verdict: int) -> int:
         """The greatest of the processes' numbers. All processes must ask; the GPU is not waited for."""
         if self.world_size == 1:

@@ -19,8 +19,9 @@ STEPS = 9
 LOSSES = ("cls", "seg", "aff")
 
 
-def trajectory_config(*, released_decoder_passes: bool) -> Config:
+def trajectory_config(*, released_decoder_passes: bool, fused_attention: bool) -> Config:
     return small_config(
+        model={"fused_attention": fused_attention},
         augmentation={"crop_size": 128},
         affinity={"radius": 2},
         optimiser={"lr": 1e-3, "warmup_steps": 3},
@@ -36,8 +37,8 @@ class Trajectory:
     ``default_losses``, ``default_targets``, and how far its ``gradients`` are away, over the largest one.
     """
 
-    def __init__(self, golden: dict[str, Tensor]) -> None:
-        config = trajectory_config(released_decoder_passes=True)
+    def __init__(self, golden: dict[str, Tensor], *, fused_attention: bool) -> None:
+        config = trajectory_config(released_decoder_passes=True, fused_attention=fused_attention)
         runtime = ProcessRuntime(torch.device("cpu"))
         self.network: AFANet = build_network(config.model, NUM_CLASSES)
         self.network.load_state_dict(load_golden("network_state"))
@@ -53,9 +54,8 @@ class Trajectory:
                 valid_box=golden["boxes"][step],
                 name=["first", "second"],
             )
-            default = build_method(
-                copy.deepcopy(self.network), trajectory_config(released_decoder_passes=False), runtime
-            )
+            default_config = trajectory_config(released_decoder_passes=False, fused_attention=fused_attention)
+            default = build_method(copy.deepcopy(self.network), default_config, runtime)
             tried = default.training_step(default.network, batch, step)
             default.network.zero_grad()
             tried.total().backward()
@@ -90,20 +90,13 @@ def golden() -> dict[str, Tensor]:
     return load_golden("train_trajectory")
 
 
-def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What PyTorch's fused attention computes, by definition."""
-    return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1) @ value
-
-
 @pytest.fixture(scope="module")
 def run(golden: dict[str, Tensor]) -> Trajectory:
     """The nine steps, attention written out.
 
     Fused attention rounds otherwise, which moves pixels at a tie to another label, and Adam makes whole steps of that.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", written_out_attention)
-        return Trajectory(golden)
+    return Trajectory(golden, fused_attention=False)
 
 
 def test_reference_losses_of_nine_steps(agreement: Agreement, golden: dict[str, Tensor], run: Trajectory) -> None:
@@ -180,7 +173,7 @@ def test_reference_steps_without_superfluous_passes(
 
 def test_reference_fused_attention(agreement: Agreement, golden: dict[str, Tensor]) -> None:
     how = ", fused attention, whose rounding adds up"
-    fused = Trajectory(golden)
+    fused = Trajectory(golden, fused_attention=True)
     expected = golden["losses_cls_seg_aff_total"]
     for column, name in enumerate(LOSSES):
         known = torch.isfinite(expected[:, column])
