@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afa.models.decoder import SegFormerDecoder
-from afa.models.mit import MixTransformer
+from afa.models.mit import MixTransformer, RawAttention
 
 
 class AFAOutput(NamedTuple):
@@ -82,13 +82,13 @@ class AFANet(nn.Module):
             decode: Whether segmentation logits are wanted.
             with_affinity: Whether the affinity is wanted.
         """
-        features, attention_logits = self.encoder(
+        features, attention = self.encoder(
             image, logits_of=len(image) if with_affinity else 0, logits_blocks=self.affinity_blocks
         )
         return AFAOutput(
             cls_logits=self.classify(features[-1]),
             seg_logits=self.decoder(features) if decode else None,
-            affinity=self.affinity(attention_logits) if with_affinity else None,
+            affinity=self.affinity(attention) if with_affinity else None,
             cam=self.class_activation(features[-1]),
         )
 
@@ -103,10 +103,10 @@ class AFANet(nn.Module):
         Returns:
             CAM [B, K, h, w] before ReLU, and affinity [affinity_of, N, N] or None.
         """
-        features, attention_logits = self.encoder(image, logits_of=affinity_of, logits_blocks=self.affinity_blocks)
+        features, attention = self.encoder(image, logits_of=affinity_of, logits_blocks=self.affinity_blocks)
         if decode:
             self.decoder(features)
-        return self.class_activation(features[-1]), self.affinity(attention_logits) if affinity_of else None
+        return self.class_activation(features[-1]), self.affinity(attention) if affinity_of else None
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits [B, C, H/4, W/4] of normalised images [B, 3, H, W]."""
@@ -121,27 +121,41 @@ class AFANet(nn.Module):
         """The classifier at every position of the last feature map: CAM [B, K, h, w], without gradient."""
         return F.conv2d(feature.detach(), self.classifier.weight.detach())
 
-    def affinity(self, attention_logits: Sequence[Tensor]) -> Tensor:
+    def affinity(self, attention: Sequence[RawAttention]) -> Tensor:
         """A = sigmoid(conv1x1(S + S^T)) (eq. 4).
 
-        The convolution is linear, so its weighted sum over the heads is taken first and the transpose of the one map
-        that is left is added: S + S^T is never formed for every head.
+        The convolution is a weighted sum over the heads, and S = q k^T: the sum over all heads of all blocks is one
+        matrix product of the weighted queries with the keys, all heads' channels side by side. Neither S nor S + S^T
+        of a head is ever formed.
 
         Args:
-            attention_logits: Raw logits of the last blocks, each [B, heads, N, N], earlier blocks first.
+            attention: Raw attention of the last blocks, on one token grid, earlier blocks first.
 
         Returns:
             [B, N, N] in 0..1, symmetric, in float32.
+
+        Raises:
+            ValueError: There is no block.
         """
-        weights = self.attn_proj.weight.flatten().float().split([logits.shape[1] for logits in attention_logits])
-        total: Tensor | None = None
-        with torch.autocast(self.attn_proj.weight.device.type, enabled=False):
-            for logits, weight in zip(attention_logits, weights, strict=True):
-                mixed = torch.einsum("h,bhnm->bnm", weight, logits.float())
-                total = mixed if total is None else total + mixed
-        if total is None or self.attn_proj.bias is None:
+        if not attention or self.attn_proj.bias is None:
             raise ValueError("affinity needs the raw attention of at least one block")
-        return torch.sigmoid(total + total.transpose(1, 2) + self.attn_proj.bias.float())
+        with torch.autocast(self.attn_proj.weight.device.type, enabled=False):
+            weights = self.attn_proj.weight.float().flatten().split([raw.query.shape[1] for raw in attention])
+            query = torch.cat(
+                [
+                    _join_heads(raw.query.float() * weight[:, None, None])
+                    for raw, weight in zip(attention, weights, strict=True)
+                ],
+                dim=2,
+            )
+            key = torch.cat([_join_heads(raw.key.float()) for raw in attention], dim=2)
+            total = query @ key.transpose(1, 2)
+            return torch.sigmoid(total + total.transpose(1, 2) + self.attn_proj.bias.float())
+
+
+def _join_heads(tokens: Tensor) -> Tensor:
+    """[B, heads, N, d] -> [B, N, heads * d]."""
+    return tokens.transpose(1, 2).flatten(2)
 
 
 def _affinity_maps(encoder: MixTransformer, blocks: int) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
@@ -35,20 +34,40 @@ VARIANTS = {
 }
 
 
+class RawAttention(NamedTuple):
+    """One block's raw attention, before scale and softmax, as its two factors: logits = query key^T.
+
+    Whoever needs only a weighted sum over the heads gets it from the factors without forming the logits.
+    """
+
+    query: Tensor  # [n, heads, N, d]
+    key: Tensor  # [n, heads, M, d]
+
+    def logits(self) -> Tensor:
+        """[n, heads, N, M]."""
+        return self.query @ self.key.transpose(-2, -1)
+
+
 class EncoderOutput(NamedTuple):
-    """Feature maps [B, C_i, h_i, w_i] of the four stages, and logits q k^T [n, heads, N, N] of the blocks asked for."""
+    """Feature maps [B, C_i, h_i, w_i] of the four stages, and the raw attention of the blocks asked for."""
 
     features: list[Tensor]
-    attention_logits: list[Tensor]
+    attention: list[RawAttention]
+
+    @property
+    def attention_logits(self) -> list[Tensor]:
+        """Logits q k^T [n, heads, N, N] of the blocks asked for, formed on each call."""
+        return [attention.logits() for attention in self.attention]
 
 
 class Attention(nn.Module):
     """Multi-head self-attention whose keys and values come from a spatially reduced token grid."""
 
-    def __init__(self, width: int, heads: int, reduction: int) -> None:
+    def __init__(self, width: int, heads: int, reduction: int, fused: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.reduction = reduction
+        self.attend = F.scaled_dot_product_attention if fused else written_out_attention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -56,30 +75,22 @@ class Attention(nn.Module):
             self.sr = nn.Conv2d(width, width, kernel_size=reduction, stride=reduction)
             self.norm = nn.LayerNorm(width, eps=1e-5)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, RawAttention | None]:
         """Attend.
 
         Args:
             tokens: [B, N, C].
             grid: (h, w) with h * w = N.
-            logits_of: Of how many of the first images the raw logits are wanted. Only they are materialised: all
-                other attention is fused.
+            logits_of: Of how many of the first images the raw attention is wanted.
 
         Returns:
-            Tokens [B, N, C], and q k^T [logits_of, heads, N, M] before scale and softmax, or None.
+            Tokens [B, N, C], and the raw attention of the first ``logits_of`` images, or None.
         """
         query = self._heads(self.q(tokens))  # [B, heads, N, d]
         key, value = (self._heads(part) for part in self.kv(self._reduce(tokens, grid)).chunk(2, dim=-1))
-        logits: Tensor | None = None
-        parts = []
-        if logits_of:
-            logits = query[:logits_of] @ key[:logits_of].transpose(-2, -1)
-            scaled = logits * (1 / math.sqrt(query.shape[-1]))
-            parts.append(scaled.softmax(dim=-1).to(value.dtype) @ value[:logits_of])
-        if logits_of < len(tokens):
-            parts.append(F.scaled_dot_product_attention(query[logits_of:], key[logits_of:], value[logits_of:]))
-        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return self.proj(attended.transpose(1, 2).flatten(2)), logits
+        attended = self.attend(query, key, value)
+        raw = RawAttention(query[:logits_of], key[:logits_of]) if logits_of else None
+        return self.proj(attended.transpose(1, 2).flatten(2)), raw
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -124,19 +135,21 @@ class MixFeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block with stochastic depth."""
 
-    def __init__(self, width: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, reduction: int, mlp_ratio: float, drop_path: float, fused_attention: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, reduction)
+        self.attn = Attention(width, heads, reduction, fused_attention)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MixFeedForward(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, Tensor | None]:
-        """[B, N, C] -> [B, N, C], and the raw logits of :class:`Attention`."""
-        attended, logits = self.attn(self.norm1(tokens), grid, logits_of)
+    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, RawAttention | None]:
+        """[B, N, C] -> [B, N, C], and the raw attention of :class:`Attention`."""
+        attended, raw = self.attn(self.norm1(tokens), grid, logits_of)
         tokens = tokens + self.drop_path(attended)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid)), logits
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid)), raw
 
 
 class PatchEmbedding(nn.Module):
@@ -164,6 +177,7 @@ class MixTransformer(nn.Module):
         strides: Of the patch embeddings. (4, 2, 2, 1) puts stages 3 and 4 both at stride 16.
         mlp_ratio: Hidden width of the feed-forward part over the stage's width.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
+        fused_attention: False writes attention out, as the released program does, at the cost of time and memory.
 
     Raises:
         ValueError: A width that its heads do not divide.
@@ -179,6 +193,7 @@ class MixTransformer(nn.Module):
         strides: Sequence[int] = (4, 2, 2, 1),
         mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
+        fused_attention: bool = True,
     ) -> None:
         super().__init__()
         for width, count in zip(widths, heads, strict=True):
@@ -195,7 +210,7 @@ class MixTransformer(nn.Module):
         for stage, (width, depth, count, reduction, stride) in enumerate(
             zip(widths, depths, heads, reductions, strides, strict=True), start=1
         ):
-            blocks = [Block(width, count, reduction, mlp_ratio, next(drop_rates)) for _ in range(depth)]
+            blocks = [Block(width, count, reduction, mlp_ratio, next(drop_rates), fused_attention) for _ in range(depth)]
             self.add_module(f"patch_embed{stage}", PatchEmbedding(in_channels, width, kernel, stride))
             self.add_module(f"block{stage}", nn.ModuleList(blocks))
             self.add_module(f"norm{stage}", nn.LayerNorm(width, eps=1e-6))
@@ -207,27 +222,32 @@ class MixTransformer(nn.Module):
 
         Args:
             image: Normalised, [B, 3, H, W].
-            logits_of: Of how many of the first images raw attention logits are wanted.
+            logits_of: Of how many of the first images the raw attention is wanted.
             logits_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
 
         Returns:
-            Feature maps at strides 4, 8, 16, 16 (with the default strides) and the logits, earlier blocks first.
+            Feature maps at strides 4, 8, 16, 16 (with the default strides) and the raw attention, earlier blocks first.
         """
         features: list[Tensor] = []
-        attention_logits: list[Tensor] = []
+        attention: list[RawAttention] = []
         blocks_left = sum(self.depths)
         maps = image
         for stage in range(1, 5):
             tokens, grid = self.get_submodule(f"patch_embed{stage}")(maps)
             for block in self.get_submodule(f"block{stage}").children():
                 wanted = logits_of if blocks_left <= logits_blocks else 0
-                tokens, logits = block(tokens, grid, wanted)
-                if logits is not None:
-                    attention_logits.append(logits)
+                tokens, raw = block(tokens, grid, wanted)
+                if raw is not None:
+                    attention.append(raw)
                 blocks_left -= 1
             maps = to_map(self.get_submodule(f"norm{stage}")(tokens), grid)
             features.append(maps)
-        return EncoderOutput(features, attention_logits)
+        return EncoderOutput(features, attention)
+
+
+def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What fused attention computes, by definition: softmax(q k^T / sqrt(d)) v."""
+    return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1) @ value
 
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -21,10 +21,10 @@ def test_reference_network(agreement: Agreement, pooling: str) -> None:
     image = normalised(golden["images_uint8"])
     with torch.no_grad():
         output = network(image)
-        features, logits = network.encoder(image, logits_of=2, logits_blocks=2)
-    for index, feature in enumerate(features):
+        encoded = network.encoder(image, logits_of=2, logits_blocks=2)
+    for index, feature in enumerate(encoded.features):
         agreement.values(f"feature map {index + 1}", feature, golden[f"feature/{index}"], 1e-4)
-    for index, attention in enumerate(logits):
+    for index, attention in enumerate(encoded.attention_logits):
         expected = golden[f"attention_logits/{index}"]
         largest = float(expected.abs().max())
         agreement.values(
