@@ -21,6 +21,25 @@ from omegaconf.errors import OmegaConfBaseException
 from afa.errors import UserError
 
 
+@dataclass(frozen=True)
+class EncoderVariant:
+    """What tells the Mix Transformer's variants apart; all else they share."""
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+
+
+VARIANTS = {
+    "mit_b0": EncoderVariant((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": EncoderVariant((64, 128, 320, 512), (2, 2, 2, 2)),
+    "mit_b2": EncoderVariant((64, 128, 320, 512), (3, 4, 6, 3)),
+    "mit_b3": EncoderVariant((64, 128, 320, 512), (3, 4, 18, 3)),
+    "mit_b4": EncoderVariant((64, 128, 320, 512), (3, 8, 27, 3)),
+    "mit_b5": EncoderVariant((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+
+
 def setting(
     default: Any,
     help: str,
@@ -80,7 +99,7 @@ class ModelConfig:
     encoder: str = setting(
         "mit_b1",
         "MiT variant; custom needs widths, depths and heads",
-        choices=("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "custom"),
+        choices=(*VARIANTS, "custom"),
     )
     pretrained: str | None = setting(None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1")
     widths: list[int] | None = setting(None, "channels of the four stages; default: the variant's", minimum=1)
@@ -93,6 +112,9 @@ class ModelConfig:
     pooling: str = setting("gmp", "pooling before the classifier: global max or mean", choices=("gmp", "gap"))
     decoder_width: int = setting(256, "channels of the decoder", minimum=1)
     decoder_dropout: float = setting(0.1, "Dropout2d before the decoder's last layer", minimum=0, maximum=0.9)
+    fused_attention: bool = setting(
+        True, "false writes attention out: slower, but it rounds as the released program does"
+    )
     affinity_blocks: int = setting(2, "how many last blocks hand their raw attention to the affinity head", minimum=1)
 
 
@@ -179,7 +201,9 @@ class OptimiserConfig:
     """AdamW in three groups, linear warm-up, polynomial decay."""
 
     lr: float = setting(6e-5, "learning rate of the encoder", above=0)
-    head_lr_factor: float = setting(10.0, "learning rate of classifier, affinity head and decoder over the encoder's")
+    head_lr_factor: float = setting(
+        10.0, "learning rate of classifier, affinity head and decoder over the encoder's", above=0
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay", minimum=0)
     freeze_norms: bool = setting(True, "encoder parameters whose name holds 'norm': lr 0, decay 0 (released program)")
     beta1: float = setting(0.9, "AdamW's first beta", minimum=0, maximum=1)
@@ -386,10 +410,10 @@ def _check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
 
 
 def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{prefix}{near[0]}'?"
     everywhere = {name.rsplit(".", 1)[-1]: name for name, _, _ in _settings(Config())}
+    near = difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
+    if near and key not in everywhere:
+        return f"; did you mean '{prefix}{near[0]}'?"
     near = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.75)
     if near:
         return f"; did you mean '{everywhere[near[0]]}'?"
@@ -441,10 +465,13 @@ def _check_agreement(config: Config, source: str) -> None:
             refuse(f"model.{name} needs four values, one per stage, not {len(value)}")
         if value is None and model.encoder == "custom":
             refuse(f"model.encoder=custom needs model.{name}")
-    if model.widths and model.heads:
-        for width, heads in zip(model.widths, model.heads, strict=True):
-            if width % heads:
-                refuse(f"model.widths: {width} channels cannot be shared by {heads} heads")
+    variant = VARIANTS.get(model.encoder)
+    widths: Sequence[int] = model.widths or (variant.widths if variant else [])
+    depths: Sequence[int] = model.depths or (variant.depths if variant else [])
+    heads: Sequence[int] = model.heads or (variant.heads if variant else [])
+    for width, count in zip(widths, heads, strict=True):
+        if width % count:
+            refuse(f"model.widths, model.heads: {width} channels cannot be shared by {count} heads")
     stride = 1
     for step in model.strides:
         stride *= step
@@ -454,7 +481,6 @@ def _check_agreement(config: Config, source: str) -> None:
             f"augmentation.crop_size: {augmentation.crop_size} is not a multiple of {stride}, "
             f"the encoder's stride; the nearest is {near}"
         )
-    depths = model.depths or [2, 2, 2, 2]
     stages = [3] * depths[3] + [2] * depths[2]
     if model.affinity_blocks > len(stages) or any(
         model.reductions[stage] != 1 for stage in stages[: model.affinity_blocks]

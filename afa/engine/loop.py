@@ -39,7 +39,7 @@ class TrainingRun:
         config: The whole configuration.
         method: What one step means.
         runtime: The processes.
-        validator: Scores the network; every process calls it at the same step.
+        validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
         stop: Where a request to stop is noted.
@@ -50,7 +50,7 @@ class TrainingRun:
         config: Config,
         method: Method,
         runtime: ProcessRuntime,
-        validator: Validator,
+        validator: Validator | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
@@ -119,7 +119,7 @@ class TrainingRun:
             self._step(step, micro_batches)
             self.progress.step()
             done = step + 1
-            if done % settings.checkpoint_every == 0 or self._validates(done):
+            if done % settings.checkpoint_every == 0 or done == settings.steps or self._validates(done):
                 # Before validation, which may take long: a run that is killed in it has lost nothing else.
                 self.guard.settle()
                 self._save(done, recorded=False)
@@ -179,7 +179,8 @@ class TrainingRun:
         return Batch(image=image, class_labels=batch["class_labels"], valid_box=batch["valid_box"], name=batch["name"])
 
     def _validates(self, done: int) -> bool:
-        return done % self.config.validation.every == 0 or done == self.config.train.steps
+        due = done % self.config.validation.every == 0 or done == self.config.train.steps
+        return due and self.validator is not None
 
     def _record(self, done: int, batch: Batch | None = None) -> None:
         """Say what there is to say after a step: one record, with the validation's figures where it is validated."""
@@ -204,6 +205,7 @@ class TrainingRun:
 
     def _validate(self, done: int) -> dict[str, float]:
         """Score the network, remember whether its segmentation is the best so far."""
+        assert self.validator is not None
         with self.stop.kept_from_children():
             self.table = self.validator(self.method.network)  # type: ignore[arg-type]
         rows = {row: scores["miou"] for row, scores in self.table.items() if isinstance(scores, dict)}

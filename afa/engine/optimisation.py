@@ -13,14 +13,15 @@ from afa.methods.base import ParameterGroup
 def build_optimiser(groups: Sequence[ParameterGroup], settings: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW with one group per :class:`ParameterGroup`; ``base_lr`` stays in the group for the schedule.
 
-    The fused implementation is used: it can leave a step out on the device itself, see
-    :meth:`afa.engine.finite.FiniteGuard`.
+    On a GPU the fused implementation is used, which can leave a step out on the device itself (see
+    :class:`afa.engine.finite.FiniteGuard`). On the CPU the plain one: it rounds as the released program's does.
     """
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(
         [{**group, "lr": group["base_lr"]} for group in groups],
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
-        fused=True,
+        fused=on_gpu,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -165,6 +166,8 @@ class ProcessRuntime:
             return network
         if sync_batchnorm and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        # A remark on speed about the gradients of depth-wise convolutions, which nobody here can change.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(
             network,
             device_ids=[self.device] if self.device.type == "cuda" else None,

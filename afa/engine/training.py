@@ -89,5 +89,12 @@ def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> Trai
     if settings.compile:
         compile_network(network)
     method = build_method(network, config, runtime)
-    validator = Validator(config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size)
+    validator = None
+    if layout.has_masks(config.dataset.val_split):
+        validator = Validator(
+            config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size
+        )
+    elif runtime.is_main:
+        masks = layout.split_masks(config.dataset.val_split)
+        logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
     return TrainingRun(config, method, runtime, validator, output, facts, stop)

@@ -16,12 +16,13 @@ from afa.methods.pseudo_labels import (
     box_mask,
     initial_label,
     par_image,
+    propagate_cams,
     propagated_label,
     refined_label,
     restore_image,
 )
 from afa.models import AFANet
-from afa.ops.cam import CamNetwork, MultiScaleCam, multi_scale_cam, resize
+from afa.ops.cam import CamNetwork, MultiScaleCam, multi_scale_cam, normalise_cams, resize
 from afa.ops.dense_energy import dense_energy_loss
 from afa.ops.par import PAR
 
@@ -129,18 +130,29 @@ class AFA:
             with self.runtime.autocast():
                 output = self.network(image)
             cams = self._cams(image, output.cam, with_affinity=True)
-            refined = self._refined(batch, cams)
-            propagated = self._propagated(batch, cams)
+            token_grid = (output.cam.shape[-2], output.cam.shape[-1])
+            settings = self.config.affinity
+            propagated_cams = propagate_cams(
+                cams.cams,
+                output.affinity,
+                token_grid,
+                batch["class_labels"],
+                background=self.config.validation.propagation_background,
+                radius=settings.radius,
+                power=settings.power,
+                epsilon=settings.epsilon,
+            )
             return picture_grids(
                 image=restore_image(image, self.config.dataset.image_mean, self.config.dataset.image_std),
                 cams=cams.cams,
                 class_labels=batch["class_labels"],
                 initial_label=self._initial(batch, cams),
-                refined_label=refined,
-                propagated_label=propagated,
+                refined_label=self._refined(batch, cams),
+                propagated_label=self._propagated(batch, cams),
+                propagated_cams=normalise_cams(propagated_cams[:, 1:]),
                 prediction=resize(output.seg_logits.float(), image.shape[-2:]).argmax(dim=1),
                 affinity=output.affinity,
-                token_grid=(output.cam.shape[-2], output.cam.shape[-1]),
+                token_grid=token_grid,
             )
         finally:
             self.network.train(training)

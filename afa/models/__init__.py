@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from afa.config import ModelConfig
+from afa.config import VARIANTS, ModelConfig
 from afa.models.afa_net import AFANet, AFAOutput
-from afa.models.mit import VARIANTS, MixTransformer
+from afa.models.mit import MixTransformer
 
 __all__ = ["VARIANTS", "AFANet", "AFAOutput", "MixTransformer", "build_network"]
 
@@ -28,6 +28,7 @@ def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
         strides=settings.strides,
         mlp_ratio=settings.mlp_ratio,
         drop_path=settings.drop_path,
+        fused_attention=settings.fused_attention,
     )
     return AFANet(
         encoder=encoder,

@@ -7,31 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class MixTransformerVariant:
-    """What tells the variants apart; all else they share."""
-
-    widths: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
-
-
-VARIANTS = {
-    "mit_b0": MixTransformerVariant((32, 64, 160, 256), (2, 2, 2, 2), (1, 2, 5, 8)),
-    "mit_b1": MixTransformerVariant((64, 128, 320, 512), (2, 2, 2, 2), (1, 2, 5, 8)),
-    "mit_b2": MixTransformerVariant((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)),
-    "mit_b3": MixTransformerVariant((64, 128, 320, 512), (3, 4, 18, 3), (1, 2, 5, 8)),
-    "mit_b4": MixTransformerVariant((64, 128, 320, 512), (3, 8, 27, 3), (1, 2, 5, 8)),
-    "mit_b5": MixTransformerVariant((64, 128, 320, 512), (3, 6, 40, 3), (1, 2, 5, 8)),
-}
 
 
 class RawAttention(NamedTuple):
@@ -210,7 +190,9 @@ class MixTransformer(nn.Module):
         for stage, (width, depth, count, reduction, stride) in enumerate(
             zip(widths, depths, heads, reductions, strides, strict=True), start=1
         ):
-            blocks = [Block(width, count, reduction, mlp_ratio, next(drop_rates), fused_attention) for _ in range(depth)]
+            blocks = [
+                Block(width, count, reduction, mlp_ratio, next(drop_rates), fused_attention) for _ in range(depth)
+            ]
             self.add_module(f"patch_embed{stage}", PatchEmbedding(in_channels, width, kernel, stride))
             self.add_module(f"block{stage}", nn.ModuleList(blocks))
             self.add_module(f"norm{stage}", nn.LayerNorm(width, eps=1e-6))

@@ -66,11 +66,25 @@ class PAR:
         Args:
             image: RGB values in 0..1, [B, 3, h, w].
         """
-        height, width = image.shape[-2:]
-        neighbours = torch.stack(list(self._neighbours(self._pad(image), height, width)), dim=1)  # [B, M, 3, h, w]
-        spread = neighbours.std(dim=1, keepdim=True)
-        scaled = (neighbours - image[:, None]).abs_().div_(spread + 1e-8).div_(self.temperature)
-        weights = scaled.square_().mean(dim=2).neg_().softmax(dim=1)
+        neighbours = self._neighbours(self._pad(image), *image.shape[-2:])
+        count = len(neighbours)
+        # One neighbour at a time: the stack of all 48 would leave the cache, and is 48 times the image in memory.
+        mean = torch.zeros_like(image)
+        for neighbour in neighbours:
+            mean.add_(neighbour)
+        mean.div_(count)
+        variance, difference = torch.zeros_like(image), torch.empty_like(image)
+        for neighbour in neighbours:
+            torch.sub(neighbour, mean, out=difference)
+            variance.addcmul_(difference, difference)
+        spread = variance.div_(count - 1).sqrt_()
+        # The factor of (I(neighbour) - I)^2 in the mean over the channels.
+        factor = spread.add_(1e-8).mul_(self.temperature).square_().reciprocal_().mul_(-1 / image.shape[1])
+        exponents = image.new_empty(len(image), count, *image.shape[-2:])
+        for index, neighbour in enumerate(neighbours):
+            torch.sub(neighbour, image, out=difference)
+            torch.sum(difference.square_().mul_(factor), dim=1, out=exponents[:, index])
+        weights = exponents.softmax(dim=1)
         return weights.add_(self._position_weights(image)[None, :, None, None], alpha=self.position_weight)
 
     def _position_weights(self, image: Tensor) -> Tensor:

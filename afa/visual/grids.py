@@ -28,7 +28,7 @@ def picture_grids(
     prediction: Tensor,
     affinity: Tensor,
     token_grid: tuple[int, int],
-    propagated_cams: Tensor | None = None,
+    propagated_cams: Tensor,
 ) -> dict[str, Tensor]:
     """What a method sees in a batch, one row per image, four images at most.
 
@@ -52,16 +52,14 @@ def picture_grids(
     strongest = (cams[:count] * present).amax(dim=1)  # [B, H, W]
     heat = strongest.float().cpu().numpy()
 
+    walked = resize((propagated_cams[:count] * present).amax(dim=1, keepdim=True), heat.shape[-2:])[:, 0]
+    spread = walked.float().cpu().numpy()
+
     columns: list[tuple[str, list[np.ndarray]]] = [
         ("image", list(pictures)),
         ("CAM", [overlay_cams(picture, cam) for picture, cam in zip(pictures, heat, strict=True)]),
+        ("propagated CAM", [overlay_cams(picture, cam) for picture, cam in zip(pictures, spread, strict=True)]),
     ]
-    if propagated_cams is not None:
-        walked = resize((propagated_cams[:count] * present).amax(dim=1, keepdim=True), heat.shape[-2:])[:, 0]
-        spread = walked.float().cpu().numpy()
-        columns.append(
-            ("propagated CAM", [overlay_cams(picture, cam) for picture, cam in zip(pictures, spread, strict=True)])
-        )
     for title, label in (
         ("initial label", initial_label),
         ("refined label", refined_label),
