@@ -56,6 +56,20 @@ def test_training_and_evaluation(tmp_path: Path, run_tool, layout: str) -> None:
     assert table["step"] == 3
 
 
+def test_own_data_without_masks_is_trained_on_and_not_scored(tmp_path: Path, run_tool) -> None:
+    root = tmp_path / "data"
+    dataset = prepare("folder", root, run_tool)
+    shutil.rmtree(root / "masks")
+    config, output = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(SETTINGS.format(output=output, dataset=json.dumps(dataset)))
+    assert "without validation" in run_tool("train.py", config).stderr
+    assert (output / "checkpoints/last/weights.safetensors").is_file()
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    run_tool("infer.py", output, root / "images/val", "--out", tmp_path / "out", "--device", "cpu")
+    assert "masks" in run_tool("eval.py", output, "--device", "cpu", code=2).stderr
+
+
 def test_labels_from_class_folders(tmp_path: Path, run_tool) -> None:
     root = make_folder_source(tmp_path / "mine")
     (root / "classes.txt").unlink()
