@@ -12,10 +12,12 @@ from afa.methods.base import Batch, ParameterGroup, Runtime, StepOutput
 from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
 from afa.methods.pseudo_labels import (
     IGNORE,
+    PresentClasses,
     affinity_label,
     box_mask,
     initial_label,
     par_image,
+    present_classes,
     propagate_cams,
     propagated_label,
     refined_label,
@@ -82,8 +84,9 @@ class AFA:
         image, device = batch["image"], batch["image"].device
         with self.runtime.autocast():
             output = network(image)
-        cams = self._cams(image, output.cam, with_affinity=step > schedule.refined_until)
-        seg_target, aff_source = self._labels(batch, cams, step)
+        present = present_classes(batch["class_labels"], device)
+        cams = self._cams(image, output.cam, with_affinity=step > schedule.refined_until, present=present)
+        seg_target, aff_source = self._labels(batch, cams, step, present)
 
         seg_logits = resize(output.seg_logits.float(), image.shape[-2:])
         token_grid = (output.cam.shape[-2], output.cam.shape[-1])
@@ -169,11 +172,16 @@ class AFA:
         }
         return StepOutput(losses, {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0})
 
-    def _cams(self, image: Tensor, first_cam: Tensor, *, with_affinity: bool) -> MultiScaleCam:
+    def _cams(
+        self, image: Tensor, first_cam: Tensor, *, with_affinity: bool, present: PresentClasses | None = None
+    ) -> MultiScaleCam:
+        """CAMs of all classes or of the present ones; the labels need no others."""
         settings = self.config.cam
         released = self.config.schedule.released_decoder_passes
         reuse = settings.reuse_training_forward and not released
         network: CamNetwork = _DecodingCam(self.network) if released else self.network
+        if present is not None:
+            network, first_cam = _PresentCam(network, present), present.gather(first_cam)
         with self.runtime.autocast():
             return multi_scale_cam(
                 network,
@@ -184,26 +192,28 @@ class AFA:
                 first_cam=first_cam if reuse else None,
             )
 
-    def _labels(self, batch: Batch, cams: MultiScaleCam, step: int) -> tuple[Tensor, Tensor]:
+    def _labels(
+        self, batch: Batch, cams: MultiScaleCam, step: int, present: PresentClasses
+    ) -> tuple[Tensor, Tensor]:
         """Targets of this step: the decoder's label, and the label that the affinity label comes from."""
         schedule = self.config.schedule
         if step <= schedule.refined_until:
-            refined = self._refined(batch, cams)
+            refined = self._refined(batch, cams, present)
             return refined, refined
-        propagated = self._propagated(batch, cams)
-        return propagated, propagated if schedule.affinity_label_switches else self._refined(batch, cams)
+        propagated = self._propagated(batch, cams, present)
+        return propagated, propagated if schedule.affinity_label_switches else self._refined(batch, cams, present)
 
     def _initial(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
         class_labels = batch["class_labels"].to(cams.cams.device)
         settings = self.config.cam
         return initial_label(cams.cams, class_labels, batch["valid_box"], low=settings.low, high=settings.high)
 
-    def _refined(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
+    def _refined(self, batch: Batch, cams: MultiScaleCam, present: PresentClasses | None = None) -> Tensor:
         settings = self.config
         return refined_label(
             self._par_image(batch),
             cams.cams,
-            batch["class_labels"],
+            present or batch["class_labels"],
             batch["valid_box"],
             self.par,
             low=settings.cam.low,
@@ -211,7 +221,7 @@ class AFA:
             image_scale=settings.par.image_scale,
         )
 
-    def _propagated(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
+    def _propagated(self, batch: Batch, cams: MultiScaleCam, present: PresentClasses | None = None) -> Tensor:
         settings = self.config
         assert cams.affinity is not None and cams.token_grid is not None
         return propagated_label(
@@ -219,7 +229,7 @@ class AFA:
             cams.cams,
             cams.affinity,
             cams.token_grid,
-            batch["class_labels"],
+            present or batch["class_labels"],
             batch["valid_box"],
             self.par,
             low=settings.cam.low,
@@ -252,6 +262,19 @@ class _DecodingCam:
 
     def __init__(self, network: AFANet) -> None:
         self.cam = partial(network.cam, decode=True)
+
+
+class _PresentCam:
+    """CAM passes that give each image's present classes alone: [B, m, h, w], or [2 B, m, h, w] with the mirrors."""
+
+    def __init__(self, network: CamNetwork, present: PresentClasses) -> None:
+        self.network = network
+        self.present = present
+
+    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        cam, affinity = self.network.cam(image, affinity_of)
+        batch = len(self.present.channels)
+        return torch.cat([self.present.gather(part) for part in cam.split(batch)]), affinity
 
 
 def _zero(module: nn.Module) -> Tensor:

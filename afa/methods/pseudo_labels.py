@@ -4,8 +4,9 @@ Shapes: B images, K foreground classes, C = K + 1 with background, H x W crop, h
 0 for background, 1 to K for the classes, 255 for pixels that count for nothing.
 
 Only the classes of an image's image-level label, m at most, take part. All maps are gathered to those channels first,
-so that the cost does not grow with K. Nothing here waits for a GPU if ``class_labels`` and ``valid_box`` lie on the
-host.
+so that the cost does not grow with K. Whoever has gathered the CAMs already passes the :class:`PresentClasses` instead
+of ``class_labels``, with CAMs [B, m, H, W]. Nothing here waits for a GPU if ``class_labels`` and ``valid_box`` lie on
+the host.
 """
 
 from __future__ import annotations
@@ -75,6 +76,22 @@ def present_classes(class_labels: Tensor, device: torch.device | None = None) ->
     if device is not None and index.device != device:
         index, kept = index.to(device, non_blocking=True), kept.to(device, non_blocking=True)
     return PresentClasses(index, kept)
+
+
+def gather_present(maps: Tensor, class_labels: Tensor | PresentClasses) -> tuple[PresentClasses, Tensor]:
+    """The present classes and their maps.
+
+    Args:
+        maps: [B, K, H, W], or [B, m, H, W] with the :class:`PresentClasses` that they were gathered by.
+        class_labels: [B, K] or those :class:`PresentClasses`.
+
+    Returns:
+        The classes and maps [B, m, H, W].
+    """
+    if isinstance(class_labels, PresentClasses):
+        return class_labels, maps
+    classes = present_classes(class_labels, maps.device)
+    return classes, classes.gather(maps)
 
 
 def plain_label(cams: Tensor, class_labels: Tensor, background: float = 0.45) -> Tensor:
@@ -150,7 +167,7 @@ def par_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 def refined_label(
     image: Tensor,
     cams: Tensor,
-    class_labels: Tensor,
+    class_labels: Tensor | PresentClasses,
     valid_box: Tensor,
     par: PAR,
     *,
@@ -165,8 +182,8 @@ def refined_label(
 
     Args:
         image: As :func:`par_image` gives it, [B, 3, H, W].
-        cams: [B, K, H, W] in 0..1.
-        class_labels: [B, K].
+        cams: [B, K, H, W] in 0..1; see :func:`gather_present`.
+        class_labels: [B, K], or the present classes.
         valid_box: [B, 4].
         par: The refinement.
         low, high: Background scores.
@@ -177,8 +194,8 @@ def refined_label(
     """
     height, width = image.shape[-2:]
     small = _scaled(height, width, image_scale)
-    classes = present_classes(class_labels, cams.device)
-    scores = resize(classes.gather(cams), small)
+    classes, scores = gather_present(cams, class_labels)
+    scores = resize(scores, small)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
     refined = resize(par(resize(image, small), masks), (height, width))
     high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
@@ -220,7 +237,7 @@ def propagated_label(
     cams: Tensor,
     affinity: Tensor,
     token_grid: tuple[int, int],
-    class_labels: Tensor,
+    class_labels: Tensor | PresentClasses,
     valid_box: Tensor,
     par: PAR,
     *,
@@ -235,10 +252,10 @@ def propagated_label(
 
     Args:
         image: As :func:`par_image` gives it, [B, 3, H, W].
-        cams: [B, K, H, W] in 0..1.
+        cams: [B, K, H, W] in 0..1; see :func:`gather_present`.
         affinity: [B, N, N] of the largest scale.
         token_grid: Its (h, w).
-        class_labels: [B, K].
+        class_labels: [B, K], or the present classes.
         valid_box: [B, 4]; on the host, no GPU is waited for.
         par: The refinement.
         low, high: Background scores.
@@ -249,8 +266,8 @@ def propagated_label(
         int64 [B, H, W].
     """
     height, width = image.shape[-2:]
-    classes = present_classes(class_labels, cams.device)
-    scores = resize(classes.gather(cams), token_grid)
+    classes, scores = gather_present(cams, class_labels)
+    scores = resize(scores, token_grid)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
     walked = propagate(masks, affinity, radius=radius, power=power, epsilon=epsilon)
     refined = refine_inside_box(image, resize(walked, (height, width)), valid_box, par, image_scale)
