@@ -192,9 +192,7 @@ class AFA:
                 first_cam=first_cam if reuse else None,
             )
 
-    def _labels(
-        self, batch: Batch, cams: MultiScaleCam, step: int, present: PresentClasses
-    ) -> tuple[Tensor, Tensor]:
+    def _labels(self, batch: Batch, cams: MultiScaleCam, step: int, present: PresentClasses) -> tuple[Tensor, Tensor]:
         """Targets of this step: the decoder's label, and the label that the affinity label comes from."""
         schedule = self.config.schedule
         if step <= schedule.refined_until:
