@@ -60,7 +60,7 @@ class SegFormerDecoder(nn.Module):
         for feature, projection, share in zip(reversed(features), projections, shares, strict=True):
             weight = share @ projection.proj.weight
             bias = share @ projection.proj.bias
-            contribution = F.conv2d(feature, weight[:, :, None, None], bias)
+            contribution = _linear(feature, weight, bias)
             size = (feature.shape[-2], feature.shape[-1])
             sums[size] = sums[size] + contribution if size in sums else contribution
         full_size = (features[0].shape[-2], features[0].shape[-1])
@@ -68,4 +68,9 @@ class SegFormerDecoder(nn.Module):
         for contribution in sums.values():
             total = total + F.interpolate(contribution, size=full_size, mode="bilinear", align_corners=False)
         fused = F.relu(self.linear_fuse.bn(total), inplace=True)
-        return self.linear_pred(self.dropout(fused))
+        return _linear(self.dropout(fused), self.linear_pred.weight.flatten(1), self.linear_pred.bias)
+
+
+def _linear(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1 x 1 convolution of channels-last maps [B, C, h, w] as a matrix product; channels-last again."""
+    return F.linear(maps.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
