@@ -52,9 +52,9 @@ class _Pending(NamedTuple):
 class FiniteGuard:
     """Leaves out the update of a step whose loss or gradient is not finite, and stops the run or counts.
 
-    The optimiser reads the flag on its own device (``found_inf`` of the fused AdamW), so that a bad step never reaches
-    the weights; :meth:`mend_buffers` does the same for BatchNorm's statistics. The host learns of it at once on the
-    CPU, and on a GPU one step later, before the next update.
+    With the flag, :func:`afa.engine.optimisation.update` keeps a bad step from the weights, on the device itself;
+    :meth:`mend_buffers` does the same for BatchNorm's statistics. The host learns of it at once on the CPU, and on a
+    GPU one step later, before the next update.
 
     Args:
         runtime: The processes, which must agree.

@@ -17,7 +17,7 @@ from afa.config import Config
 from afa.data.loader import training_loader
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
 from afa.engine.finite import FiniteGuard, InspectedStep
-from afa.engine.optimisation import build_optimiser, set_learning_rates
+from afa.engine.optimisation import build_optimiser, set_learning_rates, update
 from afa.engine.output import finished_step, locked, write_config, write_result
 from afa.engine.records import Meter, NullRecords, Progress, Records, RunRecords, clock
 from afa.engine.runtime import ProcessRuntime
@@ -159,10 +159,7 @@ class TrainingRun:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimiser)
         norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))
-        if flag.is_cuda:
-            self.optimiser.found_inf = flag  # type: ignore[attr-defined]  # the fused AdamW obeys it on the device
-        if flag.is_cuda or not flag.item():
-            self.optimiser.step()
+        update(self.optimiser, flag)
         self.guard.mend_buffers(flag)
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -188,7 +185,7 @@ class TrainingRun:
         pictured = settings.pictures_every and done % settings.pictures_every == 0
         if batch is not None and pictured and self.runtime.is_main:
             self.records.pictures(done, self.method.pictures(batch))
-        if done % settings.log_every and not self._validates(done):
+        if done % settings.log_every and done != settings.steps and not self._validates(done):
             return
         values = self.meter.means(self.runtime.mean)
         rates = set_learning_rates(self.optimiser, done - 1, steps=settings.steps, settings=self.config.optimiser)

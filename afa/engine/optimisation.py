@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from afa.config import OptimiserConfig
 from afa.methods.base import ParameterGroup
@@ -13,8 +14,8 @@ from afa.methods.base import ParameterGroup
 def build_optimiser(groups: Sequence[ParameterGroup], settings: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW with one group per :class:`ParameterGroup`; ``base_lr`` stays in the group for the schedule.
 
-    On a GPU the fused implementation is used, which can leave a step out on the device itself (see
-    :class:`afa.engine.finite.FiniteGuard`). On the CPU the plain one: it rounds as the released program's does.
+    On a GPU the fused implementation is used, which can leave a step out on the device itself, see :func:`update`. On
+    the CPU the plain one: it rounds as the released program's does.
     """
     on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
     return torch.optim.AdamW(
@@ -23,6 +24,20 @@ def build_optimiser(groups: Sequence[ParameterGroup], settings: OptimiserConfig)
         eps=settings.epsilon,
         fused=on_gpu,
     )
+
+
+def update(optimiser: torch.optim.Optimizer, bad: Tensor) -> None:
+    """One update, left out where the step is bad; the host does not wait for a GPU.
+
+    Args:
+        optimiser: Of :func:`build_optimiser`.
+        bad: 0 or 1, a float scalar on the parameters' device, see :class:`afa.engine.finite.FiniteGuard`.
+    """
+    if optimiser.defaults["fused"]:
+        optimiser.found_inf = bad  # type: ignore[attr-defined]
+        optimiser.step()
+    elif not bad.item():
+        optimiser.step()
 
 
 def lr_factor(step: int, *, steps: int, warmup_steps: int, warmup_ratio: float, power: float) -> float:

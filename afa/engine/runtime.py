@@ -24,6 +24,10 @@ logger = logging.getLogger("afa")
 
 Value = TypeVar("Value")
 
+# Processes that do not meet in time give up, and torchrun starts them again. At work, some may have to wait longer for
+# the main one.
+_MEETING, _WORKING = timedelta(minutes=5), timedelta(minutes=30)
+
 _PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,8 +72,7 @@ class ProcessRuntime:
                 torch.backends.cudnn.benchmark = True
         control_group = None
         if world_size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-            control_group = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+            control_group = _join(device)
         return cls(device, rank, world_size, settings.precision, global_counts, control_group)
 
     @property
@@ -173,6 +176,21 @@ class ProcessRuntime:
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
+
+
+def _join(device: torch.device) -> Any:
+    """Meet the other processes; returns the group whose messages go through the hosts."""
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=_MEETING)))
+    # Within one torchrun the store outlives a restart: without a prefix, processes may look for those of the last time.
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+        store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_MEETING)
+    control_group = dist.new_group(backend="gloo", timeout=_MEETING) if device.type == "cuda" else dist.group.WORLD
+    # The second is the older name of the first.
+    set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(_WORKING, control_group)
+    return control_group
 
 
 def is_lost_process(error: BaseException) -> bool:

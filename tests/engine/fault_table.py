@@ -71,7 +71,14 @@ def kills(data: Path, folder: Path, count: int) -> None:
     same = "weights, optimiser state and records bit-identical to an undisturbed run"
     row("SIGKILL at a random moment", counts["kills"], same)
     row("- of these inside the writing of a checkpoint", counts["inside a checkpoint"], "")
-    row("- of these before the first checkpoint", counts["before the first checkpoint"], "")
+    for name in sorted(counts):
+        if name.startswith("newest checkpoint"):
+            row(f"- of these with the {name.replace('  ', ' ')}", counts[name], "")
+    row(
+        "- whenever it was over: its newest checkpoints damaged",
+        counts["set back after its end"],
+        "goes on before them",
+    )
 
 
 def killed_rank(data: Path, folder: Path, rank: int) -> None:

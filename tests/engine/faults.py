@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -142,9 +143,10 @@ class Run:
         return self.until(lambda: words in self.text())
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal; a process that has ended does not mind."""
         assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def text(self) -> str:
         """What was printed so far."""

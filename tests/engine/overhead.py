@@ -25,7 +25,7 @@ import torch
 from afa.config import Config, load_config
 from afa.engine.finite import FiniteGuard, InspectedStep
 from afa.engine.loop import step_seed
-from afa.engine.optimisation import build_optimiser, set_learning_rates
+from afa.engine.optimisation import build_optimiser, set_learning_rates, update
 from afa.engine.records import Meter
 from afa.engine.runtime import ProcessRuntime
 from afa.methods import Batch, build_method
@@ -89,7 +89,7 @@ def measure(config: Config, crop: int, batch_size: int, steps: int, folder: Path
         losses, total, scalars = timed("forward, labels, backward", work)  # type: ignore[misc]
         inspected = InspectedStep(step, [batch], [losses], total)
         norm, flag = timed("gradient norm and finite check", lambda seen=inspected: guard.inspect(seen))  # type: ignore[misc]
-        timed("update", optimiser.step)
+        timed("update", lambda flag=flag: update(optimiser, flag))
         timed("mend BatchNorm statistics", lambda flag=flag: guard.mend_buffers(flag))
         figures = {f"loss/{name}": loss for name, loss in losses.items()} | scalars | {"gradient_norm": norm}
         timed("add up the records' means", lambda figures=figures, flag=flag: meter.add(figures, left_out=flag))

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import faults
@@ -16,33 +17,59 @@ import pytest
 SHORT_KILLS, LONG_KILLS = 20, 120
 
 
-def kill_until_done(config: Path, output: Path, log: Path, kills: int, rng: random.Random) -> dict[str, int]:
-    """Kill a run at random moments, every other time inside the writing of a checkpoint; then let it end.
+def kill_until_done(config: Path, output: Path, log: Path, kills: int, rng: random.Random) -> Counter[str]:
+    """Kill a run again and again, every other time inside the writing of a checkpoint; then let it end.
 
-    The run would be over long before the last kill: each time that it ends, it is set back by a few checkpoints.
+    Each time it may come a few steps further, or is killed while it starts. It would be over long before the last
+    kill: whenever it ends, it is set back by a few checkpoints.
+
+    Returns:
+        How many kills there were, of which kind, and how many at which newest checkpoint.
     """
-    counts = {"kills": 0, "inside a checkpoint": 0, "before the first checkpoint": 0, "started again when done": 0}
+    counts: Counter[str] = Counter()
     checkpoints = output / "checkpoints"
     while counts["kills"] < kills:
+        target = newest_step(checkpoints) + rng.randint(0, 5)
+        moment = rng.choice(["inside a checkpoint", "inside a checkpoint", "between steps", "while starting"])
+        said = log.stat().st_size if log.exists() else 0
         run = faults.Run(config, log)
-        if rng.random() < 0.5:
-            alive = run.until(lambda: any(checkpoints.glob(".part_step_*")))
-            time.sleep(rng.uniform(0, 0.004))
-        else:
-            alive = run.until(lambda: (output / "metrics.jsonl").exists())
-            time.sleep(rng.uniform(0, 0.35))
+
+        def reached(
+            moment: str = moment, target: int = target, said: int = said, aim: int = rng.randint(0, 400)
+        ) -> bool:
+            if moment == "inside a checkpoint":
+                return any(int(path.name[-8:]) > target for path in checkpoints.glob(".part_step_*"))
+            if log.stat().st_size < said + (aim if moment == "while starting" else 1):
+                return False
+            return moment == "while starting" or last_step(output) > target
+
+        alive = run.until(lambda: log.exists() and reached())
+        time.sleep(rng.uniform(0, 0.003 if moment == "inside a checkpoint" else 0.03))
         run.send(signal.SIGKILL)
         if alive and run.wait() == faults.KILLED:
             counts["kills"] += 1
             counts["inside a checkpoint"] += any(checkpoints.glob(".part_step_*"))
-            counts["before the first checkpoint"] += not any(checkpoints.glob("step_*"))
+            counts[f"newest checkpoint {newest_step(checkpoints):2d}"] += 1
         else:
             assert run.wait() == 0, run.text()
-            counts["started again when done"] += 1
+            counts["set back after its end"] += 1
             set_back(output, rng)
     run = faults.Run(config, log)
     assert run.wait() == 0, run.text()
     return counts
+
+
+def newest_step(checkpoints: Path) -> int:
+    return max((int(path.name[5:]) for path in checkpoints.glob("step_*")), default=0)
+
+
+def last_step(output: Path) -> int:
+    """The step of the last whole record."""
+    try:
+        lines = (output / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(lines[-2])["step"]) if len(lines) > 1 else 0
 
 
 def set_back(output: Path, rng: random.Random) -> None:
@@ -58,7 +85,7 @@ def set_back(output: Path, rng: random.Random) -> None:
             path.rmdir()
 
 
-def check_kills(config: Path, tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> dict[str, int]:
+def check_kills(config: Path, tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> Counter[str]:
     counts = kill_until_done(config, tmp_path / "run", tmp_path / "log", kills, random.Random(seed))
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
     assert "Traceback" not in (tmp_path / "log").read_text()
@@ -69,6 +96,7 @@ def check_kills(config: Path, tmp_path: Path, undisturbed: Path, kills: int, see
 def test_killed_at_random_moments_ends_bit_identical(config: Path, tmp_path: Path, undisturbed: Path) -> None:
     counts = check_kills(config, tmp_path, undisturbed, SHORT_KILLS, seed=1)
     assert counts["inside a checkpoint"] >= 3, counts
+    assert sum(name.startswith("newest checkpoint") for name in counts) >= 3, counts
 
 
 @pytest.mark.slow
