@@ -411,12 +411,12 @@ def _check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
 
 def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
     everywhere = {name.rsplit(".", 1)[-1]: name for name, _, _ in _settings(Config())}
-    near = difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
-    if near and key not in everywhere:
-        return f"; did you mean '{prefix}{near[0]}'?"
-    near = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.75)
-    if near:
-        return f"; did you mean '{everywhere[near[0]]}'?"
+    here = {name: f"{prefix}{name}" for name in fields}
+    # A slip of the finger, the right name in the wrong section, a distant likeness: in this order.
+    for known, cutoff in ((here, 0.8), (everywhere, 1.0), (here, 0.5), (everywhere, 0.75)):
+        near = difflib.get_close_matches(key, list(known), n=1, cutoff=cutoff)
+        if near:
+            return f"; did you mean '{known[near[0]]}'?"
     return f"; known here: {', '.join(fields)}"
 
 

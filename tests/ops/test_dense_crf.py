@@ -4,8 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import Agreement
-from golden import load_golden
+from golden import Agreement, load_golden
 from torch import Tensor
 
 from afa.ops.dense_crf import DenseCRF

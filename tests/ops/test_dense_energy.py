@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Agreement
-from golden import load_golden, normalised
+from golden import Agreement, load_golden, normalised
 from torch import Tensor
 
 from afa.config import Config

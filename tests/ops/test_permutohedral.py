@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Agreement
-from golden import load_golden
+from golden import Agreement, load_golden
 from torch import Tensor
 
 from afa.ops.permutohedral import PermutohedralLattice, _sort_with_order
