@@ -1,0 +1,90 @@
+"""How time and memory of a step grow with crop, classes, batch and backbone."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+from typing import Any
+
+from afa.benchmarks import step
+from afa.errors import UserError
+
+# What each row changes; everything else is the command line's.
+_SERIES: dict[str, tuple[Any, ...]] = {
+    "crop": (256, 384, 512, 768, 1024),
+    "classes": (21, 81),
+    "batch": (1, 2, 4),
+    "encoder": ("mit_b0", "mit_b1", "mit_b2"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's command-line arguments: those of a step, and what is varied."""
+    step.add_arguments(parser)
+    parser.add_argument(
+        "--vary", nargs="+", choices=tuple(_SERIES), default=list(_SERIES), help="one table each (default: all)"
+    )
+    parser.add_argument(
+        "--values", nargs="+", metavar="V", help="of the one thing that is varied; default: a series that suits it"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print tables. Every row is a process of its own, so that its memory is its own.
+
+    Args:
+        args: As :func:`add_arguments` gives them.
+
+    Returns:
+        Name of what is varied -> the results of :func:`afa.benchmarks.step.run`, row by row.
+
+    Raises:
+        UserError: An argument makes no sense.
+    """
+    if args.values and len(args.vary) != 1:
+        raise UserError("--values goes with one --vary")
+    tables: dict[str, Any] = {}
+    for name in args.vary:
+        values = [_converted(name, value) for value in args.values] if args.values else _SERIES[name]
+        rows = []
+        print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'peak GB':>10}", end="")
+        print("".join(f"{phase:>13}" for phase in step.PHASES))
+        for value in values:
+            row = _measure(argparse.Namespace(**{**vars(args), name: value}))
+            rows.append(row)
+            print(
+                f"{value!s:>10}{row['step_s']:10.3f}{row['floor_s']:10.3f}{row['ratio_to_floor']:8.2f}"
+                f"{row['memory_gb']['process_peak']:10.2f}"
+                + "".join(f"{row['phases_s'][phase]:13.3f}" for phase in step.PHASES),
+                flush=True,
+            )
+        tables[name] = rows
+    return tables
+
+
+def _converted(name: str, text: str) -> int | str:
+    if name == "encoder":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--values {text}: whole numbers are needed for --vary {name}") from None
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        outcome = pool.apply(_in_process, (args,))
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    return outcome
+
+
+def _in_process(args: argparse.Namespace) -> dict[str, Any] | str:
+    """A row, or the user's mistake as text: what is raised in a pool comes back with a traceback."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return step.run(args)
+    except UserError as error:
+        return str(error)

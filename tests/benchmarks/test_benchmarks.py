@@ -1,0 +1,152 @@
+"""Each measurement runs for real in a tiny setting and writes its figures. No wall time is asserted."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from afa.benchmarks.par import DirectPAR
+from afa.benchmarks.step import PHASES, floor_flops
+from afa.config import config_from_dict
+from afa.ops.par import PAR
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+TINY = {
+    "step": ["--encoder", "mit_b0", "--crop", "64", "--batch", "2", "--repeats", "1"],
+    "par": ["--size", "24", "--repeats", "1"],
+    "growth": ["--encoder", "mit_b0", "--batch", "1", "--repeats", "1", "--vary", "crop", "--values", "32", "64"],
+    "reg": ["--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--repeats", "1"],
+    "data": ["--count", "1", "--rounds", "1", "--crop", "64"],
+}
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Bench:
+    """The tool, run in this process: a new one would spend its time on imports."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self.monkeypatch, self.capsys, self.folder = monkeypatch, capsys, folder
+
+    def __call__(self, command: str, *arguments: str) -> Done:
+        self.capsys.readouterr()
+        self.monkeypatch.setattr(sys, "argv", [str(TOOL), command, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        captured = self.capsys.readouterr()
+        return Done(int(stop.value.code or 0), captured.out, captured.err)
+
+    def figures(self, command: str, *arguments: str) -> dict:
+        """What a measurement writes; it leaves nothing else behind."""
+        file = self.folder / "figures.json"
+        done = self(command, *arguments, "--json", str(file))
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in self.folder.iterdir()] == ["figures.json"]
+        return json.loads(file.read_text())
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+    return Bench(monkeypatch, capsys, tmp_path)
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = subprocess.run([sys.executable, TOOL, "par", *TINY["par"], "--json", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "times faster" in done.stdout
+    assert json.loads(file.read_text())["size"] == 24
+
+
+@pytest.mark.parametrize("command", ["reg", "data"])
+def test_runs_and_writes_its_figures(command: str, bench: Bench) -> None:
+    assert bench.figures(command, *TINY[command])
+
+
+def test_step(bench: Bench) -> None:
+    figures = bench.figures("step", *TINY["step"])
+    assert set(figures["phases_s"]) == set(PHASES)
+    assert all(seconds > 0 for seconds in figures["phases_s"].values())
+    assert figures["encoder"] == "mit_b0"
+    assert (figures["crop"], figures["batch"], figures["classes"]) == (64, 2, 21)
+    assert figures["images_per_s"] == pytest.approx(2 / figures["step_s"])
+    assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
+    # The step repeats none of the floor's work: it even takes one pass from the training forward.
+    assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
+
+
+def test_classification_step_makes_no_labels(bench: Bench) -> None:
+    figures = bench.figures("step", *TINY["step"], "--stage", "classification", "--precision", "bf16")
+    assert figures["precision"] == "bf16"
+    for phase in ("cam", "propagation", "par", "labels"):
+        assert figures["phases_s"][phase] == 0
+    assert figures["step_gflop"] < 1.2 * figures["floor_gflop"]
+
+
+def test_step_of_a_configuration(bench: Bench, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.yaml"
+    settings.write_text("model:\n  encoder: mit_b0\naugmentation:\n  crop_size: 32\ntrain:\n  batch_size: 1\n")
+    done = bench("step", "--config", str(settings), "--repeats", "1", "--classes", "4")
+    assert done.returncode == 0, done.stderr
+    assert "mit_b0, crop 32, batch 1, 4 classes" in done.stdout
+
+
+def test_par(bench: Bench) -> None:
+    figures = bench.figures("par", *TINY["par"])
+    assert figures["difference"] < 1e-5
+    assert figures["times_faster"] > 0
+
+
+def test_growth(bench: Bench) -> None:
+    small, large = bench.figures("growth", *TINY["growth"])["crop"]
+    assert (small["crop"], large["crop"]) == (32, 64)
+    assert 2 < large["floor_gflop"] / small["floor_gflop"] < 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("step", "--repeats", "0"), "--repeats"),
+        (("step", "--crop", "100"), "crop_size"),
+        (("step", "--classes", "3", "--present", "3"), "--present"),
+        (("step", "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("par", "--size", "0"), "--size"),
+        (("par", "--json", "nowhere/figures.json"), "no folder"),
+        (("growth", "--values", "32"), "--vary"),
+        (("growth", "--vary", "crop", "--values", "big"), "big"),
+        (("growth", "--vary", "crop", "--values", "100"), "crop_size"),
+    ],
+)
+def test_mistakes(bench: Bench, arguments: tuple[str, ...], complaint: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert complaint in done.stderr
+
+
+def test_direct_par_is_par() -> None:
+    torch.manual_seed(0)
+    image, masks = torch.rand(2, 3, 30, 41), torch.rand(2, 4, 30, 41)
+    torch.testing.assert_close(DirectPAR(iterations=3)(image, masks), PAR(iterations=3)(image, masks))
+
+
+def test_floor_counts_the_published_arithmetic() -> None:
+    """b1, crop 512, batch 2: 602 GFLOP in the CAM passes, and three times the encoder's forward pass."""
+    config = config_from_dict({"model": {"encoder": "mit_b1"}})
+    classification = floor_flops(config, 21, classification=True)
+    assert classification == pytest.approx(3 * 73.8e9, rel=0.01)
+    everything = floor_flops(config, 21)
+    assert everything - classification == pytest.approx(602e9, rel=0.03)
