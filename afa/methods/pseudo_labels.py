@@ -153,10 +153,9 @@ def restore_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) ->
         image: Normalised, [B, 3, H, W].
         mean, std: Of R, G, B.
     """
-    return (
-        image.float() * image.new_tensor(std, dtype=torch.float32)[:, None, None]
-        + image.new_tensor(mean, dtype=torch.float32)[:, None, None]
-    )
+    # Plain numbers, not tensors: making one on a GPU would wait for it.
+    channels = image.float().unbind(1)
+    return torch.stack([channel * s + m for channel, m, s in zip(channels, mean, std, strict=True)], dim=1)
 
 
 def par_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
