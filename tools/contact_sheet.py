@@ -10,7 +10,14 @@ from afa.errors import UserError, run_command
 
 
 def main() -> int:
-    from afa.evaluation.arguments import add_network_arguments, open_network, scored_class_names, split_scales
+    from afa.evaluation.arguments import (
+        add_crf_arguments,
+        add_network_arguments,
+        build_crf,
+        open_network,
+        scored_class_names,
+        split_scales,
+    )
 
     parser = argparse.ArgumentParser(description=__doc__)
     add_network_arguments(parser)
@@ -19,6 +26,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
     parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
+    add_crf_arguments(parser)
     args = parser.parse_intermixed_args()
     args.overrides += split_scales(args)
     for name in ("count", "cell"):
@@ -37,7 +45,8 @@ def main() -> int:
     class_names = scored_class_names(opened)
     count = min(args.count, len(images))
     chosen = (images[index * len(images) // count] for index in range(count))
-    predictor = Predictor(opened.network, opened.config, class_names, device=opened.device)
+    crf = build_crf(opened.config.test, args.crf_negligible) if args.crf else None
+    predictor = Predictor(opened.network, opened.config, class_names, device=opened.device, crf=crf)
     heading = "AFA" if opened.step is None else f"AFA after {opened.step} steps"
     sheet = evaluation_sheet(predictor, chosen, heading=heading, cell=args.cell)
     try:

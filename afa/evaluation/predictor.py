@@ -33,6 +33,7 @@ class Prediction:
 
     Attributes:
         mask: Segmentation, uint8 [H, W]: 0 background, 1..K.
+        unrefined_mask: The same before DenseCRF; without one, ``mask`` itself.
         class_ids: Of the m classes that count, given or predicted; 1..K, rising.
         class_names: Their names.
         scores: The classifier's probability of all K classes, float32 [K].
@@ -43,6 +44,7 @@ class Prediction:
     """
 
     mask: np.ndarray
+    unrefined_mask: np.ndarray
     class_ids: list[int]
     class_names: list[str]
     scores: np.ndarray
@@ -124,8 +126,10 @@ class Predictor:
         )
         counting = seen.class_labels > 0
         class_ids = (seen.classes[counting] + 1).tolist()
+        unrefined_mask = seen.segmentation(size).cpu().numpy()
         return Prediction(
-            mask=self._mask(seen, detail, size),
+            mask=unrefined_mask if self.crf is None else self._refined_mask(self.crf, seen, detail, size),
+            unrefined_mask=unrefined_mask,
             class_ids=class_ids,
             class_names=[self.class_names[class_id - 1] for class_id in class_ids],
             scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
@@ -153,11 +157,11 @@ class Predictor:
         normalised = normalise(detail, self.config.dataset.image_mean, self.config.dataset.image_std)
         return resize(normalised[None].to(self.device), size)
 
-    def _mask(self, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if self.crf is None:
-            return seen.segmentation(size).cpu().numpy()
+    def _refined_mask(
+        self, crf: DenseCRF, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
         probabilities = seen.probabilities(detail.shape[:2]).cpu()
-        marginals = self.crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
+        marginals = crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
         return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).numpy(), size)
 
     def _walked(self, seen: ImagePrediction) -> Tensor:

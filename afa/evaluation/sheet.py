@@ -16,7 +16,8 @@ _TITLES = ("image", "ground truth", "CAM", "propagated CAM", "refined label", "p
 def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *, heading: str, cell: int) -> np.ndarray:
     """One row per image: image, ground truth, CAM, propagated CAM, refined label, prediction.
 
-    CAMs and refined label are those of the image's true classes, the prediction is the network's alone.
+    CAMs and refined label are those of the true classes, the prediction is the network's alone. A predictor with
+    DenseCRF adds a column: the prediction after it.
 
     Args:
         predictor: Looks at the images.
@@ -35,6 +36,7 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
         seen = predictor.predict(
             image, sample["class_labels"].numpy(), propagated_cams=True, pseudo_labels=("refined",)
         )
+        refined_mask = [] if predictor.crf is None else [seen.mask]
         assert seen.cams is not None and seen.propagated_cams is not None
         refined = seen.pseudo_labels["refined"]
         rows.append(
@@ -44,12 +46,14 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
                 overlay_cams(image, seen.cams.astype(np.float32)),
                 overlay_cams(image, seen.propagated_cams.astype(np.float32)),
                 overlay_label(image, refined),
-                overlay_label(image, seen.mask),
+                overlay_label(image, seen.unrefined_mask),
+                *(overlay_label(image, mask) for mask in refined_mask),
             ]
         )
         row_titles.append(f"{sample['name']}: {', '.join(seen.class_names) or 'background only'}")
-        for labels in (label, refined, seen.mask):
+        for labels in (label, refined, seen.unrefined_mask, *refined_mask):
             shown.update(np.unique(labels).tolist())
     names = dict(enumerate(predictor.class_names, 1)) | {255: "ignored"}
     legend = [(names[class_id], class_id) for class_id in sorted(shown - {0})]
-    return contact_sheet(rows, _TITLES, row_titles=row_titles, heading=heading, legend=legend, cell=cell)
+    titles = _TITLES if predictor.crf is None else (*_TITLES, "after DenseCRF")
+    return contact_sheet(rows, titles, row_titles=row_titles, heading=heading, legend=legend, cell=cell)

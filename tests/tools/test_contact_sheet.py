@@ -37,6 +37,12 @@ def test_sheet(draw: RunTool, tmp_path: Path) -> None:
     assert "5 images" in result.stdout
 
 
+def test_sheet_with_crf_has_one_column_more(draw: RunTool, tmp_path: Path) -> None:
+    result = draw("--count", 2, "--cell", 60, "--crf", "--output", tmp_path / "sheet.png")
+    assert result.returncode == 0, result.stderr
+    assert np.array(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 20 + 7 * 60 + 6 * 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
