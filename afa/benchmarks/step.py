@@ -3,6 +3,9 @@
 The floor is that arithmetic at the machine's own rate for large matrix products, measured between the steps: the
 encoder over all CAM scales with mirrors, and the network's forward and backward pass. The ratio step / floor tells how
 much is lost to everything else, and is comparable between machines and loads where seconds are not.
+
+In between, the training loop's own step runs on the same batch: with its seeding, finite guard and records, what makes
+a run exact and safe. Their cost is added up call by call, as the difference of two whole steps is lost in the noise.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ from afa.benchmarks.data import make_jpegs
 from afa.config import Config, ModelConfig, load_config
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
-from afa.engine.optimisation import build_optimiser
+from afa.engine.loop import TrainingRun
 from afa.engine.runtime import ProcessRuntime
+from afa.engine.signals import StopSignals
 from afa.errors import UserError
 from afa.methods import AFA, Batch
 from afa.models import build_network
@@ -71,23 +75,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args: As :func:`add_arguments` gives them.
 
     Returns:
-        Seconds of whole steps (undisturbed) and of their phases (medians, from steps of their own), images per second,
-        GFLOP of the floor and of the step, GFLOP/s of matrix products, the ratio, and memory in GB.
+        Seconds of whole steps (undisturbed), of the training loop's, and of their phases (medians, from steps of their
+        own), what the loop's care costs and its share of a step, images per second, GFLOP of the floor and of the step,
+        GFLOP/s of matrix products, the ratio, and memory in GB.
 
     Raises:
         UserError: An argument makes no sense.
     """
     config = _configuration(args)
     memory_before = _resident_gb()
-    with ProcessRuntime.start(config.train) as runtime:
-        setting = _Setting(config, runtime, args)
+    with ProcessRuntime.start(config.train) as runtime, tempfile.TemporaryDirectory() as folder:
+        setting = _Setting(config, runtime, args, Path(folder))
         setting.step(_Undisturbed())  # warms caches up
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
-        rates, seconds = [setting.matrix_rate()], []
+        seconds, rates, loop_seconds, care_seconds = [], [], [], []
         for _ in range(args.repeats):
+            before = setting.matrix_rate()
             seconds.append(setting.step(_Undisturbed()))
-            rates.append(setting.matrix_rate())
+            rates.append((before + setting.matrix_rate()) / 2)
+            spent, care = setting.loop_step()
+            loop_seconds.append(spent)
+            care_seconds.append(care)
         memory = _memory(runtime.device, memory_before)
         watches = []
         for _ in range(args.repeats):
@@ -99,10 +108,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     floor = floor_flops(config, args.classes, classification=args.stage == "classification")
     gflop_per_second = median(rates)
     # Each step against the rate just before and after it: both met the same load.
-    ratio = median(
-        spent * (before + after) / 2 / (floor / 1e9)
-        for spent, before, after in zip(seconds, rates, rates[1:], strict=False)
-    )
+    ratio = median(spent * rate / (floor / 1e9) for spent, rate in zip(seconds, rates, strict=True))
     phases = {name: median(watch.seconds.get(name, 0.0) for watch in watches) for name in PHASES}
     phases["data"] = data
     result: dict[str, Any] = {
@@ -117,6 +123,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "stage": args.stage,
         "step_s": median(seconds),
+        "loop_step_s": median(loop_seconds),
+        "care_s": median(care_seconds),
+        "care_share": median(care / spent for care, spent in zip(care_seconds, loop_seconds, strict=True)),
         "images_per_s": config.train.batch_size / median(seconds),
         "phases_s": phases,
         "step_gflop": counted / 1e9,
@@ -186,6 +195,7 @@ class _Setting:
     config: Config
     runtime: ProcessRuntime
     args: argparse.Namespace
+    folder: Path
     method: AFA = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,10 +205,15 @@ class _Setting:
         if self.config.train.channels_last:
             network.to(memory_format=torch.channels_last)
         self.method = AFA(network, self.config, self.runtime)
-        self.optimiser = build_optimiser(self.method.parameter_groups(), self.config.optimiser)
-        self.batch = make_batch(self.config, self.args.classes, self.args.present, self.device)
         schedule = self.config.schedule
         self.number = 0 if self.args.stage == "classification" else max(schedule.refined_until, schedule.cls_until) + 1
+        self.config.train.steps = max(self.config.train.steps, self.number + 1)
+        self.config.train.non_finite = "skip"  # gives the finite guard most to do
+        self.loop = TrainingRun(
+            self.config, self.method, self.runtime, None, self.folder, {"global_batch": 1}, StopSignals()
+        )
+        self.optimiser = self.loop.optimiser
+        self.batch = make_batch(self.config, self.args.classes, self.args.present, self.device)
 
     def step(self, watch: Stopwatch | _Undisturbed) -> float:
         """One step, and how many seconds it took."""
@@ -224,6 +239,28 @@ class _Setting:
                 self.optimiser.step()
         self._wait()
         return time.perf_counter() - start
+
+    def loop_step(self) -> tuple[float, float]:
+        """A step of the training loop, and what it spends on more than the bare step does, both in seconds."""
+        watch = Stopwatch(torch.device("cpu"))  # a GPU is not waited for: the loop does not either
+        loop = self.loop
+        with ExitStack() as stack:
+            for target, name in (
+                (self.runtime, "worst"),
+                (self.runtime, "seed"),
+                (loop.guard, "remember_buffers"),
+                (loop.guard, "inspect"),
+                (loop.guard, "mend_buffers"),
+                (loop.meter, "add"),
+            ):
+                stack.enter_context(patch.object(target, name, watch.timed("care", getattr(target, name))))
+            self._wait()
+            start = time.perf_counter()
+            self.runtime.worst(0)
+            loop.step(self.number, [self.batch])
+            self._wait()
+            seconds = time.perf_counter() - start
+        return seconds, watch.seconds["care"]
 
     def matrix_rate(self) -> float:
         """GFLOP/s of a large matrix product at the run's precision."""
@@ -391,5 +428,9 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['matrix_gflop_per_s']:.0f} GFLOP/s (the step does {result['step_gflop']:.0f} GFLOP)"
     )
     print(f"ratio         {result['ratio_to_floor']:8.2f}")
+    print(
+        f"training loop {result['loop_step_s']:8.3f} s   of which {1e3 * result['care_s']:.1f} ms "
+        f"({result['care_share']:.2%}) for exact resume, finite guard and records"
+    )
     for name, gigabytes in result["memory_gb"].items():
         print(f"memory, {name.replace('_', ' '):14}{gigabytes:8.2f} GB")

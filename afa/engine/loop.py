@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afa.config import Config
 from afa.data.loader import training_loader
@@ -70,6 +70,7 @@ class TrainingRun:
         )
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
         self.meter = Meter()
+        self.wrapped: nn.Module = method.network
         self.records: Records = NullRecords()
         self.best: float | None = None
         self.best_step: int | None = None
@@ -116,7 +117,7 @@ class TrainingRun:
                 self.guard.settle()
                 saved = step == start or self._save(step, recorded=True)
                 return self._leave(step, failure, saved=saved, failed=verdict == _FAIL)
-            self._step(step, micro_batches)
+            self.step(step, micro_batches)
             self.progress.step()
             done = step + 1
             if done % settings.checkpoint_every == 0 or done == settings.steps or self._validates(done):
@@ -138,8 +139,16 @@ class TrainingRun:
                 return [], killed_loader()
             raise
 
-    def _step(self, step: int, micro_batches: list[Batch]) -> None:
-        """One optimisation step over ``train.accumulate`` micro-batches."""
+    def step(self, step: int, micro_batches: list[Batch]) -> None:
+        """One optimisation step over ``train.accumulate`` micro-batches.
+
+        Args:
+            step: Counted from 0.
+            micro_batches: Of this process, on its device.
+
+        Raises:
+            UserError: A loss or gradient is not finite, and ``train.non_finite`` says stop.
+        """
         set_learning_rates(self.optimiser, step, steps=self.config.train.steps, settings=self.config.optimiser)
         self.runtime.seed(step_seed(self.config.train.seed, step, self.runtime.rank))
         self.optimiser.zero_grad(set_to_none=True)

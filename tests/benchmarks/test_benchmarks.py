@@ -24,6 +24,7 @@ TINY = {
     "growth": ["--encoder", "mit_b0", "--batch", "1", "--repeats", "1", "--vary", "crop", "--values", "32", "64"],
     "reg": ["--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--repeats", "1"],
     "data": ["--count", "1", "--rounds", "1", "--crop", "64"],
+    "crf": ["--size", "24", "32", "--classes", "4", "--present", "2", "--iterations", "2", "--repeats", "1"],
 }
 
 
@@ -70,7 +71,7 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["size"] == 24
 
 
-@pytest.mark.parametrize("command", ["reg", "data"])
+@pytest.mark.parametrize("command", ["reg", "data", "crf"])
 def test_runs_and_writes_its_figures(command: str, bench: Bench) -> None:
     assert bench.figures(command, *TINY[command])
 
@@ -82,6 +83,7 @@ def test_step(bench: Bench) -> None:
     assert figures["encoder"] == "mit_b0"
     assert (figures["crop"], figures["batch"], figures["classes"]) == (64, 2, 21)
     assert figures["images_per_s"] == pytest.approx(2 / figures["step_s"])
+    assert 0 < figures["care_s"] < figures["loop_step_s"]
     assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
     # The step repeats none of the floor's work: it even takes one pass from the training forward.
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
@@ -109,6 +111,7 @@ def test_par(bench: Bench) -> None:
     assert figures["times_faster"] > 0
 
 
+@pytest.mark.slow
 def test_growth(bench: Bench) -> None:
     small, large = bench.figures("growth", *TINY["growth"])["crop"]
     assert (small["crop"], large["crop"]) == (32, 64)
@@ -123,6 +126,7 @@ def test_growth(bench: Bench) -> None:
         (("step", "--classes", "3", "--present", "3"), "--present"),
         (("step", "--config", "nowhere.yaml"), "nowhere.yaml"),
         (("par", "--size", "0"), "--size"),
+        (("eval", "--repeats", "0"), "--repeats"),
         (("par", "--json", "nowhere/figures.json"), "no folder"),
         (("growth", "--values", "32"), "--vary"),
         (("growth", "--vary", "crop", "--values", "big"), "big"),
