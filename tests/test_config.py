@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import ForkedTool
 from PIL import Image
 
 from afa.config import (
@@ -290,9 +289,7 @@ def test_every_setting_is_described() -> None:
 
 
 def run_training(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/train.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return ForkedTool("train.py", *arguments, cwd=cwd, variables={"CUDA_VISIBLE_DEVICES": ""}).wait()
 
 
 def assert_one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from golden import NUM_CLASSES, SMALL_MODEL, load_golden, normalised
 
@@ -73,6 +74,16 @@ def rows(text: str) -> set[tuple[str, str, str]]:
     return {(row[0].strip(), row[2], row[3].strip()) for row in cells if len(row) == 4 and "test_reference" in row[3]}
 
 
+def test_table_of_the_document_names_every_comparison() -> None:
+    found = {
+        f"`{path.relative_to(ROOT / 'tests').as_posix()} {name}`"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_reference_\w+)\([^)]*agreement", path.read_text())
+    }
+    assert found == {test for _, _, test in rows(DOCUMENT.read_text())}, "run: python tools/fidelity.py --write"
+
+
+@pytest.mark.slow
 def test_table_of_the_document_is_what_the_command_writes() -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "tools/fidelity.py")], capture_output=True, text=True, timeout=500

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import ForkedTool
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,19 +67,6 @@ def published(name: str) -> dict[str, Tensor]:
 def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     other = second.state_dict()
     return all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
-
-
-def start(tool: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, f"tools/{tool}.py", *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    stdout, stderr = process.communicate(timeout=180)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def refused(outcome: subprocess.CompletedProcess[str]) -> str:
@@ -477,12 +465,12 @@ def test_command_converts_through_every_layout_and_back(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run/checkpoints/step_00000004", seed=1, step=4)
     (tmp_path / "run/checkpoints/last").symlink_to("step_00000004")
     ours, released, exported = tmp_path / "a.safetensors", tmp_path / "b.pth", tmp_path / "c"
-    first = finish(start("convert_weights", tmp_path / "run", ours, "--format", "afa"))
+    first = ForkedTool("convert_weights.py", tmp_path / "run", ours, "--format", "afa").wait()
     others = [
-        start("convert_weights", ours, released, "--format", "released"),
-        start("convert_weights", ours, exported, "--format", "huggingface"),
+        ForkedTool("convert_weights.py", ours, released, "--format", "released"),
+        ForkedTool("convert_weights.py", ours, exported, "--format", "huggingface"),
     ]
-    for outcome in (first, *map(finish, others)):
+    for outcome in (first, *(other.wait() for other in others)):
         assert outcome.returncode == 0, outcome.stderr
         assert "5 classes and the background" in outcome.stdout and "sha256" in outcome.stderr
     assert open_checkpoint(ours).step == 4
@@ -540,8 +528,8 @@ def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) 
         with pytest.raises(UserError, match=re.escape(message)):
             open_checkpoint(tmp_path / name, *more)
     destination = tmp_path / "out.pth"
-    process = start("convert_weights", tmp_path / "flipped.safetensors", destination, "--format", "released")
-    assert "checksum" in refused(finish(process))
+    process = ForkedTool("convert_weights.py", tmp_path / "flipped.safetensors", destination, "--format", "released")
+    assert "checksum" in refused(process.wait())
     assert not destination.exists()
     assert not trace.exists()
 
@@ -563,10 +551,11 @@ def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(tm
     output = tmp_path / "output"
     settings = (f"train.output={output}", "train.device=cpu", "dataset.train_split=train", "train.workers=0")
     processes = [
-        start("train", tmp_path / "run.yaml", *settings, f"model.pretrained={tmp_path / name}") for name in cases
+        ForkedTool("train.py", tmp_path / "run.yaml", *settings, f"model.pretrained={tmp_path / name}")
+        for name in cases
     ]
     for process, message in zip(processes, cases.values(), strict=True):
-        assert message in refused(finish(process))
+        assert message in refused(process.wait())
     assert not output.exists()
     assert not trace.exists()
 

@@ -4,7 +4,8 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from data_sources import tool_command, tool_environment
+from data_sources import TOOL_VARIABLES
+from forked import ForkedTool
 
 RunTool = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -14,9 +15,7 @@ def run_tool() -> RunTool:
     """Run a real command; its exit code must be the expected one, and no traceback may be seen."""
 
     def run(tool: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            tool_command(tool, *arguments), capture_output=True, text=True, env=tool_environment(), timeout=300
-        )
+        done = ForkedTool(tool, *arguments, variables=TOOL_VARIABLES).wait()
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
+TOOL_VARIABLES = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def tool_command(tool: str, *arguments: object) -> list[str]:
@@ -23,7 +24,7 @@ def tool_command(tool: str, *arguments: object) -> list[str]:
 
 
 def tool_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **TOOL_VARIABLES}
 
 
 def kill_half_way(command: Sequence[str], folder: Path, files: int) -> int:

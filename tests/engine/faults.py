@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from forked import CONTEXT
 
 from afa.data.shapes import ShapesStyle, make_shapes
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 14
 KILLED = -signal.SIGKILL
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-# Processes are forked from one that has imported everything and done nothing else: a start takes milliseconds.
-_CONTEXT.set_forkserver_preload(["afa.engine.training"])
 
 
 def make_data(root: Path) -> Path:
@@ -111,7 +107,7 @@ class Run:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
-        self.process: ForkServerProcess = _CONTEXT.Process(
+        self.process: ForkServerProcess = CONTEXT.Process(
             target=_train, args=(str(config), list(overrides), str(log), limit_bytes, dict(variables or {}))
         )
         self.process.start()
@@ -173,7 +169,7 @@ def group_variables(processes: int) -> list[dict[str, str]]:
 def call_in_group(function: Callable[..., None], processes: int, *arguments: object) -> None:
     """Call a function in every process of a group."""
     group = [
-        _CONTEXT.Process(target=_call, args=(variables, function, *arguments))
+        CONTEXT.Process(target=_call, args=(variables, function, *arguments))
         for variables in group_variables(processes)
     ]
     for process in group:

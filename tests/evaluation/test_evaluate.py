@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import ForkedTool
 from torch import Tensor
 
 from afa.config import Config, config_to_dict
@@ -168,11 +167,10 @@ dist.destroy_process_group()
 
 def test_two_processes_give_the_same_table(network: AFANet, config: Config, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_to_dict(config)))
-    repository = Path(__file__).parents[2]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(tmp_path)], cwd=repository) for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    (tmp_path / "process.py").write_text(PROCESS)
+    for process in [ForkedTool(tmp_path / "process.py", rank, tmp_path) for rank in (0, 1)]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
     tables = [json.loads((tmp_path / f"table_{rank}.json").read_text()) for rank in (0, 1)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

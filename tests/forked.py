@@ -1,0 +1,65 @@
+"""The real commands in processes forked from a warm one: as they are, without the seconds that imports take.
+
+Everything but the start of the interpreter is what a user gets: a process of its own, its arguments, environment,
+working directory, output and exit code. One test of each command starts it the usual way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# Forked from a process that has imported everything and done nothing else.
+CONTEXT.set_forkserver_preload(["afa.engine.training", "afa.data.check", "afa.evaluation.arguments"])
+
+
+class ForkedTool:
+    """A running script.
+
+    Args:
+        tool: Its file name in ``tools/``, or its path.
+        arguments: Its arguments.
+        cwd: Its working directory.
+        variables: Of its environment, beside this process's.
+    """
+
+    def __init__(
+        self, tool: str | Path, *arguments: object, cwd: Path = REPOSITORY, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.args = [str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = CONTEXT.Process(
+            target=_run, args=(self.args, self._folder.name, str(cwd), dict(variables or {}))
+        )
+        self._process.start()
+
+    def wait(self, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        """What came out; a code below 0 where it took too long and was killed."""
+        self._process.join(seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode
+        assert code is not None
+        stdout, stderr = ((Path(self._folder.name) / name).read_text() for name in ("stdout", "stderr"))
+        self._folder.cleanup()
+        return subprocess.CompletedProcess(self.args, code, stdout, stderr)
+
+
+def _run(arguments: list[str], folder: str, cwd: str, variables: dict[str, str]) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+    os.environ.update(variables)
+    os.chdir(cwd)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
