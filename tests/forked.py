@@ -42,7 +42,7 @@ class ForkedTool:
         )
         self._process.start()
 
-    def wait(self, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    def wait(self, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """What came out; a code below 0 where it took too long and was killed."""
         self._process.join(seconds)
         if self._process.is_alive():

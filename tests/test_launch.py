@@ -112,14 +112,14 @@ def calls(checkout: Path) -> list[str]:
 )
 def test_what_is_started(checkout: Path, script: str, variables: dict[str, str], expected: str) -> None:
     process = start(checkout, script, "a.b=1", **variables)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert calls(checkout) == [expected]
 
 
 def test_images_that_cannot_be_shared_out(checkout: Path) -> None:
     process = start(checkout, "train_voc.sh", GPUS="3")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert output == "error: 3 processes cannot share 4 images per step evenly: take another number of GPUs\n"
 
@@ -128,19 +128,19 @@ def test_images_that_cannot_be_shared_out(checkout: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_saves_and_requeues(checkout: Path, gpus: str, code: str, number: signal.Signals) -> None:
     process = start(checkout, "slurm_voc.sh", SLURM_GPUS_ON_NODE=gpus, SLEEP="1", CODE=code)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not calls(checkout) and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.2)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert calls(checkout)[1:] == ["scancel --signal=TERM 12", "scontrol requeue 12"]
 
 
 def test_a_failure_is_not_requeued(checkout: Path) -> None:
     process = start(checkout, "slurm_voc.sh", CODE="2")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 2
     assert len(calls(checkout)) == 1
 

@@ -337,7 +337,7 @@ run_command(lambda: load_encoder(build_network(ModelConfig(encoder="mit_b0"), 21
 def run_load_from_hub(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", LOAD_FROM_HUB],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1",
              "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", **environment},
     )  # fmt: skip

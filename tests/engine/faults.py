@@ -112,7 +112,7 @@ class Run:
         )
         self.process.start()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """Exit code; negative where a signal ended it."""
         self.process.join(seconds)
         if self.process.is_alive():
@@ -122,7 +122,7 @@ class Run:
         assert self.process.exitcode is not None
         return self.process.exitcode
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
+    def until(self, condition: Callable[[], bool], seconds: float = 600) -> bool:
         """Wait for something to happen; False where the process ended before."""
         end = time.monotonic() + seconds
         while not condition():
@@ -175,7 +175,7 @@ def call_in_group(function: Callable[..., None], processes: int, *arguments: obj
     for process in group:
         process.start()
     for process in group:
-        process.join(300)
+        process.join(600)
         assert process.exitcode == 0
 
 
