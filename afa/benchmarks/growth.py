@@ -48,11 +48,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in args.vary:
         values = [_converted(name, value) for value in args.values] if args.values else _SERIES[name]
+        settings = [argparse.Namespace(**{**vars(args), name: value}) for value in values]
+        for row_args in settings:
+            step.configuration(row_args)  # a mistake is said before anything is measured
         rows = []
         print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'peak GB':>10}", end="")
         print("".join(f"{phase:>13}" for phase in step.PHASES))
-        for value in values:
-            row = _measure(argparse.Namespace(**{**vars(args), name: value}))
+        for value, row_args in zip(values, settings, strict=True):
+            row = _measure(row_args)
             rows.append(row)
             print(
                 f"{value!s:>10}{row['step_s']:10.3f}{row['floor_s']:10.3f}{row['ratio_to_floor']:8.2f}"

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: An argument makes no sense.
     """
-    config = _configuration(args)
+    config = configuration(args)
     memory_before = _resident_gb()
     with ProcessRuntime.start(config.train) as runtime, tempfile.TemporaryDirectory() as folder:
         setting = _Setting(config, runtime, args, Path(folder))
@@ -368,7 +368,12 @@ def make_batch(config: Config, classes: int, present: int, device: torch.device)
     return Batch(image=image, class_labels=class_labels, valid_box=valid_box, name=[str(i) for i in range(count)])
 
 
-def _configuration(args: argparse.Namespace) -> Config:
+def configuration(args: argparse.Namespace) -> Config:
+    """The configuration that the arguments of :func:`add_arguments` ask for.
+
+    Raises:
+        UserError: An argument makes no sense.
+    """
     if min(args.repeats, args.present) < 1 or args.classes < 2 or args.threads < 0:
         raise UserError("--repeats and --present must be at least 1, --classes 2, --threads 0")
     if args.present >= args.classes:
