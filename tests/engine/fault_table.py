@@ -16,10 +16,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import faults
-
-sys.path.insert(0, str(faults.REPOSITORY))
-
 import test_checkpoints
 import test_kills
 import test_mistakes
