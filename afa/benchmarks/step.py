@@ -90,7 +90,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         setting.step(_Undisturbed())  # warms caches up
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
-        seconds, rates, loop_seconds, care_seconds = [], [], [], []
+        seconds: list[float] = []
+        rates: list[float] = []
+        loop_seconds: list[float] = []
+        care_seconds: list[float] = []
         for _ in range(args.repeats):
             before = setting.matrix_rate()
             seconds.append(setting.step(_Undisturbed()))

@@ -36,7 +36,7 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
         seen = predictor.predict(
             image, sample["class_labels"].numpy(), propagated_cams=True, pseudo_labels=("refined",)
         )
-        refined_mask = [] if predictor.crf is None else [seen.mask]
+        refined_mask: list[np.ndarray] = [] if predictor.crf is None else [seen.mask]
         assert seen.cams is not None and seen.propagated_cams is not None
         refined = seen.pseudo_labels["refined"]
         rows.append(
@@ -55,5 +55,5 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
             shown.update(np.unique(labels).tolist())
     names = dict(enumerate(predictor.class_names, 1)) | {255: "ignored"}
     legend = [(names[class_id], class_id) for class_id in sorted(shown - {0})]
-    titles = _TITLES if predictor.crf is None else (*_TITLES, "after DenseCRF")
+    titles: tuple[str, ...] = _TITLES if predictor.crf is None else (*_TITLES, "after DenseCRF")
     return contact_sheet(rows, titles, row_titles=row_titles, heading=heading, legend=legend, cell=cell)
