@@ -116,22 +116,18 @@ def image_count(data: Path, folder: Path, cases: int, seed: int = 0) -> Counter[
     return counts
 
 
-@pytest.mark.parametrize("cases", [40, pytest.param(MUTATED_CONFIGS, marks=pytest.mark.slow)])
-def test_mistaken_configurations(data: Path, tmp_path: Path, cases: int) -> None:
-    counts = config_count(data, tmp_path, cases)
-    assert counts.total() == cases
-    assert (
-        sum(count for name, count in counts.items() if name.startswith("mistyped") and "refused" in name) > cases / 20
-    )
+def test_mistaken_configurations(data: Path, tmp_path: Path) -> None:
+    counts = config_count(data, tmp_path, MUTATED_CONFIGS)
+    assert counts.total() == MUTATED_CONFIGS
+    assert sum(count for name, count in counts.items() if name.startswith("mistyped") and "refused" in name) > 10
 
 
-@pytest.mark.parametrize("cases", [40, pytest.param(MUTATED_IMAGES, marks=pytest.mark.slow)])
-def test_damaged_images(data: Path, tmp_path: Path, cases: int) -> None:
-    counts = image_count(data, tmp_path, cases)
-    assert counts.total() == cases
+def test_damaged_images(data: Path, tmp_path: Path) -> None:
+    counts = image_count(data, tmp_path, MUTATED_IMAGES)
+    assert counts.total() == MUTATED_IMAGES
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_stops_a_run_that_goes_on_once_it_is_mended(
     data: Path, tmp_path: Path, undisturbed: Path, workers: int
 ) -> None:
