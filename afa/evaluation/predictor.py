@@ -33,7 +33,7 @@ class Prediction:
 
     Attributes:
         mask: Segmentation, uint8 [H, W]: 0 background, 1..K.
-        unrefined_mask: The same before DenseCRF; without one, ``mask`` itself.
+        unrefined_mask: The same before DenseCRF; None where it was not wanted.
         class_ids: Of the m classes that count, given or predicted; 1..K, rising.
         class_names: Their names.
         scores: The classifier's probability of all K classes, float32 [K].
@@ -44,7 +44,7 @@ class Prediction:
     """
 
     mask: np.ndarray
-    unrefined_mask: np.ndarray
+    unrefined_mask: np.ndarray | None
     class_ids: list[int]
     class_names: list[str]
     scores: np.ndarray
@@ -97,6 +97,7 @@ class Predictor:
         image: np.ndarray,
         class_labels: np.ndarray | None = None,
         *,
+        unrefined_mask: bool = False,
         cams: bool = True,
         propagated_cams: bool = False,
         pseudo_labels: Collection[str] = (),
@@ -106,6 +107,7 @@ class Predictor:
         Args:
             image: uint8 RGB [H, W, 3].
             class_labels: Image-level labels [K], above 0 means present; None: the classifier's own, at least one.
+            unrefined_mask: Whether the mask before DenseCRF is wanted, too.
             cams: Whether CAMs are wanted.
             propagated_cams: Whether propagated CAMs are wanted.
             pseudo_labels: Kinds wanted, of :data:`PSEUDO_LABELS`.
@@ -126,10 +128,9 @@ class Predictor:
         )
         counting = seen.class_labels > 0
         class_ids = (seen.classes[counting] + 1).tolist()
-        unrefined_mask = seen.segmentation(size).cpu().numpy()
         return Prediction(
-            mask=unrefined_mask if self.crf is None else self._refined_mask(self.crf, seen, detail, size),
-            unrefined_mask=unrefined_mask,
+            mask=self._mask(seen, detail, size),
+            unrefined_mask=_network_mask(seen, size) if unrefined_mask else None,
             class_ids=class_ids,
             class_names=[self.class_names[class_id - 1] for class_id in class_ids],
             scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
@@ -157,11 +158,11 @@ class Predictor:
         normalised = normalise(detail, self.config.dataset.image_mean, self.config.dataset.image_std)
         return resize(normalised[None].to(self.device), size)
 
-    def _refined_mask(
-        self, crf: DenseCRF, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]
-    ) -> np.ndarray:
+    def _mask(self, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if self.crf is None:
+            return _network_mask(seen, size)
         probabilities = seen.probabilities(detail.shape[:2]).cpu()
-        marginals = crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
+        marginals = self.crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
         return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).numpy(), size)
 
     def _walked(self, seen: ImagePrediction) -> Tensor:
@@ -212,6 +213,10 @@ class Predictor:
         table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
         table[: len(seen.classes) + 1] = torch.cat([seen.classes.new_zeros(1), seen.classes + 1]).to(torch.uint8)
         return table[label[0]].cpu().numpy()
+
+
+def _network_mask(seen: ImagePrediction, size: tuple[int, int]) -> np.ndarray:
+    return seen.segmentation(size).cpu().numpy()
 
 
 def _native_cams(cams: Tensor, size: tuple[int, int]) -> np.ndarray:

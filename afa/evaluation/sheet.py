@@ -34,9 +34,13 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
     for sample in samples:
         image, label = sample["image_uint8"].numpy(), sample["label"].numpy()
         seen = predictor.predict(
-            image, sample["class_labels"].numpy(), propagated_cams=True, pseudo_labels=("refined",)
+            image,
+            sample["class_labels"].numpy(),
+            unrefined_mask=predictor.crf is not None,
+            propagated_cams=True,
+            pseudo_labels=("refined",),
         )
-        refined_mask: list[np.ndarray] = [] if predictor.crf is None else [seen.mask]
+        masks = [mask for mask in (seen.unrefined_mask, seen.mask) if mask is not None]
         assert seen.cams is not None and seen.propagated_cams is not None
         refined = seen.pseudo_labels["refined"]
         rows.append(
@@ -46,12 +50,11 @@ def evaluation_sheet(predictor: Predictor, samples: Iterable[dict[str, Any]], *,
                 overlay_cams(image, seen.cams.astype(np.float32)),
                 overlay_cams(image, seen.propagated_cams.astype(np.float32)),
                 overlay_label(image, refined),
-                overlay_label(image, seen.unrefined_mask),
-                *(overlay_label(image, mask) for mask in refined_mask),
+                *(overlay_label(image, mask) for mask in masks),
             ]
         )
         row_titles.append(f"{sample['name']}: {', '.join(seen.class_names) or 'background only'}")
-        for labels in (label, refined, seen.unrefined_mask, *refined_mask):
+        for labels in (label, refined, *masks):
             shown.update(np.unique(labels).tolist())
     names = dict(enumerate(predictor.class_names, 1)) | {255: "ignored"}
     legend = [(names[class_id], class_id) for class_id in sorted(shown - {0})]
