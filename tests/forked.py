@@ -55,11 +55,15 @@ class ForkedTool:
         return subprocess.CompletedProcess(self.args, code, stdout, stderr)
 
 
-def _run(arguments: list[str], folder: str, cwd: str, variables: dict[str, str]) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(os.path.join(folder, name), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(file, number)
+def enter(stdout: Path, stderr: Path, variables: Mapping[str, str]) -> None:
+    """Give this process an environment of its own, and files for what it prints; they may be the same."""
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     os.environ.update(variables)
+
+
+def _run(arguments: list[str], folder: str, cwd: str, variables: dict[str, str]) -> None:
+    enter(Path(folder, "stdout"), Path(folder, "stderr"), variables)
     os.chdir(cwd)
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -175,6 +174,14 @@ class Stopwatch:
 
         return call
 
+    @contextmanager
+    def watching(self, *calls: tuple[object, str, str]) -> Iterator[None]:
+        """Count what happens in calls inside: of an object's method (or a module's function), by name, for a phase."""
+        with ExitStack() as stack:
+            for owner, name, phase in calls:
+                stack.enter_context(patch.object(owner, name, self.timed(phase, getattr(owner, name))))
+            yield
+
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -187,9 +194,14 @@ class Stopwatch:
 class _Undisturbed:
     """In a stopwatch's place where only the whole step is timed."""
 
-    @contextmanager
-    def range(self, name: str) -> Iterator[None]:
-        yield
+    def range(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def watching(self, *calls: tuple[object, str, str]) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass
@@ -213,34 +225,27 @@ class _Setting:
         self.number = 0 if self.args.stage == "classification" else max(schedule.refined_until, schedule.cls_until) + 1
         self.config.train.steps = max(self.config.train.steps, self.number + 1)
         self.config.train.non_finite = "skip"  # gives the finite guard most to do
-        self.loop = TrainingRun(
-            self.config, self.method, self.runtime, None, self.folder, {"global_batch": 1}, StopSignals()
-        )
-        self.optimiser = self.loop.optimiser
+        self.loop = TrainingRun(self.config, self.method, self.runtime, None, self.folder, {}, StopSignals())
         self.batch = make_batch(self.config, self.args.classes, self.args.present, self.device)
 
     def step(self, watch: Stopwatch | _Undisturbed) -> float:
         """One step, and how many seconds it took."""
         self._wait()
         start = time.perf_counter()
-        with ExitStack() as stack:
-            network: nn.Module | Callable[..., Any] = self.method.network
-            if isinstance(watch, Stopwatch):
-                network = watch.timed("forward", network)
-                for target, name, phase in (
-                    (self.method, "_cams", "cam"),
-                    (self.method, "_labels", "labels"),
-                    (self.method, "par", "par"),
-                    (sys.modules["afa.methods.pseudo_labels"], "propagate", "propagation"),
-                ):
-                    stack.enter_context(patch.object(target, name, watch.timed(phase, getattr(target, name))))
+        network = watch.timed("forward", self.method.network)
+        with watch.watching(
+            (self.method, "_cams", "cam"),
+            (self.method, "_labels", "labels"),
+            (self.method, "par", "par"),
+            (sys.modules["afa.methods.pseudo_labels"], "propagate", "propagation"),
+        ):
             with watch.range("losses"):
                 total = self.method.training_step(network, self.batch, self.number).total()  # type: ignore[arg-type]
             with watch.range("backward"):
-                self.optimiser.zero_grad(set_to_none=True)
+                self.loop.optimiser.zero_grad(set_to_none=True)
                 total.backward()
             with watch.range("optimiser"):
-                self.optimiser.step()
+                self.loop.optimiser.step()
         self._wait()
         return time.perf_counter() - start
 
@@ -248,16 +253,14 @@ class _Setting:
         """A step of the training loop, and what it spends on more than the bare step does, both in seconds."""
         watch = Stopwatch(torch.device("cpu"))  # a GPU is not waited for: the loop does not either
         loop = self.loop
-        with ExitStack() as stack:
-            for target, name in (
-                (self.runtime, "worst"),
-                (self.runtime, "seed"),
-                (loop.guard, "remember_buffers"),
-                (loop.guard, "inspect"),
-                (loop.guard, "mend_buffers"),
-                (loop.meter, "add"),
-            ):
-                stack.enter_context(patch.object(target, name, watch.timed("care", getattr(target, name))))
+        with watch.watching(
+            (self.runtime, "worst", "care"),
+            (self.runtime, "seed", "care"),
+            (loop.guard, "remember_buffers", "care"),
+            (loop.guard, "inspect", "care"),
+            (loop.guard, "mend_buffers", "care"),
+            (loop.meter, "add", "care"),
+        ):
             self._wait()
             start = time.perf_counter()
             self.runtime.worst(0)

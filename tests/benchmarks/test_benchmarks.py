@@ -3,65 +3,40 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from run_tool import TOOLS, Result, RunTool
 
 from afa.benchmarks.par import DirectPAR
 from afa.benchmarks.step import PHASES, floor_flops
 from afa.config import config_from_dict
 from afa.ops.par import PAR
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 TINY = {
-    "step": ["--encoder", "mit_b0", "--crop", "64", "--batch", "2", "--repeats", "1"],
-    "par": ["--size", "24", "--repeats", "1"],
-    "growth": ["--encoder", "mit_b0", "--batch", "1", "--repeats", "1", "--vary", "crop", "--values", "32", "64"],
-    "reg": ["--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--repeats", "1"],
-    "data": ["--count", "1", "--rounds", "1", "--crop", "64"],
-    "crf": [
-        "--size",
-        "24",
-        "32",
-        "--classes",
-        "4",
-        "--present",
-        "2",
-        "--iterations",
-        "2",
-        "--repeats",
-        "1",
-        "--threads",
-        "1",
-    ],
+    command: arguments.split()
+    for command, arguments in {
+        "step": "--encoder mit_b0 --crop 64 --batch 2 --repeats 1",
+        "par": "--size 24 --repeats 1",
+        "growth": "--encoder mit_b0 --batch 1 --repeats 1 --vary crop --values 32 64",
+        "reg": "--encoder mit_b0 --crop 64 --batch 1 --repeats 1",
+        "data": "--count 1 --rounds 1 --crop 64",
+        "crf": "--size 24 32 --classes 4 --present 2 --iterations 2 --repeats 1 --threads 1",
+    }.items()
 }
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 class Bench:
-    """The tool, run in this process: a new one would spend its time on imports."""
+    """The tool, and a folder of its own."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-        self.monkeypatch, self.capsys, self.folder = monkeypatch, capsys, folder
+    def __init__(self, run_tool: RunTool, folder: Path) -> None:
+        self.run_tool, self.folder = run_tool, folder
 
-    def __call__(self, command: str, *arguments: str) -> Done:
-        self.capsys.readouterr()
-        self.monkeypatch.setattr(sys, "argv", [str(TOOL), command, *arguments])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        captured = self.capsys.readouterr()
-        return Done(int(stop.value.code or 0), captured.out, captured.err)
+    def __call__(self, command: str, *arguments: str) -> Result:
+        return self.run_tool("benchmark.py", command, *arguments)
 
     def figures(self, command: str, *arguments: str) -> dict:
         """What a measurement writes; it leaves nothing else behind."""
@@ -73,13 +48,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
-    return Bench(monkeypatch, capsys, tmp_path)
+def bench(run_tool: RunTool, tmp_path: Path) -> Bench:
+    return Bench(run_tool, tmp_path)
 
 
 def test_as_a_command(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    done = subprocess.run([sys.executable, TOOL, "par", *TINY["par"], "--json", file], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, TOOLS / "benchmark.py", "par", *TINY["par"], "--json", file], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "times faster" in done.stdout
     assert json.loads(file.read_text())["size"] == 24

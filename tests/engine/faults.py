@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from forked import CONTEXT
+from forked import CONTEXT, enter
 
 from afa.data.shapes import ShapesStyle, make_shapes
 
@@ -108,7 +108,7 @@ class Run:
     ) -> None:
         self.log = log
         self.process: ForkServerProcess = CONTEXT.Process(
-            target=_train, args=(str(config), list(overrides), str(log), limit_bytes, dict(variables or {}))
+            target=_train, args=(config, list(overrides), log, limit_bytes, dict(variables or {}))
         )
         self.process.start()
 
@@ -197,11 +197,8 @@ def children(process: int) -> list[int]:
     return found
 
 
-def _train(config: str, overrides: list[str], log: str, limit_bytes: int | None, variables: dict[str, str]) -> None:
-    os.environ.update(variables)
-    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+def _train(config: Path, overrides: list[str], log: Path, limit_bytes: int | None, variables: dict[str, str]) -> None:
+    enter(log, log, variables)
     import logging
     import resource
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_tool import RunTool
 
 from afa.weights import pack_metadata, save_network
 from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
-from tests.evaluation.run_tool import RunTool
 
 
 @pytest.fixture

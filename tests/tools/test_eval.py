@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from run_tool import RunTool
 
 from afa.config import Config, config_to_dict
 from afa.data.loader import evaluation_loader
@@ -15,7 +16,6 @@ from afa.evaluation.report import default_report_path
 from afa.models import AFANet
 from afa.weights import pack_metadata, save_network
 from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
-from tests.evaluation.run_tool import RunTool
 
 REPOSITORY = Path(__file__).parents[2]
 

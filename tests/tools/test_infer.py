@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_tool import RunTool
 
 from afa.config import config_from_dict
 from afa.data.palette import voc_palette
 from afa.weights import pack_metadata, save_network
 from tests.evaluation.conftest import CLASS_NAMES, SMALL_MODEL, small_network
-from tests.evaluation.run_tool import RunTool
 
 REPOSITORY = Path(__file__).parents[2]
 
