@@ -12,8 +12,9 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -22,23 +23,27 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["afa.engine.training", "afa.data.check", "afa.evaluation.arguments"])
 
 
-class ForkedTool:
-    """A running script.
+class Forked:
+    """A function that runs in a process of its own, as a command would.
 
     Args:
-        tool: Its file name in ``tools/``, or its path.
+        function: Of a module.
         arguments: Its arguments.
         cwd: Its working directory.
         variables: Of its environment, beside this process's.
     """
 
     def __init__(
-        self, tool: str | Path, *arguments: object, cwd: Path = REPOSITORY, variables: Mapping[str, str] | None = None
+        self,
+        function: Callable[..., object],
+        *arguments: object,
+        cwd: Path = REPOSITORY,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        self.args = [str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+        self.args = arguments
         self._folder = tempfile.TemporaryDirectory()
         self._process = CONTEXT.Process(
-            target=_run, args=(self.args, self._folder.name, str(cwd), dict(variables or {}))
+            target=_call, args=(function, arguments, Path(self._folder.name), cwd, dict(variables or {}))
         )
         self._process.start()
 
@@ -55,15 +60,30 @@ class ForkedTool:
         return subprocess.CompletedProcess(self.args, code, stdout, stderr)
 
 
+class ForkedTool(Forked):
+    """A running script: its file name in ``tools/``, or its path, and its arguments."""
+
+    def __init__(self, tool: str | Path, *arguments: object, **settings: Any) -> None:
+        super().__init__(_run_script, [str(REPOSITORY / "tools" / tool), *map(str, arguments)], **settings)
+
+
 def enter(stdout: Path, stderr: Path, variables: Mapping[str, str]) -> None:
     """Give this process an environment of its own, and files for what it prints; they may be the same."""
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     os.environ.update(variables)
+    # Processes that it starts, such as a loader's, are started as Python does by default, not as it was itself.
+    multiprocessing.set_start_method(None, force=True)
 
 
-def _run(arguments: list[str], folder: str, cwd: str, variables: dict[str, str]) -> None:
-    enter(Path(folder, "stdout"), Path(folder, "stderr"), variables)
+def _call(
+    function: Callable[..., object], arguments: Sequence[object], folder: Path, cwd: Path, variables: dict[str, str]
+) -> None:
+    enter(folder / "stdout", folder / "stderr", variables)
     os.chdir(cwd)
+    function(*arguments)
+
+
+def _run_script(arguments: list[str]) -> None:
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")

@@ -199,6 +199,7 @@ def children(process: int) -> list[int]:
 
 def _train(config: Path, overrides: list[str], log: Path, limit_bytes: int | None, variables: dict[str, str]) -> None:
     enter(log, log, variables)
+    os.setsid()  # a process group of its own, as a shell gives its jobs
     import logging
     import resource
 

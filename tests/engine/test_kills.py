@@ -122,13 +122,13 @@ def test_the_real_command_goes_on_after_a_kill(config: Path, tmp_path: Path, und
             break
     first.kill()
     assert first.wait() == faults.KILLED
-    second = subprocess.run(faults.command(config), env=faults.environment(), capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert "going on from step" in second.stderr
+    second = faults.Run(config, tmp_path / "second")
+    assert second.wait() == 0, second.text()
+    assert "going on from step" in second.text()
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-    third = subprocess.run(faults.command(config), env=faults.environment(), capture_output=True, text=True)
-    assert third.returncode == 0
-    assert "already trained" in third.stderr
+    third = faults.Run(config, tmp_path / "third")
+    assert third.wait() == 0, third.text()
+    assert "already trained" in third.text()
 
 
 def test_killed_in_the_last_validation_validates_again(config: Path, tmp_path: Path, undisturbed: Path) -> None:
@@ -180,17 +180,12 @@ def test_a_signal_saves_and_asks_to_be_requeued(
 def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     """Clusters signal every process of a job, loader processes included."""
     config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2})
-    process = subprocess.Popen(
-        faults.command(config), env=faults.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step 4/"):
-            break
-    os.killpg(process.pid, signal.SIGTERM)
-    rest = process.stderr.read()
-    assert process.wait() == 75, rest
-    assert "Traceback" not in rest
+    run = faults.Run(config, tmp_path / "log")
+    run.until_says("step 4/")
+    assert run.process.pid is not None
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait() == 75, run.text()
+    assert "Traceback" not in run.text()
     again = faults.Run(config, tmp_path / "log")
     assert again.wait() == 0, again.text()
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)

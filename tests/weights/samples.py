@@ -1,0 +1,77 @@
+"""Small networks, published key lists and files for the tests of weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from afa.config import Config, ModelConfig, config_to_dict
+from afa.models import AFANet, build_network
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS: dict[str, dict[str, list[int]]] = json.loads((ROOT / "tests/data/keys.json").read_text())
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+NAMES = ["cat", "dog", "cow", "bus", "car"]
+
+
+def small_settings() -> ModelConfig:
+    return ModelConfig(
+        encoder="custom", widths=[8, 16, 20, 32], depths=[1, 1, 1, 2], heads=[1, 2, 5, 8], decoder_width=16
+    )
+
+
+def small_network(seed: int = 0, num_classes: int = 6) -> AFANet:
+    torch.manual_seed(seed)
+    return build_network(small_settings(), num_classes).eval()
+
+
+def published(name: str) -> dict[str, Tensor]:
+    """A published checkpoint's names and shapes; its zeros take no room."""
+    return {
+        key: torch.zeros((), dtype=torch.long if key.endswith("num_batches_tracked") else torch.float32).expand(shape)
+        for key, shape in KEYS[name].items()
+    }
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
+
+
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.trace}'",)
+
+
+def write_checkpoint(folder: Path, seed: int, step: int) -> None:
+    config = Config(model=small_settings())
+    folder.mkdir(parents=True)
+    save_file(small_network(seed).state_dict(), folder / "weights.safetensors")
+    save_file({"exp_avg/classifier.weight": torch.zeros(2)}, folder / "training.safetensors")
+    record = {"config": config_to_dict(config), "class_names": NAMES, "step": step}
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+
+
+def write_config(path: Path, settings: ModelConfig, **dataset: str) -> None:
+    path.write_text(yaml.safe_dump({"model": vars(settings), "dataset": {"root": "/nowhere", **dataset}}))
+
+
+def refused(outcome: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal."""
+    assert outcome.returncode == 2, outcome.stderr
+    assert outcome.stdout == ""
+    lines = outcome.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome.stderr
+    return lines[0]
