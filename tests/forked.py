@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Forked from a process that has imported everything and done nothing else.
-CONTEXT.set_forkserver_preload(["afa.engine.training", "afa.data.check", "afa.evaluation.arguments"])
+CONTEXT.set_forkserver_preload(["afa.engine.training", "afa.data.check", "afa.evaluation.opening"])
 
 
 class Forked:

@@ -7,18 +7,10 @@ import argparse
 from pathlib import Path
 
 from afa.errors import UserError, run_command
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
 
 
 def main() -> int:
-    from afa.evaluation.arguments import (
-        add_crf_arguments,
-        add_network_arguments,
-        build_crf,
-        open_network,
-        scored_class_names,
-        split_scales,
-    )
-
     parser = argparse.ArgumentParser(description=__doc__)
     add_network_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
@@ -35,7 +27,9 @@ def main() -> int:
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--output {args.output}: give a .png or .jpg file")
 
+    # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.dataset import EvaluationImages
+    from afa.evaluation.opening import build_crf, open_network, scored_class_names
     from afa.evaluation.predictor import Predictor
     from afa.evaluation.sheet import evaluation_sheet
     from afa.visual import write_picture

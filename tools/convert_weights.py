@@ -11,19 +11,12 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING
 
 from afa.errors import UserError, run_command
-from afa.weights import (
-    WEIGHTS_SUFFIXES,
-    OpenedCheckpoint,
-    open_checkpoint,
-    pack_metadata,
-    save_afa_layout,
-    save_huggingface,
-    save_network,
-)
+
+if TYPE_CHECKING:
+    from afa.weights import OpenedCheckpoint
 
 SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
 
@@ -36,6 +29,12 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
     parser.add_argument("--config", help="configuration (YAML) of weights that come with none")
     arguments = parser.parse_args()
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from safetensors import SafetensorError
+
+    from afa.weights import WEIGHTS_SUFFIXES, open_checkpoint
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("afa").setLevel(logging.INFO)
 
@@ -57,6 +56,8 @@ def main() -> None:
 
 def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
     """Write what was opened."""
+    from afa.weights import pack_metadata, save_afa_layout, save_huggingface, save_network
+
     network, config, class_names, step = opened
     if layout == "afa":
         save_network(network, destination, pack_metadata(config, class_names, step))

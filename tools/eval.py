@@ -12,18 +12,10 @@ import sys
 from pathlib import Path
 
 from afa.errors import UserError, run_command
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
 
 
 def main() -> int:
-    from afa.evaluation.arguments import (
-        add_crf_arguments,
-        add_network_arguments,
-        build_crf,
-        open_network,
-        scored_class_names,
-        split_scales,
-    )
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
@@ -44,8 +36,10 @@ def main() -> int:
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} is below 0")
 
+    # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.loader import evaluation_loader
     from afa.evaluation.evaluate import evaluate
+    from afa.evaluation.opening import build_crf, open_network, scored_class_names
     from afa.evaluation.report import default_report_path, format_table, write_report
 
     opened = open_network(args, args.overrides)

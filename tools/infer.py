@@ -10,22 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from afa.errors import run_command
+from afa.errors import UserError, run_command
+from afa.evaluation import results
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
 
 
 def main() -> int:
-    from afa.evaluation import inference
-    from afa.evaluation.arguments import (
-        add_crf_arguments,
-        add_network_arguments,
-        build_crf,
-        open_network,
-        split_scales,
-    )
-    from afa.evaluation.predictor import PSEUDO_LABELS
-
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=inference.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_network_arguments(parser)
     parser.add_argument("pictures", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders")
@@ -39,9 +31,10 @@ def main() -> int:
     parser.add_argument(
         "--pseudo-labels",
         nargs="+",
-        choices=PSEUDO_LABELS,
+        choices=results.PSEUDO_LABELS,
         metavar="KIND",
-        help=f"labels as training makes them: {', '.join(PSEUDO_LABELS)}; default: propagated with --labels, else none",
+        help=f"labels as training makes them: {', '.join(results.PSEUDO_LABELS)}; "
+        "default: propagated with --labels, else none",
     )
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
@@ -58,20 +51,23 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     args.pictures += [Path(text) for text in split_scales(args)]
 
-    from afa.data.labels import read_labels
-    from afa.errors import UserError
-    from afa.evaluation.pictures import find_pictures
-    from afa.evaluation.predictor import Predictor
-
     if not args.pictures:
         raise UserError("no picture was named: give image files or folders after the checkpoint")
     if not args.fps > 0:
         raise UserError(f"--fps {args.fps} must be greater than 0")
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from afa.data.labels import read_labels
+    from afa.evaluation.inference import Inference
+    from afa.evaluation.opening import build_crf, open_network
+    from afa.evaluation.pictures import find_pictures
+    from afa.evaluation.predictor import Predictor
+
     pictures = find_pictures(args.pictures, without=args.out)
     opened = open_network(args, args.set)
     labels = None if args.labels is None else read_labels(args.labels, opened.class_names)
     kinds = args.pseudo_labels if args.pseudo_labels is not None else ["propagated"] if labels is not None else []
-    results = inference.Results(
+    wanted = results.Results(
         cams=args.cams,
         overlays=args.overlays,
         pseudo_labels=tuple(dict.fromkeys(kinds)),
@@ -81,7 +77,7 @@ def main() -> int:
     )
     crf = build_crf(opened.config.test, args.crf_negligible) if args.crf else None
     predictor = Predictor(opened.network, opened.config, opened.class_names, device=opened.device, crf=crf)
-    work = inference.Inference(predictor, args.out, results, labels)
+    work = Inference(predictor, args.out, wanted, labels)
     failed = work.run(pictures)
     print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed; the results lie in {args.out}")
     for message in work.failures:

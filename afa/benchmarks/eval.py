@@ -15,8 +15,8 @@ from afa.benchmarks.crf import noise_image
 from afa.config import Config
 from afa.data.transforms import normalise
 from afa.errors import UserError
-from afa.evaluation.arguments import build_crf, choose_device
 from afa.evaluation.evaluate import evaluate
+from afa.evaluation.opening import build_crf, choose_device
 from afa.models import VARIANTS, build_network
 
 _CAMS = "CAM and propagated CAM"

@@ -1,21 +1,9 @@
-"""Predicting a list of pictures into a folder of results.
-
-What lies in the folder afterwards, NAME being the picture's own name without suffix:
-
-- ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
-- ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
-  ``scores`` float32 [m], the classifier's probabilities; only the m classes that count for the picture.
-- ``overlays/NAME.jpg``, ``cam_overlays/NAME.jpg``: to look at, at most 1024 pixels long.
-- ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
-- ``FOLDER.gif``: the overlays of a folder's frames.
-- ``pictures.json``: NAME -> the picture's path and its classes with their scores.
-"""
+"""Predicting a list of pictures into a folder of results, see :mod:`afa.evaluation.results`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,30 +20,10 @@ from afa.evaluation.pictures import Picture, read_picture
 from afa.evaluation.predict import long_side_size
 from afa.evaluation.predictor import Prediction, Predictor
 from afa.evaluation.progress import track
+from afa.evaluation.results import Results
 from afa.visual import overlay_cams, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
-
-
-@dataclass(frozen=True)
-class Results:
-    """Which results are wanted.
-
-    Attributes:
-        cams: CAMs.
-        overlays: Pictures to look at.
-        pseudo_labels: Kinds of :data:`afa.evaluation.predictor.PSEUDO_LABELS`.
-        gif: An animated GIF per folder that was given.
-        frames_per_second: Its speed.
-        upright: Turn pictures as their EXIF orientation says.
-    """
-
-    cams: bool = True
-    overlays: bool = True
-    pseudo_labels: Sequence[str] = ()
-    gif: bool = False
-    frames_per_second: float = 8.0
-    upright: bool = True
 
 
 class Inference:

@@ -14,13 +14,12 @@ from torch import Tensor
 from afa.config import Config
 from afa.data.transforms import normalise
 from afa.evaluation.predict import ImagePrediction, long_side_size, predict_image
+from afa.evaluation.results import PSEUDO_LABELS
 from afa.methods.pseudo_labels import propagated_label, refined_label
 from afa.models import AFANet
 from afa.ops.cam import normalise_cams, resize
 from afa.ops.dense_crf import DenseCRF
 from afa.ops.par import PAR
-
-PSEUDO_LABELS = ("plain", "refined", "propagated")
 
 # Beyond this long side a picture holds no detail that PAR, DenseCRF or the network would use.
 _DETAIL_LONG_SIDE = 1024
@@ -110,7 +109,7 @@ class Predictor:
             unrefined_mask: Whether the mask before DenseCRF is wanted, too.
             cams: Whether CAMs are wanted.
             propagated_cams: Whether propagated CAMs are wanted.
-            pseudo_labels: Kinds wanted, of :data:`PSEUDO_LABELS`.
+            pseudo_labels: Kinds wanted, of :data:`afa.evaluation.results.PSEUDO_LABELS`.
 
         Returns:
             Mask, classes, CAMs and pseudo labels at the picture's size.
