@@ -1,6 +1,4 @@
-"""A folder of results.
-
-What lies in the folder afterwards, NAME being the picture's own name without suffix:
+"""What lies in a folder of results, NAME being the picture's own name without suffix:
 
 - ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
 - ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
