@@ -1,24 +1,14 @@
-"""What a run is: a typed tree of settings, filled from a YAML file and ``key=value`` overrides.
+"""Every setting there is, with its help text and, where it applies, its choices or range.
 
-Every setting carries its own help text, and where it applies its choices or range, so that
-``tools/train.py --settings`` can print them and :func:`load_config` can refuse a mistake before anything is created.
 References such as "sec. 3.2" point into the AFA paper (CVPR 2022).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from afa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -287,226 +277,18 @@ class Config:
     test: TestConfig = field(default_factory=TestConfig)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply overrides, check everything.
-
-    A file may name another one it builds on: ``base: voc.yaml``, relative to itself.
-
-    Args:
-        path: The YAML file.
-        overrides: ``section.key=value`` strings, values in YAML syntax; they win over the file.
-
-    Returns:
-        The checked configuration.
-
-    Raises:
-        UserError: Missing file, broken YAML, unknown key (names the nearest), wrong type, value out of range,
-            or values that contradict each other.
-    """
-    tree = _read_yaml(Path(path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"override '{override}' is not of the form key=value, for example train.steps=100")
-        try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"override '{override}': {_first_line(error)}") from error
-        _insert(tree, key, value, override)
-    return config_from_dict(tree, source=str(path))
-
-
-def config_from_dict(tree: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Check a nested dict of settings, as a YAML file or a checkpoint's JSON holds it, and make it a :class:`Config`.
-
-    Raises:
-        UserError: As :func:`load_config`.
-    """
-    _check_keys(tree, Config, "", source)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(tree))))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{source}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
-    assert isinstance(config, Config)
-    _check_ranges(config, source)
-    _check_agreement(config, source)
-    return config
-
-
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain nested dicts and lists, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every setting in which two configurations (as dicts) differ."""
-    lines = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += config_differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
-def describe_settings() -> str:
-    """A text table of every setting: key, default, help."""
-    rows = [(key, str(value), item.metadata["help"]) for key, value, item in _settings(Config())]
-    key_width, value_width = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
-    return "\n".join(f"{key:<{key_width}}  {value:<{value_width}}  {help}" for key, value, help in rows)
-
-
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: 'base' leads back to this file")
-    try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file; those of the project lie in configs/") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds {type(loaded).__name__}, not sections with settings")
-    tree: dict[str, Any] = {str(key): value for key, value in loaded.items()}
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    return _merge(_read_yaml(path.parent / str(base), (*seen, path.resolve())), tree)
-
-
-def _merge(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
-    for key, value in new.items():
-        before = merged.get(key)
-        merged[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _insert(tree: dict[str, Any], dotted_key: str, value: Any, override: str) -> None:
-    *sections, key = dotted_key.split(".")
-    for section in sections:
-        node = tree.setdefault(section, {})
-        if not isinstance(node, dict):
-            raise UserError(f"override '{override}': '{section}' is a setting, not a section")
-        tree = node
-    tree[key] = value
-
-
-def _check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{source}: '{prefix.rstrip('.')}' is a section: give its settings below it, not '{tree}'")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    defaults = kind()
-    for key, value in tree.items():
-        if key not in fields:
-            raise UserError(f"{source}: unknown key '{prefix}{key}'{_suggest(str(key), prefix, fields)}")
-        section = getattr(defaults, key)
-        if dataclasses.is_dataclass(section):
-            _check_keys(value, type(section), f"{prefix}{key}.", source)
-        elif isinstance(value, Mapping):
-            raise UserError(f"{source}: '{prefix}{key}' is a setting, not a section: give it a value, not '{value}'")
-
-
-def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    everywhere = {name.rsplit(".", 1)[-1]: name for name, _, _ in _settings(Config())}
-    here = {name: f"{prefix}{name}" for name in fields}
-    # A slip of the finger, the right name in the wrong section, a distant likeness: in this order.
-    for known, cutoff in ((here, 0.8), (everywhere, 1.0), (here, 0.5), (everywhere, 0.75)):
-        near = difflib.get_close_matches(key, list(known), n=1, cutoff=cutoff)
-        if near:
-            return f"; did you mean '{known[near[0]]}'?"
-    return f"; known here: {', '.join(fields)}"
-
-
-def _settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+def each_setting(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Every setting of a section: its key with dots, its value, and the field with its help text and limits."""
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
         if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{prefix}{item.name}.")
+            yield from each_setting(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value, item
 
 
-def _check_ranges(config: Config, source: str) -> None:
-    for key, value, item in _settings(config):
-        limits = item.metadata
-        if limits["choices"] is not None and value not in limits["choices"]:
-            near = difflib.get_close_matches(str(value), limits["choices"], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"{source}: {key}: '{value}' is none of {', '.join(limits['choices'])}{hint}")
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                continue
-            if number != number or number in (float("inf"), float("-inf")):
-                raise UserError(f"{source}: {key}: {number} is not a finite number")
-            if limits["minimum"] is not None and number < limits["minimum"]:
-                raise UserError(f"{source}: {key}: {number} is below {limits['minimum']}")
-            if limits["maximum"] is not None and number > limits["maximum"]:
-                raise UserError(f"{source}: {key}: {number} is above {limits['maximum']}")
-            if limits["above"] is not None and number <= limits["above"]:
-                raise UserError(f"{source}: {key}: {number} must be greater than {limits['above']}")
-
-
-def _check_agreement(config: Config, source: str) -> None:
-    """Refuse values that are fine alone but contradict each other."""
-    model, augmentation, cam = config.model, config.augmentation, config.cam
-
-    def refuse(message: str) -> None:
-        raise UserError(f"{source}: {message}")
-
-    for name in ("image_mean", "image_std"):
-        if len(getattr(config.dataset, name)) != 3:
-            refuse(f"dataset.{name} needs three values: R, G, B")
-    for name in ("widths", "depths", "heads", "reductions", "strides"):
-        value = getattr(model, name)
-        if value is not None and len(value) != 4:
-            refuse(f"model.{name} needs four values, one per stage, not {len(value)}")
-        if value is None and model.encoder == "custom":
-            refuse(f"model.encoder=custom needs model.{name}")
-    variant = VARIANTS.get(model.encoder)
-    widths: Sequence[int] = model.widths or (variant.widths if variant else [])
-    depths: Sequence[int] = model.depths or (variant.depths if variant else [])
-    heads: Sequence[int] = model.heads or (variant.heads if variant else [])
-    for width, count in zip(widths, heads, strict=True):
-        if width % count:
-            refuse(f"model.widths, model.heads: {width} channels cannot be shared by {count} heads")
-    stride = 1
-    for step in model.strides:
-        stride *= step
-    if augmentation.crop_size % stride:
-        near = max(stride, round(augmentation.crop_size / stride) * stride)
-        refuse(
-            f"augmentation.crop_size: {augmentation.crop_size} is not a multiple of {stride}, "
-            f"the encoder's stride; the nearest is {near}"
-        )
-    stages = [3] * depths[3] + [2] * depths[2]
-    if model.affinity_blocks > len(stages) or any(
-        model.reductions[stage] != 1 for stage in stages[: model.affinity_blocks]
-    ):
-        refuse(
-            f"model.reductions, model.affinity_blocks: the last {model.affinity_blocks} blocks must have reduction 1, "
-            "because the affinity needs square attention"
-        )
-    if stages[model.affinity_blocks - 1] == 2 and model.strides[3] != 1:
-        refuse("model.affinity_blocks: it reaches into stage 3, whose token grid is another; set model.strides[3]=1")
-    if augmentation.scale_min > augmentation.scale_max:
-        refuse(f"augmentation: scale_min {augmentation.scale_min} is above scale_max {augmentation.scale_max}")
-    for name, scales in (("cam.scales", cam.scales), ("test.scales", config.test.scales)):
-        if 1.0 not in scales:
-            refuse(f"{name} must contain 1, not only {scales}")
-        if len(set(scales)) != len(scales):
-            refuse(f"{name} holds a scale twice: {scales}")
-        if name == "cam.scales" and min(scales) * augmentation.crop_size < 16:
-            refuse(f"cam.scales: {min(scales)} of a crop of {augmentation.crop_size} is less than 16 pixels")
-    if cam.low > cam.high:
-        refuse(f"cam.low {cam.low} is above cam.high {cam.high}")
-    if not config.par.dilations:
-        refuse("par.dilations is empty")
-    if config.train.device == "cpu" and config.train.precision == "fp16":
-        refuse("train.precision=fp16 needs a GPU; on the CPU use bf16 or float32")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def describe_settings() -> str:
+    """A text table of every setting: key, default, help."""
+    rows = [(key, str(value), item.metadata["help"]) for key, value, item in each_setting(Config())]
+    key_width, value_width = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
+    return "\n".join(f"{key:<{key_width}}  {value:<{value_width}}  {help}" for key, value, help in rows)
