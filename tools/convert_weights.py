@@ -30,22 +30,23 @@ def main() -> None:
     parser.add_argument("--config", help="configuration (YAML) of weights that come with none")
     arguments = parser.parse_args()
 
-    # PyTorch takes seconds: a mistake in the arguments is said before.
-    from safetensors import SafetensorError
-
-    from afa.weights import WEIGHTS_SUFFIXES, open_checkpoint
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("afa").setLevel(logging.INFO)
-
     destination: Path = arguments.destination
     suffixes = SUFFIXES.get(arguments.format)
     if suffixes and destination.suffix not in suffixes:
         raise UserError(
             f"{destination}: --format {arguments.format} writes a file that ends in {' or '.join(suffixes)}"
         )
-    if not suffixes and destination.suffix in WEIGHTS_SUFFIXES:
+    if not suffixes and any(destination.suffix in known for known in SUFFIXES.values()):
         raise UserError(f"{destination}: --format huggingface writes a folder: name one")
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from safetensors import SafetensorError
+
+    from afa.weights import open_checkpoint
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("afa").setLevel(logging.INFO)
+
     opened = open_checkpoint(arguments.source, arguments.config)
     try:
         write(opened, destination, arguments.format)

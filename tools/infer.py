@@ -13,6 +13,7 @@ from pathlib import Path
 from afa.errors import UserError, run_command
 from afa.evaluation import results
 from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
+from afa.evaluation.pictures import find_pictures
 
 
 def main() -> int:
@@ -55,15 +56,14 @@ def main() -> int:
         raise UserError("no picture was named: give image files or folders after the checkpoint")
     if not args.fps > 0:
         raise UserError(f"--fps {args.fps} must be greater than 0")
+    pictures = find_pictures(args.pictures, without=args.out)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.labels import read_labels
     from afa.evaluation.inference import Inference
     from afa.evaluation.opening import build_crf, open_network
-    from afa.evaluation.pictures import find_pictures
     from afa.evaluation.predictor import Predictor
 
-    pictures = find_pictures(args.pictures, without=args.out)
     opened = open_network(args, args.set)
     labels = None if args.labels is None else read_labels(args.labels, opened.class_names)
     kinds = args.pseudo_labels if args.pseudo_labels is not None else ["propagated"] if labels is not None else []

@@ -38,11 +38,12 @@ class Bench:
         return self.run_tool("benchmark.py", command, *arguments)
 
     def figures(self, command: str, *arguments: str) -> dict:
-        """What a measurement writes; it leaves nothing else behind."""
+        """What a measurement writes; it leaves nothing else behind. What it prints is in ``printed``."""
         file = self.folder / "figures.json"
         done = self(command, *arguments, "--json", str(file))
         assert done.returncode == 0, done.stderr
         assert [path.name for path in self.folder.iterdir()] == ["figures.json"]
+        self.printed = done.stdout
         return json.loads(file.read_text())
 
 
@@ -58,11 +59,8 @@ def test_runs_and_writes_its_figures(command: str, bench: Bench) -> None:
 
 def test_crf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crf, "_peak_memory", lambda *_: None)  # has a test, and takes a process, of its own
-    file = bench.folder / "crf.json"
-    done = bench("crf", *TINY["crf"], "--json", str(file))
-    assert done.returncode == 0, done.stderr
-    assert "all classes" in done.stdout
-    assert json.loads(file.read_text())
+    assert bench.figures("crf", *TINY["crf"])
+    assert "all classes" in bench.printed
 
 
 def test_step(bench: Bench) -> None:
@@ -95,11 +93,8 @@ def test_step_of_a_configuration(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_par(bench: Bench) -> None:
-    file = bench.folder / "par.json"
-    done = bench("par", *TINY["par"], "--json", str(file))
-    assert done.returncode == 0, done.stderr
-    assert "times faster" in done.stdout
-    figures = json.loads(file.read_text())
+    figures = bench.figures("par", *TINY["par"])
+    assert "times faster" in bench.printed
     assert figures["size"] == 24
     assert figures["difference"] < 1e-5
     assert figures["times_faster"] > 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from forked import CONTEXT, enter
+from forked import CONTEXT, Forked, enter
 
 from afa.data.shapes import ShapesStyle, make_shapes
 
@@ -168,20 +168,9 @@ def group_variables(processes: int) -> list[dict[str, str]]:
 
 def call_in_group(function: Callable[..., None], processes: int, *arguments: object) -> None:
     """Call a function in every process of a group."""
-    group = [
-        CONTEXT.Process(target=_call, args=(variables, function, *arguments))
-        for variables in group_variables(processes)
-    ]
-    for process in group:
-        process.start()
-    for process in group:
-        process.join(600)
-        assert process.exitcode == 0
-
-
-def _call(variables: dict[str, str], function: Callable[..., None], *arguments: object) -> None:
-    os.environ.update(variables)
-    function(*arguments)
+    group = [Forked(function, *arguments, variables=variables) for variables in group_variables(processes)]
+    for done in [process.wait() for process in group]:
+        assert done.returncode == 0, done.stderr
 
 
 def children(process: int) -> list[int]:

@@ -7,26 +7,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_tool import TOOLS
 
-REPOSITORY = Path(__file__).parents[2]
-TOOLS = sorted(path.stem for path in (REPOSITORY / "tools").glob("*.py"))
 NEEDS_PYTORCH = "benchmark"  # its arguments are those of all that it measures
 
 
-@pytest.mark.parametrize("tool", sorted({*TOOLS} - {NEEDS_PYTORCH}))
-def test_help_comes_without_waiting_for_pytorch(tool: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", REPOSITORY / "tools" / f"{tool}.py", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def read_help(tool: str, folder: Path, *options: str) -> str:
+    """What Python says on stderr while a command prints its help."""
+    command = [sys.executable, *options, TOOLS / f"{tool}.py", "--help"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert list(folder.iterdir()) == []
+    return done.stderr
+
+
+@pytest.mark.parametrize("tool", sorted({path.stem for path in TOOLS.glob("*.py")} - {NEEDS_PYTORCH}))
+def test_help_comes_without_waiting_for_pytorch(tool: str, tmp_path: Path) -> None:
+    log = read_help(tool, tmp_path, "-X", "importtime")
+    imported = {line.rpartition("|")[2].strip() for line in log.splitlines()}
     assert "afa.errors" in imported and "torch" not in imported
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_help_of_the_others(tmp_path: Path) -> None:
-    command = [sys.executable, REPOSITORY / "tools" / f"{NEEDS_PYTORCH}.py", "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage:")
+    read_help(NEEDS_PYTORCH, tmp_path)

@@ -55,6 +55,15 @@ class Harmful:
         return os.system, (f"touch '{self.trace}'",)
 
 
+def write_foreign_files(folder: Path) -> Path:
+    """Files of others: ``code.pth``, ``resnet.pth``, ``mit_b2.pth``; returns what exists once code of the first ran."""
+    trace = folder / "code_ran"
+    torch.save({"w": torch.ones(2), "x": Harmful(trace)}, folder / "code.pth")
+    torch.save({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, folder / "resnet.pth")
+    torch.save(published("segformer_mit_b2"), folder / "mit_b2.pth")
+    return trace
+
+
 def write_checkpoint(folder: Path, seed: int, step: int) -> None:
     config = Config(model=small_settings())
     folder.mkdir(parents=True)

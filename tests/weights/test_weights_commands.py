@@ -25,6 +25,7 @@ from samples import (
     small_settings,
     write_checkpoint,
     write_config,
+    write_foreign_files,
 )
 
 from afa.config import Config, ModelConfig
@@ -58,7 +59,7 @@ def test_command_converts_through_every_layout_and_back(tmp_path: Path) -> None:
 
 
 def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) -> None:
-    good, trace = tmp_path / "good.safetensors", tmp_path / "code_ran"
+    good, trace = tmp_path / "good.safetensors", write_foreign_files(tmp_path)
     save_network(small_network(), good, pack_metadata(Config(model=small_settings()), NAMES, None))
     torch.save({"state_dict": small_network().state_dict()}, tmp_path / "good.pth")
     (tmp_path / "truncated.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:20000])
@@ -69,11 +70,8 @@ def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) 
     (tmp_path / "empty.pth").touch()
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     (tmp_path / "folder").mkdir()
-    torch.save({"w": torch.ones(2), "x": Harmful(trace)}, tmp_path / "code.pth")
     torch.save({"x": Harmful(trace)}, tmp_path / "old_code.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"x": Harmful(trace)}))
-    torch.save({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, tmp_path / "resnet.pth")
-    torch.save(published("segformer_mit_b2"), tmp_path / "mit_b2.pth")
     torch.save(published("afa_mit_b0_voc"), tmp_path / "afa_b0.pth")
     save_huggingface(small_network(), tmp_path / "exported", class_names=NAMES, image_mean=MEAN, image_std=STD)
     write_config(tmp_path / "b1.yaml", ModelConfig(encoder="mit_b1"), type="voc")
@@ -108,10 +106,7 @@ def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) 
 
 def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(tmp_path: Path) -> None:
     make_shapes(tmp_path / "shapes", train=2, val=1, seed=0, style=ShapesStyle(size=64), workers=1)
-    trace = tmp_path / "code_ran"
-    torch.save({"w": torch.ones(2), "x": Harmful(trace)}, tmp_path / "code.pth")
-    torch.save({"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1)}, tmp_path / "resnet.pth")
-    torch.save(published("segformer_mit_b2"), tmp_path / "mit_b2.pth")
+    trace = write_foreign_files(tmp_path)
     (tmp_path / "truncated.pth").write_bytes((tmp_path / "mit_b2.pth").read_bytes()[:20000])
     write_config(tmp_path / "run.yaml", ModelConfig(encoder="mit_b1"), type="voc", root=str(tmp_path / "shapes"))
     cases = {
