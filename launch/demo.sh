@@ -6,7 +6,7 @@
 # Run again, it reuses what is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/environment.sh
+source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
 
 output=work_dirs/demo
 data=data/shapes
@@ -21,7 +21,10 @@ python tools/make_shapes.py "$data"
 python tools/train.py configs/demo.yaml "$@"
 python tools/eval.py "$output/checkpoints/last" --output "$output/evaluation.json"
 python tools/contact_sheet.py "$output/checkpoints/last" --output "$output/contact_sheet.png"
-mapfile -t pictures < <(head -n 4 "$data/ImageSets/Segmentation/val.txt" | sed "s|.*|$data/JPEGImages/&.jpg|")
+pictures=()
+while read -r name; do
+    pictures+=("$data/JPEGImages/$name.jpg")
+done < <(head -n 4 "$data/ImageSets/Segmentation/val.txt")
 python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --out "$output/inference"
 
 cat <<END

@@ -37,6 +37,10 @@ afa_train_here() {
 afa_train_slurm() {
     local config=$1 images=$2 nodes gpus batch head step code=0 asked_to_stop=
     shift 2
+    if ! type torchrun >/dev/null 2>&1; then
+        echo "error: AFA is not installed in $PWD/.venv: run bash launch/test.sh there once" >&2
+        return 2
+    fi
     nodes=${SLURM_JOB_NUM_NODES:-1}
     gpus=${SLURM_GPUS_ON_NODE:-1}
     batch=$(afa_batch "$images" $((nodes * gpus))) || return
@@ -52,7 +56,7 @@ afa_train_slurm() {
     # torchrun hands SIGTERM on to its processes; SIGUSR1 would end it.
     trap 'asked_to_stop=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 TERM
     # shellcheck disable=SC2086 # two settings
-    srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 \
+    srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-1}" \
         "${launcher[@]}" tools/train.py "$config" $batch "$@" &
     step=$!
     # A trapped signal interrupts wait, not what is waited for.

@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 mypy afa tools
 # One process per core, one thread each: the tests are many and small.
-OMP_NUM_THREADS=1 python -m pytest --numprocesses "$(nproc)" "$@"
+OMP_NUM_THREADS=1 python -m pytest --numprocesses "$(getconf _NPROCESSORS_ONLN)" "$@"

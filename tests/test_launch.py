@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 # Says what it was called with, as one line; SLEEP lets it run on until it is told to end, CODE is its exit code.
 STAND_IN = """#!/bin/bash
+if [ "$1" = -c ]; then exit 0; fi
 echo "$(basename "$0") $*" >> "$CALLS"
 trap 'exit "${CODE:-0}"' TERM
 if [ -n "${SLEEP:-}" ]; then while true; do sleep 0.05; done; fi
@@ -44,7 +45,7 @@ def checkout(tmp_path: Path) -> Path:
         (folder / name).chmod(0o755)
     files = b"".join((tmp_path / name).read_bytes() for name in ("requirements.txt", "setup.py"))
     stamp = subprocess.run(["cksum"], input=files, capture_output=True, check=True).stdout
-    (tmp_path / ".venv" / "installed").write_bytes(stamp)
+    (tmp_path / ".venv" / "installed").write_text(f"{stamp.decode().strip()} {tmp_path}\n")
     return tmp_path
 
 
@@ -115,6 +116,46 @@ def test_what_is_started(checkout: Path, script: str, variables: dict[str, str],
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert calls(checkout) == [expected]
+
+
+def test_demo_hands_its_arguments_on(checkout: Path) -> None:
+    lists = checkout / "my data" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("".join(f"{number}\n" for number in range(6)))
+    overrides = ["train.seed=2", "train.output=runs/two & more", "dataset.root=my data"]
+    process = start(checkout, "demo.sh", *overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    last, pictures = "runs/two & more/checkpoints/last", " ".join(f"my data/JPEGImages/{i}.jpg" for i in range(4))
+    assert calls(checkout) == [
+        "python tools/make_shapes.py my data",
+        f"python tools/train.py configs/demo.yaml {' '.join(overrides)}",
+        f"python tools/eval.py {last} --output runs/two & more/evaluation.json",
+        f"python tools/contact_sheet.py {last} --output runs/two & more/contact_sheet.png",
+        f"python tools/infer.py {last} {pictures} --out runs/two & more/inference",
+    ]
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "train_voc.sh", "train_coco.sh"])
+def test_an_old_environment_is_brought_up_to_date_without_the_arguments(checkout: Path, script: str) -> None:
+    (checkout / ".venv" / "installed").write_text("of another place\n")
+    process = start(checkout, script, "train.seed=2", CODE="1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert output.splitlines()[-1].startswith("error: the installation failed")
+    assert calls(checkout) == [f"python -m pip install --quiet --disable-pip-version-check -e {checkout}"]
+
+
+def test_an_unusable_environment_is_made_anew(checkout: Path) -> None:
+    (checkout / ".venv" / "bin" / "python").write_text("#!/bin/bash\nexit 1\n")
+    (checkout / "python3").write_text('#!/bin/bash\n[ "$1" = -c ] || { echo "$*" >> "$CALLS"; exit 1; }\n')
+    (checkout / "python3").chmod(0o755)
+    process = start(checkout, "train_voc.sh", PYTHON=f"{checkout}/python3")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert output.splitlines()[-1].startswith("error: python3 could not make a virtual environment")
+    assert calls(checkout) == [f"-m venv {checkout}/.venv"]
+    assert not (checkout / ".venv").exists()
 
 
 def test_images_that_cannot_be_shared_out(checkout: Path) -> None:
