@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import afa
 from afa.errors import UserError
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.safetensors"
@@ -35,6 +35,7 @@ FACTS = "checkpoint.json"
 _CHECKSUMS = "sha256"
 _PART = ".part_"
 _DAMAGED = "damaged_"
+_REPLACED = "replaced_"
 
 
 class Checkpoint(NamedTuple):
@@ -106,27 +107,22 @@ class CheckpointStore:
             _write_flushed(part / FACTS, text.encode())
             _flush_folder(part)
             if target.exists():
-                self._set_aside(step)
+                os.replace(target, self.folder / f"{_REPLACED}{target.name}")
             os.replace(part, target)
             _flush_folder(self.folder)
-            self._point("last", target)
-            self._prune()
         except (OSError, safetensors.SafetensorError) as error:
             logger.warning("the checkpoint of step %d could not be written, training goes on: %s", step, error)
             shutil.rmtree(part, ignore_errors=True)
+            self._settle_replaced()
             return False
+        self._settle_replaced()
+        self._point("last", target)
+        self._prune()
         return True
 
     def mark_best(self, step: int) -> bool:
         """Let ``best`` lead to a step's checkpoint; returns whether it does (there may be none: the disk was full)."""
-        if not self.path(step).is_dir():
-            return False
-        try:
-            self._point("best", self.path(step))
-        except OSError as error:
-            logger.warning("the link to the best checkpoint, step %d, could not be written: %s", step, error)
-            return False
-        return True
+        return self.path(step).is_dir() and self._point("best", self.path(step))
 
     def load_latest(self) -> Checkpoint | None:
         """Read the newest intact checkpoint; damaged newer ones are set aside as ``damaged_*``.
@@ -141,6 +137,7 @@ class CheckpointStore:
         """
         for left_over in self.folder.glob(f"{_PART}*"):
             _remove(left_over)
+        self._settle_replaced()
         steps = self.steps()
         damaged = []
         for step in reversed(steps):
@@ -160,14 +157,24 @@ class CheckpointStore:
 
     def _repair_links(self, last: int, best: int | None) -> None:
         """After newer checkpoints were set aside, the links may lead nowhere."""
-        try:
-            self._point("last", self.path(last))
-            if not (self.folder / "best").exists():
-                (self.folder / "best").unlink(missing_ok=True)
-                if best is not None and self.path(best).is_dir():
-                    self._point("best", self.path(best))
-        except OSError as error:
-            logger.warning("the links in %s could not be mended: %s", self.folder, error)
+        self._point("last", self.path(last))
+        link = self.folder / "best"
+        if not link.exists():
+            _remove(link)
+            if best is not None and self.path(best).is_dir():
+                self._point("best", self.path(best))
+
+    def _settle_replaced(self) -> None:
+        """Drop checkpoints that newer ones of the same step have replaced, or put them back where none came."""
+        for replaced in self.folder.glob(f"{_REPLACED}*"):
+            target = self.folder / replaced.name.removeprefix(_REPLACED)
+            try:
+                if target.exists():
+                    _remove(replaced)
+                else:
+                    os.replace(replaced, target)
+            except OSError as error:
+                logger.warning("%s could not be tidied up: %s", replaced, error)
 
     def _set_aside(self, step: int) -> None:
         aside = self.folder / f"{_DAMAGED}{self.path(step).name}"
@@ -177,11 +184,17 @@ class CheckpointStore:
         except OSError as error:
             raise UserError(f"the damaged checkpoint {self.path(step)} cannot be renamed: {error.strerror}") from error
 
-    def _point(self, name: str, target: Path) -> None:
+    def _point(self, name: str, target: Path) -> bool:
+        """Let a link lead to a checkpoint; returns whether it does: some file systems have no links."""
         temporary = self.folder / f"{_PART}{name}"
-        _remove(temporary)
-        temporary.symlink_to(target.name)
-        os.replace(temporary, self.folder / name)
+        try:
+            _remove(temporary)
+            temporary.symlink_to(target.name)
+            os.replace(temporary, self.folder / name)
+        except OSError as error:
+            logger.warning("the link '%s' to %s could not be written: %s", name, target, error)
+            return False
+        return True
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -244,7 +257,11 @@ def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.O
     try:
         for key, value in checkpoint.training.items():
             kind, name = key.split("/", 1)
-            state.setdefault(parameters[name], {})[kind] = value.to(parameters[name].device)
+            parameter = parameters[name]
+            if value.shape == parameter.shape:
+                # Fused updates want the moments in the parameter's own memory order, channels-last included.
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            state.setdefault(parameter, {})[kind] = value.to(parameter.device)
         network.load_state_dict(checkpoint.weights)
     except (RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]

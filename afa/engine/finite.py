@@ -19,7 +19,7 @@ from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
 from afa.methods.base import Batch
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 # A gradient scaler halves its scale after each overflow; 2^16 is where it starts. So many in a row are no overflow.
 _OVERFLOWS_IN_A_ROW = 24

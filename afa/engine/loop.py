@@ -23,13 +23,16 @@ from afa.engine.records import Meter, NullRecords, Progress, Records, RunRecords
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.signals import StopSignals
 from afa.errors import UserError
-from afa.evaluation.evaluate import Validator
+from afa.evaluation.evaluate import EvaluationStopped, Validator
 from afa.methods import Batch, Method
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 # What the processes agree on before each step; the greatest number wins.
 _GO_ON, _STOP, _FAIL = range(3)
+
+LOST_LOADER = "DataLoader worker (pid"
+"""How PyTorch begins to say that a loader process is gone; an error within one is passed on with other words."""
 
 
 class TrainingRun:
@@ -85,7 +88,7 @@ class TrainingRun:
                 if self.runtime.is_main:
                     logger.info("%s is already trained: %d steps are done", self.output, start)
                 return 0
-            batches = self._start_loading(start)
+            batches = self._batches(start)
             # A checkpoint may have been written before its step was recorded and validated: then that comes first.
             recorded = bool(saved.get("recorded", True))
             self._open_output(start, start + 1 if recorded else start)
@@ -108,14 +111,17 @@ class TrainingRun:
         self.method.network.train()
         self.mark = (start, time.monotonic())
         if not recorded:
-            self._record(start)
+            try:
+                self._record(start)
+            except EvaluationStopped:
+                return self._leave(start, None, saved=True, failed=False)
         for step in range(start, settings.steps):
             with self.stop.kept_from_children() if step == start else nullcontext():
                 micro_batches, failure = self._fetch(batches)
             verdict = self.runtime.worst(_FAIL if failure else _STOP if self.stop.requested else _GO_ON)
             if verdict != _GO_ON:
                 self.guard.settle()
-                saved = step == start or self._save(step, recorded=True)
+                saved = (step == start and recorded) or self._save(step, recorded=True)
                 return self._leave(step, failure, saved=saved, failed=verdict == _FAIL)
             self.step(step, micro_batches)
             self.progress.step()
@@ -123,8 +129,12 @@ class TrainingRun:
             if done % settings.checkpoint_every == 0 or done == settings.steps or self._validates(done):
                 # Before validation, which may take long: a run that is killed in it has lost nothing else.
                 self.guard.settle()
-                self._save(done, recorded=False)
-            self._record(done, micro_batches[-1])
+                saved = self._save(done, recorded=False)
+            try:
+                self._record(done, micro_batches[-1])
+            except EvaluationStopped:
+                # The next start validates this step first.
+                return self._leave(done, None, saved=saved, failed=False)
         self._finish(settings.steps)
         return 0
 
@@ -135,7 +145,7 @@ class TrainingRun:
         except UserError as error:
             return [], error
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            if LOST_LOADER in str(error):
                 return [], killed_loader()
             raise
 
@@ -210,10 +220,14 @@ class TrainingRun:
         self.mark = (done, time.monotonic())
 
     def _validate(self, done: int) -> dict[str, float]:
-        """Score the network, remember whether its segmentation is the best so far."""
+        """Score the network, remember whether its segmentation is the best so far.
+
+        Raises:
+            EvaluationStopped: On every process, where one was asked to stop.
+        """
         assert self.validator is not None
         with self.stop.kept_from_children():
-            self.table = self.validator(self.method.network)  # type: ignore[arg-type]
+            self.table = self.validator(self.method.network, self.stop.asked)  # type: ignore[arg-type]
         rows = {row: scores["miou"] for row, scores in self.table.items() if isinstance(scores, dict)}
         values = {**{f"{row}_miou": miou for row, miou in rows.items()}, "cls_f1": self.table["cls_f1"]}
         score = rows["segmentation"]
@@ -258,7 +272,8 @@ class TrainingRun:
     def _lock(self) -> AbstractContextManager[None]:
         return locked(self.output) if self.runtime.is_main else nullcontext()
 
-    def _start_loading(self, start: int) -> Iterator[dict[str, Any]]:
+    def _batches(self, start: int) -> Iterator[dict[str, Any]]:
+        """This process's micro-batches from a step on; the loader's processes start with the first."""
         settings = self.config.train
         loader = training_loader(
             self.config.dataset,
@@ -286,7 +301,7 @@ class TrainingRun:
         logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])
 
     def _leave(self, step: int, failure: UserError | None, *, saved: bool, failed: bool) -> int:
-        """Before the end."""
+        """End before all steps are done: because of a failure, or asked to."""
         where = "from there" if saved else "from the last checkpoint"
         if failed:
             failures = self.runtime.gather(None if failure is None else str(failure))

@@ -18,7 +18,7 @@ from afa.data.files import write_json, write_text
 from afa.engine.checkpoint import CheckpointStore, read_facts
 from afa.errors import UserError
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RESULT = "result.json"

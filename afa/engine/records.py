@@ -20,7 +20,7 @@ from afa.engine.board import EventFile
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from afa.config import TrainConfig
+from afa.device import choose_device
 from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -57,7 +58,8 @@ class ProcessRuntime:
             UserError: The device asked for is not there.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        device = _choose_device(settings.device, int(os.environ.get("LOCAL_RANK", 0)), world_size)
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        device = choose_device(settings.device, "train.device", local_rank=local_rank, world_size=world_size)
         if device.type == "cpu" and settings.precision == "fp16":
             raise UserError("train.precision=fp16 needs a GPU, and none is used; take bf16 or float32")
         if settings.threads:
@@ -67,6 +69,9 @@ class ProcessRuntime:
             if settings.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True, warn_only=True)
+                # The gradient of fused attention is not deterministic there.
+                for backend in ("flash", "mem_efficient", "cudnn"):
+                    getattr(torch.backends.cuda, f"enable_{backend}_sdp")(False)
                 torch.backends.cudnn.benchmark = False
             else:
                 torch.backends.cudnn.benchmark = True
@@ -189,7 +194,8 @@ def _join(device: torch.device) -> Any:
     control_group = dist.new_group(backend="gloo", timeout=_MEETING) if device.type == "cuda" else dist.group.WORLD
     # The second is the older name of the first.
     set_timeout: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    set_timeout(_WORKING, control_group)
+    for group in {control_group, dist.group.WORLD}:
+        set_timeout(_WORKING, group)
     return control_group
 
 
@@ -221,22 +227,3 @@ def compile_network(network: nn.Module) -> None:
     logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
     for child in network.children():
         child.compile(backend=compile_graph)
-
-
-def _choose_device(name: str, local_rank: int, world_size: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"train.device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise UserError(f"train.device: '{name}' is not supported; use auto, cpu, cuda or cuda:N")
-    if not torch.cuda.is_available():
-        raise UserError(f"train.device={name}, but PyTorch sees no GPU; use train.device=cpu")
-    index = local_rank if device.index is None or world_size > 1 else device.index
-    if index >= torch.cuda.device_count():
-        raise UserError(f"train.device: GPU {index} was asked for, this machine has {torch.cuda.device_count()}")
-    return torch.device("cuda", index)

@@ -47,6 +47,10 @@ class StopSignals:
             # What came meanwhile is delivered now.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
+    def asked(self) -> bool:
+        """Whether a request has come, also one that :meth:`kept_from_children` still holds back."""
+        return self.requested or not signal.sigpending().isdisjoint(_SIGNALS)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         if number == signal.SIGINT:

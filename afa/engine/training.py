@@ -10,7 +10,7 @@ import torch
 
 from afa.config import Config, config_to_dict
 from afa.data.layout import find_layout
-from afa.engine.loop import TrainingRun, killed_loader
+from afa.engine.loop import LOST_LOADER, TrainingRun, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
@@ -20,7 +20,7 @@ from afa.methods import build_method
 from afa.models import build_network
 from afa.weights import load_encoder
 
-logger = logging.getLogger("afa")
+logger = logging.getLogger(__name__)
 
 LOST_PROCESS_EXIT_CODE = 1
 
@@ -45,7 +45,7 @@ def train(config: Config) -> int:
         ):
             return _prepare(config, runtime, stop).go()
     except (MemoryError, RuntimeError) as error:
-        if "DataLoader worker" in str(error):
+        if LOST_LOADER in str(error):
             raise killed_loader() from error
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
             raise UserError(

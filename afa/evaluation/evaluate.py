@@ -7,7 +7,6 @@ out; what they add up are whole numbers, so any number of processes gives the sa
 from __future__ import annotations
 
 import math
-import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,12 @@ from afa.models import AFANet
 # Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
 Refinement = Callable[[Tensor, Tensor], Tensor]
 
+_MOST_REFINED_AT_ONCE = 8  # each takes up to 200 MB
+
+
+class EvaluationStopped(Exception):
+    """Some process was asked to stop before all images were seen."""
+
 
 class Samples(Protocol):
     """Evaluation samples, one by one: a loader, or a list."""
@@ -48,7 +53,6 @@ class Validator:
         rank: This process.
         world_size: Number of processes; each takes every ``world_size``-th image.
         workers: Loader processes; default: those of training.
-        limit: At most this many images.
 
     Raises:
         UserError: The validation images or their masks are missing.
@@ -63,7 +67,6 @@ class Validator:
         rank: int = 0,
         world_size: int = 1,
         workers: int | None = None,
-        limit: int | None = None,
     ) -> None:
         self.config = config
         self.class_names = class_names
@@ -73,19 +76,22 @@ class Validator:
             config.dataset,
             rank=rank,
             world_size=world_size,
-            limit=limit,
             workers=config.train.workers if workers is None else workers,
             pin_memory=self.device.type == "cuda",
         )
 
-    def __call__(self, network: AFANet) -> dict[str, Any]:
+    def __call__(self, network: AFANet, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
         """Score the network as it is; its mode and the random state stay as they were.
 
         Args:
             network: Without the wrapper of distributed training. Every process calls this at the same step.
+            stop: Asked between images.
 
         Returns:
             As :func:`evaluate`, the same on every process.
+
+        Raises:
+            EvaluationStopped: On every process, where ``stop`` said so on one.
         """
         return evaluate(
             network,
@@ -95,6 +101,7 @@ class Validator:
             device=self.device,
             cams=self.config.validation.cam,
             progress="validating" if self.rank == 0 else None,
+            stop=stop,
         )
 
 
@@ -110,6 +117,7 @@ def evaluate(
     segmentation: bool = True,
     refinement: Refinement | None = None,
     progress: str | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Score CAMs, propagated CAMs and segmentation.
 
@@ -125,29 +133,36 @@ def evaluate(
         test: Size, scales and mirror of the segmentation; None: one forward at native size, as in training.
         cams: Whether CAMs are scored: mirrors and all scales, true classes, at native size.
         segmentation: Whether the segmentation is scored.
-        refinement: DenseCRF for a further row ``segmentation_crf``. It runs on the CPU, several images at a time,
-            beside the network.
+        refinement: DenseCRF for a further row ``segmentation_crf``. It runs where the network does: on a GPU in turn
+            with it, on the CPU beside it, several images at a time.
         progress: What to call the work in the progress line; None shows none.
+        stop: Asked before each image whether to give up.
 
     Returns:
         ``cam``, ``propagated_cam``, ``segmentation``, ``segmentation_crf`` (those that were asked for), each as
         :meth:`ConfusionMatrix.scores` with ``background`` first, and ``cls_f1`` and ``images``.
+
+    Raises:
+        EvaluationStopped: On every process, where ``stop`` said so on one.
     """
     device = torch.device(device)
     names = ("background", *class_names)
     rows = [*(["cam", "propagated_cam"] if cams else []), *(["segmentation"] if segmentation else [])]
     if refinement is not None:
         rows.append("segmentation_crf")
-    matrices = {row: ConfusionMatrix(len(names), "cpu" if row == "segmentation_crf" else device) for row in rows}
+    matrices = {row: ConfusionMatrix(len(names), device) for row in rows}
     f1_values = array("d")
+    stopped = False
 
     was_training = network.training
     _share_buffers(network)
     network.eval()
     try:
         # Starting loader workers draws from the global random state: training must not notice.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement) as stream:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement, device) as stream:
             for sample in track(samples, len(samples), progress) if progress is not None else samples:
+                if stopped := stop is not None and stop():
+                    break
                 label = sample["label"].to(device, non_blocking=True)
                 size = (label.shape[-2], label.shape[-1])
                 seen = predict_image(
@@ -167,12 +182,14 @@ def evaluate(
                     matrices["segmentation"].update(label, seen.segmentation(size))
                 if stream is not None:
                     image = sample["image_uint8"].permute(2, 0, 1).contiguous()
-                    stream.add(image, seen.probabilities(size).cpu(), sample["label"], matrices["segmentation_crf"])
+                    stream.add(image, seen.probabilities(size), label, matrices["segmentation_crf"])
                 f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
     finally:
         network.train(was_training)
 
-    all_f1 = _gather(matrices.values(), f1_values, device)
+    if _any_process(stopped):
+        raise EvaluationStopped
+    all_f1 = _gather(matrices.values(), f1_values)
     table: dict[str, Any] = {row: matrix.scores(names) for row, matrix in matrices.items()}
     # Rounded once, at the end: the sum does not depend on the order.
     table["cls_f1"] = math.fsum(all_f1) / max(1, len(all_f1))
@@ -181,13 +198,13 @@ def evaluate(
 
 
 class _RefinementStream:
-    """Refines images in threads, a few ahead of the network, and counts the results."""
+    """Refines images and counts the results; on the CPU in threads, a few images ahead of the network."""
 
-    def __init__(self, refinement: Refinement) -> None:
-        self.refinement = refinement
-        self.threads = max(1, os.cpu_count() or 1)
+    def __init__(self, refinement: Refinement, device: torch.device) -> None:
+        self.refinement, self.device = refinement, device
         self.threads_before = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.threads = min(_MOST_REFINED_AT_ONCE, self.threads_before) if device.type == "cpu" else 0
+        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))
         self.waiting: deque[tuple[Future[Tensor], Tensor, ConfusionMatrix]] = deque()
 
     def __enter__(self) -> _RefinementStream:
@@ -203,7 +220,18 @@ class _RefinementStream:
             torch.set_num_threads(self.threads_before)
 
     def add(self, image: Tensor, probabilities: Tensor, label: Tensor, matrix: ConfusionMatrix) -> None:
-        if len(self.waiting) >= 2 * self.threads:
+        """Count an image, now or later.
+
+        Args:
+            image: uint8 [3, H, W].
+            probabilities: [1, C, H, W], on the device.
+            label: [H, W].
+            matrix: Where it counts.
+        """
+        if not self.threads:
+            matrix.update(label, self._refine(image.to(self.device, non_blocking=True), probabilities))
+            return
+        if len(self.waiting) > self.threads:
             self._count_first()
         self.waiting.append((self.pool.submit(self._refine, image, probabilities), label, matrix))
 
@@ -215,12 +243,20 @@ class _RefinementStream:
         matrix.update(label, future.result())
 
 
-def _stream(refinement: Refinement | None) -> AbstractContextManager[_RefinementStream | None]:
-    return nullcontext() if refinement is None else _RefinementStream(refinement)
+def _stream(refinement: Refinement | None, device: torch.device) -> AbstractContextManager[_RefinementStream | None]:
+    return nullcontext() if refinement is None else _RefinementStream(refinement, device)
 
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _any_process(flag: bool) -> bool:
+    if not _distributed():
+        return flag
+    flags: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
 
 
 def _share_buffers(network: AFANet) -> None:
@@ -230,14 +266,12 @@ def _share_buffers(network: AFANet) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _gather(matrices: Iterable[ConfusionMatrix], f1_values: array[float], device: torch.device) -> array[float]:
+def _gather(matrices: Iterable[ConfusionMatrix], f1_values: array[float]) -> array[float]:
     """Add the processes' counts up, and join their F1 values."""
     if not _distributed():
         return f1_values
     for matrix in matrices:
-        counts = matrix.counts.to(device)  # NCCL knows no tensors on the CPU
-        dist.all_reduce(counts)
-        matrix.counts = counts.to(matrix.counts.device)
+        dist.all_reduce(matrix.counts)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, f1_values)
     return array("d", (value for part in gathered for value in part))

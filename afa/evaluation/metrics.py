@@ -40,10 +40,6 @@ class ConfusionMatrix:
         pairs = label[valid].long() * self.num_classes + prediction[valid]
         self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add another one's counts."""
-        self.counts += other.counts.to(self.counts.device)
-
     def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Scores from 0 to 1.
 

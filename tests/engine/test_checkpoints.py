@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -109,6 +110,67 @@ def test_nothing_but_damage_is_one_line(two_checkpoints: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"every checkpoint .* is damaged: delete the folder"):
         store.load_latest()
     assert store.steps() == [1, 2], "nothing is touched that somebody might still want"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_step_saved_twice_is_never_without_a_checkpoint(
+    two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    shutil.copytree(two_checkpoints, tmp_path / "run", symlinks=True)
+    store = CheckpointStore(tmp_path / "run", keep=1)
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if not written and Path(source).name.startswith(".part_step"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert store.save(2, *network_and_optimiser(9), {"best_step": None}) is written
+    checkpoint = store.load_latest()
+    assert checkpoint is not None and checkpoint.facts["step"] == 2
+    network, optimiser = network_and_optimiser(5)
+    restore(checkpoint, network, optimiser)
+    assert same_state(network, network_and_optimiser(9 if written else 2)[0])
+    assert not list(store.folder.glob("replaced_*"))
+
+
+def test_killed_between_two_checkpoints_of_a_step(two_checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(two_checkpoints, tmp_path / "run", symlinks=True)
+    store = CheckpointStore(tmp_path / "run", keep=1)
+    store.path(2).rename(store.folder / "replaced_step_00000002")
+    checkpoint = store.load_latest()
+    assert checkpoint is not None and checkpoint.facts["step"] == 2
+
+
+def test_links_that_cannot_be_made_cost_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path, target: str) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", fail)
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        assert store.save(step, *network_and_optimiser(step), {"best_step": None})
+    assert not store.mark_best(3)
+    assert store.steps() == [3]
+    assert "the link 'last' to" in caplog.text
+
+
+def test_moments_take_the_memory_order_of_their_parameters(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    network, optimiser = network_and_optimiser(1)
+    store.save(1, network, optimiser, {"best_step": None})
+    checkpoint = store.load_latest()
+    assert checkpoint is not None
+    other, other_optimiser = network_and_optimiser(2)
+    other.to(memory_format=torch.channels_last)
+    restore(checkpoint, other, other_optimiser)
+    for own, parameter in zip(network.parameters(), other.parameters(), strict=True):
+        moments, expected = other_optimiser.state[parameter], optimiser.state[own]
+        assert moments["exp_avg"].stride() == parameter.stride()
+        assert all(torch.equal(moments[name], value) for name, value in expected.items())
 
 
 def test_last_ones_and_best_are_kept(tmp_path: Path) -> None:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import faults
 import pytest
+from forked import Forked
+
+from afa.config import load_config
+from afa.engine.training import train
+from afa.evaluation import evaluate
 
 SHORT_KILLS, LONG_KILLS = 20, 120
 
@@ -186,6 +195,30 @@ def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undistu
     os.killpg(run.process.pid, signal.SIGTERM)
     assert run.wait() == 75, run.text()
     assert "Traceback" not in run.text()
+    again = faults.Run(config, tmp_path / "log")
+    assert again.wait() == 0, again.text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+
+
+def train_and_stop_in_validation(config: Path) -> None:
+    predict_image = evaluate.predict_image
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict_image(*args, **kwargs)
+
+    with patch.object(evaluate, "predict_image", asked):
+        sys.exit(train(load_config(config)))
+
+
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    done = Forked(train_and_stop_in_validation, config).wait()
+    assert done.returncode == 75, done.stderr
+    assert "asked to stop at step 7; the same command goes on from there" in done.stderr
+    assert newest_step(tmp_path / "run" / "checkpoints") == 7
+    assert not any("validation/segmentation_miou" in line for line in faults.records(tmp_path / "run"))
     again = faults.Run(config, tmp_path / "log")
     assert again.wait() == 0, again.text()
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)

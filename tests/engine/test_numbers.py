@@ -201,7 +201,7 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch, cap
     compile_network(network)
     assert torch.equal(network(torch.ones(2, 3)), plain)
     network(torch.ones(2, 3)).sum().backward()
-    complaints = [record.getMessage() for record in caplog.records if record.name == "afa"]
+    complaints = [record.getMessage() for record in caplog.records if record.name == "afa.engine.runtime"]
     assert complaints == ["train.compile: torch.compile does not work here, training uncompiled: no C++ compiler found"]
 
 

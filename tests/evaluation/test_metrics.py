@@ -33,12 +33,12 @@ def test_order_of_images_does_not_change_a_bit() -> None:
     assert golden_scores([0, 1, 2, 3])[0] == golden_scores([3, 1, 0, 2])[0]
 
 
-def test_merged_parts_equal_the_whole() -> None:
+def test_counts_of_parts_add_up_to_the_whole() -> None:
     data = np.load(GOLDEN)
     parts = [ConfusionMatrix(6), ConfusionMatrix(6)]
     for index in range(4):
         parts[index % 2].update(torch.from_numpy(data["gts"][index]), torch.from_numpy(data["preds"][index]))
-    parts[0].merge(parts[1])
+    parts[0].counts += parts[1].counts
     assert parts[0].scores(NAMES) == golden_scores([0, 1, 2, 3])[0]
 
 
