@@ -28,7 +28,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         main: The program; returns its exit code, None meaning 0.
 
     Raises:
-        SystemExit: Always. Code 2 after a :class:`UserError`, 130 after an interrupt from the keyboard.
+        SystemExit: Always. Code 2 after a :class:`UserError` or a file that cannot be read or written, 130 after an
+            interrupt from the keyboard.
     """
     try:
         code = main() or 0
@@ -45,4 +46,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         # The reader (head, less) has gone: there is nobody left to tell.
         sys.stderr.close()
         code = 0
+    except OSError as error:
+        if error.strerror is None:  # not the system's: a library's
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        code = USER_ERROR_EXIT_CODE
     sys.exit(code)

@@ -46,6 +46,8 @@ def check_ranges(config: Config, source: str) -> None:
                 raise UserError(f"{source}: {key}: {number} is above {limits['maximum']}")
             if limits["above"] is not None and number <= limits["above"]:
                 raise UserError(f"{source}: {key}: {number} must be greater than {limits['above']}")
+            if limits["below"] is not None and number >= limits["below"]:
+                raise UserError(f"{source}: {key}: {number} must be less than {limits['below']}")
 
 
 def check_agreement(config: Config, source: str) -> None:
@@ -71,6 +73,8 @@ def check_agreement(config: Config, source: str) -> None:
     for width, count in zip(widths, heads, strict=True):
         if width % count:
             refuse(f"model.widths, model.heads: {width} channels cannot be shared by {count} heads")
+    if any(int(width * model.mlp_ratio) < 1 for width in widths):
+        refuse(f"model.mlp_ratio: {model.mlp_ratio} leaves the MLPs of {min(widths)} channels no hidden one")
     stride = 1
     for step in model.strides:
         stride *= step

@@ -38,9 +38,11 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A configuration field with its help text and, where given, its choices or range (for lists: of each item)."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    metadata = {"help": help, "choices": choices, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -148,8 +150,8 @@ class RegularisedLossConfig:
 
     weight: float = setting(0.0, "weight in the total loss (paper 0.01, released program 0: off)", minimum=0)
     energy_weight: float = setting(1e-7, "factor of the energy itself", above=0)
-    sigma_rgb: float = setting(15.0, "bandwidth in colour, 0-255", above=0)
-    sigma_xy: float = setting(100.0, "bandwidth in pixels of the crop", above=0)
+    sigma_rgb: float = setting(15.0, "bandwidth in colour, 0-255", minimum=0.5)
+    sigma_xy: float = setting(100.0, "bandwidth in pixels of the crop", minimum=0.5)
     scale: float = setting(0.5, "size at which the energy is computed over the crop's", above=0, maximum=1)
 
 
@@ -196,8 +198,8 @@ class OptimiserConfig:
     )
     weight_decay: float = setting(0.01, "decoupled weight decay", minimum=0)
     freeze_norms: bool = setting(True, "encoder parameters whose name holds 'norm': lr 0, decay 0 (released program)")
-    beta1: float = setting(0.9, "AdamW's first beta", minimum=0, maximum=1)
-    beta2: float = setting(0.999, "AdamW's second beta", minimum=0, maximum=1)
+    beta1: float = setting(0.9, "AdamW's first beta", minimum=0, below=1)
+    beta2: float = setting(0.999, "AdamW's second beta", minimum=0, below=1)
     epsilon: float = setting(1e-8, "AdamW's epsilon", above=0)
     warmup_steps: int = setting(1500, "steps of linear warm-up", minimum=0)
     warmup_ratio: float = setting(1e-6, "factor of the learning rate at step 0", above=0, maximum=1)
@@ -213,7 +215,7 @@ class TrainConfig:
     batch_size: int = setting(2, "images per process and forward pass", minimum=1)
     accumulate: int = setting(1, "forward passes whose gradients are averaged into one step", minimum=1)
     workers: int = setting(2, "loader processes per training process", minimum=0)
-    seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0)
+    seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**63)
     device: str = setting("auto", "auto, cpu, cuda, or cuda:N")
     threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0)
     precision: str = setting(
@@ -251,10 +253,10 @@ class TestConfig:
     scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0)
     mirror: bool = setting(True, "average the logits with those of the mirrored image")
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)
-    crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", above=0)
+    crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", minimum=0.5)
     crf_gaussian_weight: float = setting(3.0, "DenseCRF: weight of the smoothness kernel", minimum=0)
-    crf_bilateral_sxy: float = setting(64.0, "DenseCRF: bandwidth of the bilateral kernel in pixels", above=0)
-    crf_bilateral_srgb: float = setting(5.0, "DenseCRF: bandwidth of the bilateral kernel in colour", above=0)
+    crf_bilateral_sxy: float = setting(64.0, "DenseCRF: bandwidth of the bilateral kernel in pixels", minimum=0.5)
+    crf_bilateral_srgb: float = setting(5.0, "DenseCRF: bandwidth of the bilateral kernel in colour", minimum=0.5)
     crf_bilateral_weight: float = setting(4.0, "DenseCRF: weight of the bilateral kernel", minimum=0)
 
 

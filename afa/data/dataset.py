@@ -22,7 +22,7 @@ from afa.errors import UserError
 if TYPE_CHECKING:
     from afa.config import AugmentationConfig, DatasetConfig
 
-logger = logging.getLogger("afa.data")
+logger = logging.getLogger(__name__)
 
 IGNORE = 255
 _MAX_DAMAGED_IN_A_ROW = 20

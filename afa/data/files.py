@@ -1,14 +1,16 @@
-"""Writing files so that nothing half-written stays behind."""
+"""Finding files, and writing them so that nothing half-written stays behind."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from afa.errors import UserError
 
 _UNFINISHED = ".part"
 
@@ -33,6 +35,33 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files below a folder, hidden ones left out.
+
+    Args:
+        folder: Its sub-folders are searched too.
+        suffixes: In lower case, with their dots.
+
+    Returns:
+        Path below the folder without suffix, separated by ``/`` -> the file.
+
+    Raises:
+        UserError: Two files differ in their suffixes alone.
+    """
+    found: dict[str, Path] = {}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for file in sorted(files):
+            path = Path(parent, file)
+            if path.suffix.lower() not in suffixes or file.startswith("."):
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found:
+                raise UserError(f"{path} and {found[name]} have the same name without their suffixes: rename one")
+            found[name] = path
+    return found
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
+from afa.data.files import find_files
 from afa.data.images import IMAGE_SUFFIXES
 from afa.data.labels import LABEL_FILES, image_key
 from afa.errors import UserError
@@ -89,7 +89,11 @@ class Layout:
         """
         path = self.list_file(split)
         if path.is_file():
-            names = [image_key(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise UserError(f"the list {path} is no text in UTF-8: write one image name per line") from error
+            names = [image_key(line) for line in lines if line.strip()]
         elif self.found is not None and any(name.startswith(f"{split}/") for name in self.found):
             names = sorted(name for name in self.found if name.startswith(f"{split}/"))
         else:
@@ -139,7 +143,7 @@ def find_layout(config: DatasetConfig) -> Layout:
         labels=_label_file(config, root, lists),
         class_names=find_class_names(config),
         by_split=config.type == "coco",
-        found=_find_images(images) if config.type == "folder" else None,
+        found=find_files(images, IMAGE_SUFFIXES) if config.type == "folder" else None,
     )
 
 
@@ -186,18 +190,3 @@ def _label_file(config: DatasetConfig, root: Path, lists: Path) -> Path | None:
         return path
     candidates = [folder / name for folder in (root, lists) for name in LABEL_FILES]
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _find_images(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for file in sorted(files):
-            path = Path(parent, file)
-            if path.suffix.lower() not in IMAGE_SUFFIXES or file.startswith("."):
-                continue
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise UserError(f"{path} and {found[name]} have the same name without their suffixes: rename one")
-            found[name] = path
-    return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from afa.data.classes import CLASS_NAMES_FILE, MAX_CLASSES, read_class_names
-from afa.data.files import write_lines
+from afa.data.files import find_files, write_lines
 from afa.data.images import IMAGE_SUFFIXES, DamagedImage, read_mask
 from afa.data.labels import classes_in_mask, write_labels
 from afa.data.parallel import map_files
@@ -119,13 +118,7 @@ def write_label_file(
 def _files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist")
-    found = {}
-    for parent, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            path = Path(parent, file)
-            if path.suffix.lower() in suffixes and not file.startswith("."):
-                found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    return dict(sorted(found.items()))
+    return dict(sorted(find_files(folder, suffixes).items()))
 
 
 def _mask_classes(num_classes: int, ignore_index: int, path: Path) -> list[int]:

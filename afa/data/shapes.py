@@ -31,6 +31,7 @@ from afa.errors import UserError
 
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
+SMALLEST_SIZE = 32
 _MARKER = "manifest.unfinished.json"
 _VERSION = 1  # of the pictures: changes with what a seed gives
 _SPLITS = ("train", "val")
@@ -109,6 +110,10 @@ def make_shapes(
     }
     if train < 1 or val < 1:
         raise UserError("at least one training and one validation image are needed")
+    if style.size < SMALLEST_SIZE:
+        raise UserError(f"pictures of {style.size} pixels have no room for objects: {SMALLEST_SIZE} is the least")
+    if seed < 0:
+        raise UserError(f"the seed {seed} is below 0")
     if _is_made(root, recipe):
         return root
     write_json(root / _MARKER, recipe)

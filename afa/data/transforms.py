@@ -89,18 +89,3 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return torch.from_numpy(planes)
-
-
-def denormalise(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """image * std + mean, a float32 multiplication and then an addition, each rounded on its own.
-
-    Args:
-        image: Normalised float32 [..., 3, H, W].
-        mean: Per channel, in 0 to 255.
-        std: Per channel, in 0 to 255.
-
-    Returns:
-        float32 [..., 3, H, W] in about 0 to 255, neither rounded nor clipped.
-    """
-    scaled = image * torch.tensor(std, dtype=image.dtype, device=image.device)[:, None, None]
-    return scaled + torch.tensor(mean, dtype=image.dtype, device=image.device)[:, None, None]

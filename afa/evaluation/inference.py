@@ -16,11 +16,11 @@ from tqdm import tqdm
 from afa.data.files import replacing, write_json
 from afa.data.palette import palette_image
 from afa.errors import UserError
-from afa.evaluation.pictures import Picture, read_picture
+from afa.evaluation.pictures import Picture, free_name, read_picture
 from afa.evaluation.predict import long_side_size
 from afa.evaluation.predictor import Prediction, Predictor
 from afa.evaluation.progress import track
-from afa.evaluation.results import Results
+from afa.evaluation.results import WantedResults
 from afa.visual import overlay_cams, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
@@ -32,16 +32,16 @@ class Inference:
     Args:
         predictor: Looks at the pictures.
         out: Folder of the results; those of the same names are replaced.
-        results: Which are wanted.
+        wanted: Which results.
         labels: Image-level labels [K] by picture key or bare name; None: the classifier's own.
     """
 
     def __init__(
-        self, predictor: Predictor, out: Path, results: Results, labels: Mapping[str, np.ndarray] | None = None
+        self, predictor: Predictor, out: Path, wanted: WantedResults, labels: Mapping[str, np.ndarray] | None = None
     ) -> None:
         self.predictor = predictor
         self.out = out
-        self.results = results
+        self.wanted = wanted
         self.labels = labels
         self.failures: list[str] = []
         self.done: dict[str, Any] = {}
@@ -55,13 +55,14 @@ class Inference:
         Raises:
             UserError: Results cannot be written.
         """
+        gif_names: set[str] = set()
         try:
             waiting = iter(track(pictures, len(pictures), "predicting"))
             for folder, members in groupby(waiting, key=lambda picture: picture.folder):
                 frames = self._frames(members)
-                if self.results.gif and folder is not None:
-                    path = self.out / f"{folder.resolve().name}.gif"
-                    write_gif(path, frames, frames_per_second=self.results.frames_per_second)
+                if self.wanted.gif and folder is not None:
+                    path = self.out / f"{free_name(folder.resolve().name, gif_names)}.gif"
+                    write_gif(path, frames, frames_per_second=self.wanted.frames_per_second)
                 else:
                     for _ in frames:
                         pass
@@ -74,12 +75,12 @@ class Inference:
         """Work the pictures off, and give the overlay of each that could be read."""
         for picture in pictures:
             try:
-                image = read_picture(picture.path, upright=self.results.upright)
+                image = read_picture(picture.path, upright=self.wanted.upright)
                 prediction = self.predictor.predict(
                     image,
                     self._class_labels(picture),
-                    cams=self.results.cams or self.results.overlays,
-                    pseudo_labels=self.results.pseudo_labels,
+                    cams=self.wanted.cams or self.wanted.overlays,
+                    pseudo_labels=self.wanted.pseudo_labels,
                 )
             except UserError as error:
                 self._fail(str(error))
@@ -105,7 +106,7 @@ class Inference:
 
     def _write(self, picture: Picture, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         """Write what is wanted; returns the overlay."""
-        name, results = picture.name, self.results
+        name, wanted = picture.name, self.wanted
         write_picture(self.out / "masks" / f"{name}.png", palette_image(prediction.mask))
         for kind, label in prediction.pseudo_labels.items():
             write_picture(self.out / "pseudo_labels" / kind / f"{name}.png", palette_image(label))
@@ -113,13 +114,13 @@ class Inference:
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         overlay = overlay_label(small, cv2.resize(prediction.mask, (width, height), interpolation=cv2.INTER_NEAREST))
         if prediction.cams is not None:
-            if results.cams:
+            if wanted.cams:
                 self._write_cams(self.out / "cams" / f"{name}.npz", prediction, prediction.cams)
-            if results.overlays:
+            if wanted.overlays:
                 strongest = prediction.cams.max(axis=0, initial=0).astype(np.float32)
                 heat = cv2.resize(strongest, (width, height), interpolation=cv2.INTER_AREA)
                 write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_cams(small, heat))
-        if results.overlays:
+        if wanted.overlays:
             write_picture(self.out / "overlays" / f"{name}.jpg", overlay)
         classes = zip(prediction.class_names, prediction.class_ids, strict=True)
         self.done[name] = {

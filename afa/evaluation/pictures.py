@@ -132,6 +132,16 @@ def _numbers_apart(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in parts if part]
 
 
+def free_name(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it where it is taken (also without regard to case); it is taken afterwards."""
+    number, candidate = 1, name
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate.lower())
+    return candidate
+
+
 def _unique_names(found: Sequence[tuple[Path, Path | None]], keys: Sequence[str]) -> list[str]:
     """Names of the results: the keys, made longer only where two would be the same (also without regard to case)."""
     names = list(keys)
@@ -148,11 +158,5 @@ def _unique_names(found: Sequence[tuple[Path, Path | None]], keys: Sequence[str]
         [f"{(folder or path.parent).resolve().name}/{name}" for name, (path, folder) in zip(names, found, strict=True)]
     )
     taken: set[str] = set()
-    for index, name in enumerate(names):
-        number, candidate = 1, name
-        while candidate.lower() in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate.lower())
-        names[index] = candidate
+    names = [free_name(name, taken) for name in names]
     return names

@@ -18,7 +18,7 @@ PSEUDO_LABELS = ("plain", "refined", "propagated")
 
 
 @dataclass(frozen=True)
-class Results:
+class WantedResults:
     """Which results are wanted.
 
     Attributes:

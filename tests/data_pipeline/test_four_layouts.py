@@ -100,6 +100,12 @@ def test_mistakes_when_making_labels(tmp_path: Path, run_tool) -> None:
     assert "classes.txt" in run_tool("make_labels.py", output, "--masks", root / "masks", code=2).stderr
     (root / "images/loose.jpg").write_bytes(b"")
     assert "loose.jpg" in run_tool("make_labels.py", output, "--folders", root / "images", code=2).stderr
+    for folder, suffix in (("images/same", "jpg"), ("images/same", "png")):
+        (root / folder).mkdir(exist_ok=True)
+        (root / folder / f"a.{suffix}").write_bytes(b"")
+    (root / "images/loose.jpg").unlink()
+    error = run_tool("make_labels.py", output, "--folders", root / "images", code=2).stderr
+    assert "same/a.png" in error and "same/a.jpg" in error
     assert ".csv" in run_tool("make_labels.py", root / "labels.xlsx", "--masks", root / "masks", code=2).stderr
     assert "does not exist" in run_tool("make_labels.py", output, "--folders", root / "nothing", code=2).stderr
     assert not output.exists() and not (root / "classes.txt").exists()

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from afa.config import AugmentationConfig, DatasetConfig
 from afa.data.dataset import EvaluationImages, TrainingImages
-from afa.data.shapes import CLASS_NAMES, ShapesStyle, draw_picture, make_shapes
+from afa.data.shapes import CLASS_NAMES, SMALLEST_SIZE, ShapesStyle, draw_picture, make_shapes
 from afa.errors import UserError
 
 STYLE = ShapesStyle()
@@ -158,3 +158,24 @@ def test_foreign_folders_and_other_settings_are_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "made/manifest.json").read_text())["counts"] == {"train": 2, "val": 1}
     with pytest.raises(UserError, match="at least one"):
         make_shapes(tmp_path / "none", train=0, val=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "31"], "32 is the least"),
+        (["--seed", "-1"], "the seed -1 is below 0"),
+        (["--val", "0"], "at least one training and one validation image"),
+    ],
+)
+def test_impossible_wishes_are_one_line_and_leave_nothing(
+    tmp_path: Path, run_tool, arguments: list[str], message: str
+) -> None:
+    done = run_tool("make_shapes.py", tmp_path / "shapes", *arguments, code=2)
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "shapes").exists()
+
+
+def test_smallest_pictures_can_be_drawn() -> None:
+    image, mask = draw_picture(np.random.default_rng(0), ShapesStyle(size=SMALLEST_SIZE))
+    assert image.shape == (SMALLEST_SIZE, SMALLEST_SIZE, 3) and mask.any()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -156,9 +157,14 @@ def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_pa
         image = np.full((40, 56, 3), number * 20, np.uint8)
         frames.mkdir(exist_ok=True)
         Image.fromarray(image).save(frames / f"frame{number}.png")
-    result = infer(checkpoint, frames, "--out", tmp_path / "out", "--gif", "--fps", "10", "--no-cams", "--no-overlays")
+    other = tmp_path / "other" / "clip"
+    other.mkdir(parents=True)
+    shutil.copy(frames / "frame1.png", other / "only.png")
+    options = ("--out", tmp_path / "out", "--gif", "--fps", "10", "--no-cams", "--no-overlays")
+    result = infer(checkpoint, frames, other, *options)
     assert result.returncode == 0, result.stderr
-    assert list(json.loads((tmp_path / "out/pictures.json").read_text())) == ["frame1", "frame2", "frame10"]
+    assert list(json.loads((tmp_path / "out/pictures.json").read_text())) == ["frame1", "frame2", "frame10", "only"]
+    assert (tmp_path / "out/clip_2.gif").is_file()
     with Image.open(tmp_path / "out/clip.gif") as gif:
         assert gif.n_frames == 3
         assert gif.size == (56, 40)
