@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from afa.errors import UserError, run_command
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args()
     args.overrides += split_scales(args)
+    args.overrides += prediction_overrides(args)
     for name in ("count", "cell"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
@@ -34,7 +35,7 @@ def main() -> int:
     from afa.evaluation.sheet import evaluation_sheet
     from afa.visual import write_picture
 
-    opened = open_network(args, args.overrides)
+    opened = open_network(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
     images = EvaluationImages(opened.config.dataset, split=args.split)
     class_names = scored_class_names(opened)
     count = min(args.count, len(images))

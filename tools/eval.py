@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from afa.errors import UserError, run_command
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
 
 
 def main() -> int:
@@ -31,6 +31,7 @@ def main() -> int:
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args()
     args.overrides += split_scales(args)
+    args.overrides += prediction_overrides(args)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: at least 1 image is needed")
     if args.workers < 0:
@@ -42,7 +43,7 @@ def main() -> int:
     from afa.evaluation.opening import build_crf, open_network, scored_class_names
     from afa.evaluation.report import default_report_path, format_table, write_report
 
-    opened = open_network(args, args.overrides)
+    opened = open_network(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
     test = opened.config.test
     crf = build_crf(test, args.crf_negligible) if args.crf else None
     output = args.output or default_report_path(args.checkpoint)
@@ -68,6 +69,9 @@ def main() -> int:
     table["step"] = opened.step
     table["split"] = args.split or opened.config.dataset.val_split
     table["test"] = {"long_side": test.long_side, "scales": test.scales, "mirror": test.mirror}
+    if crf is not None:
+        table["test"] |= {name: value for name, value in vars(test).items() if name.startswith("crf_")}
+        table["test"]["crf_negligible"] = args.crf_negligible
     print(format_table(table))
     write_report(output, table)
     print(f"written to {output}", file=sys.stderr)

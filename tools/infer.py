@@ -12,7 +12,7 @@ from pathlib import Path
 
 from afa.errors import UserError, run_command
 from afa.evaluation import results
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, split_scales
+from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
 from afa.evaluation.pictures import find_pictures
 
 
@@ -51,6 +51,7 @@ def main() -> int:
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args()
     args.pictures += [Path(text) for text in split_scales(args)]
+    args.set += prediction_overrides(args)
 
     if not args.pictures:
         raise UserError("no picture was named: give image files or folders after the checkpoint")
@@ -64,10 +65,10 @@ def main() -> int:
     from afa.evaluation.opening import build_crf, open_network
     from afa.evaluation.predictor import Predictor
 
-    opened = open_network(args, args.set)
+    opened = open_network(args.checkpoint, config=args.config, device=args.device, overrides=args.set)
     labels = None if args.labels is None else read_labels(args.labels, opened.class_names)
     kinds = args.pseudo_labels if args.pseudo_labels is not None else ["propagated"] if labels is not None else []
-    wanted = results.Results(
+    wanted = results.WantedResults(
         cams=args.cams,
         overlays=args.overlays,
         pseudo_labels=tuple(dict.fromkeys(kinds)),

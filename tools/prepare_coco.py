@@ -1,4 +1,4 @@
-"""Prepare COCO 2014: python tools/prepare_coco.py data/coco2014"""
+"""Prepare COCO 2014: python tools/prepare_coco.py data/COCO2014"""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ import torch
 from afa.benchmarks.crf import noise_image
 from afa.config import Config
 from afa.data.transforms import normalise
+from afa.device import choose_device
 from afa.errors import UserError
 from afa.evaluation.evaluate import evaluate
-from afa.evaluation.opening import build_crf, choose_device
+from afa.evaluation.opening import build_crf
 from afa.models import VARIANTS, build_network
 
 _CAMS = "CAM and propagated CAM"
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = choose_device(args.device)
+    device = choose_device(args.device, "--device")
     config = Config(model=replace(Config().model, encoder=args.encoder))
     torch.manual_seed(0)
     network = build_network(config.model, args.classes + 1).to(device).eval()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afa.benchmarks.crf import noise_image
+from afa.device import choose_device
 from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
 from afa.ops.par import PAR
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--size, --channels, --batch, --iterations and --repeats begin at 1, --threads at 0")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = choose_device(args.device, "--device")
     if device.type == "cpu":
         # The direct version gains from it, too.
         keep_freed_memory()

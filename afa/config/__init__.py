@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from afa.config.reading import config_differences, config_from_dict, config_to_dict, load_config
+from afa.config.reading import apply_overrides, config_differences, config_from_dict, config_to_dict, load_config
 from afa.config.settings import (
     VARIANTS,
     AffinityConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "TestConfig",
     "TrainConfig",
     "ValidationConfig",
+    "apply_overrides",
     "config_differences",
     "config_from_dict",
     "config_to_dict",

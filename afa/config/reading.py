@@ -33,6 +33,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             or values that contradict each other.
     """
     tree = _read_yaml(Path(path))
+    apply_overrides(tree, overrides)
+    return config_from_dict(tree, source=str(path))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change a nested dict of settings.
+
+    Args:
+        tree: Changed in place.
+        overrides: ``section.key=value`` strings, values in YAML syntax.
+
+    Raises:
+        UserError: An override is malformed. Whether there is such a setting is :func:`config_from_dict`'s to say.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -42,7 +56,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"override '{override}': {_first_line(error)}") from error
         _insert(tree, key, value, override)
-    return config_from_dict(tree, source=str(path))
 
 
 def config_from_dict(tree: Mapping[str, Any], source: str = "configuration") -> Config:

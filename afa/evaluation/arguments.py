@@ -43,6 +43,18 @@ def split_scales(args: argparse.Namespace) -> list[str]:
     return others
 
 
+def prediction_overrides(args: argparse.Namespace) -> list[str]:
+    """The ``test`` settings of :func:`add_network_arguments` as overrides, after :func:`split_scales`."""
+    overrides = []
+    if args.scales is not None:
+        overrides.append(f"test.scales=[{', '.join(args.scales)}]")
+    if args.flip is not None:
+        overrides.append(f"test.mirror={str(args.flip).lower()}")
+    if args.long_side is not None:
+        overrides.append(f"test.long_side={args.long_side}")
+    return overrides
+
+
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))

@@ -1,0 +1,37 @@
+"""Where tensors live: the CPU or a GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from afa.errors import UserError
+
+
+def choose_device(name: str, option: str, *, local_rank: int = 0, world_size: int = 1) -> torch.device:
+    """The device that a user asked for.
+
+    Args:
+        name: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        option: What the user set it with, for the message.
+        local_rank: Number of this process on its machine: ``auto`` and ``cuda`` are the GPU of that number.
+        world_size: Number of processes; among several, each takes its own GPU whatever the name's number.
+
+    Raises:
+        UserError: It is no device, or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{option}={name}: no such device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UserError(f"{option}={name} is not supported; use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(f"{option}={name}, but PyTorch sees no GPU; use {option}=cpu")
+    index = local_rank if device.index is None or world_size > 1 else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"{option}: GPU {index} was asked for, this machine has {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
