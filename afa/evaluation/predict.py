@@ -15,7 +15,7 @@ from torch import Tensor
 from afa.config import AffinityConfig, CamConfig, TestConfig
 from afa.methods.pseudo_labels import plain_label, propagate_cams
 from afa.models import AFANet
-from afa.ops.cam import multi_scale_cam, resize
+from afa.ops.cam import multi_scale_cam, resize, scaled_size
 
 # A map of full size is made for so many values at once when only its arg max is wanted.
 _VALUES_AT_ONCE = 2**25
@@ -218,11 +218,6 @@ def long_side_size(size: Sequence[int], long_side: int, smallest: int = 1) -> tu
     return max(smallest, int(size[0] * ratio)), max(smallest, int(size[1] * ratio))
 
 
-def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """Integer part of scale times height and width, at least 1."""
-    return max(1, int(scale * size[0])), max(1, int(scale * size[1]))
-
-
 def arg_max_at(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Arg max over the channels of scores resized to ``size``, a few channels at a time.
 
@@ -271,14 +266,14 @@ class _SharedPasses:
 
     def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
         """As :meth:`AFANet.cam`, for [image, mirror image] or, at scale 1, the mirror image alone."""
-        features, attention_logits = self.network.encoder(
-            image, logits_of=affinity_of, logits_blocks=self.network.affinity_blocks
+        features, attention = self.network.encoder(
+            image, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
         )
         size = (image.shape[-2], image.shape[-1])
         if size in self.wanted:
             self._keep(size, features)
         cam = self.network.class_activation(features[-1])
-        affinity = self.network.affinity(attention_logits) if affinity_of else None
+        affinity = self.network.affinity(attention) if affinity_of else None
         return (cam if self.classes is None else cam[:, self.classes]), affinity
 
     def _keep(self, size: tuple[int, int], features: Sequence[Tensor]) -> None:

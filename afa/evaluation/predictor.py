@@ -66,7 +66,7 @@ class Predictor:
         config: The ``dataset`` (mean, std), ``cam``, ``affinity``, ``par``, ``validation`` and ``test`` settings.
         class_names: K names, background left out.
         device: Where the network lies.
-        crf: Refines the segmentation, on the CPU.
+        crf: Refines the segmentation.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class Predictor:
     def _mask(self, seen: ImagePrediction, detail: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.crf is None:
             return _network_mask(seen, size)
-        probabilities = seen.probabilities(detail.shape[:2]).cpu()
-        marginals = self.crf(torch.from_numpy(detail).permute(2, 0, 1).contiguous(), probabilities)
-        return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).numpy(), size)
+        picture = torch.from_numpy(detail).permute(2, 0, 1).contiguous().to(self.device)
+        marginals = self.crf(picture, seen.probabilities(detail.shape[:2]))
+        return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).cpu().numpy(), size)
 
     def _walked(self, seen: ImagePrediction) -> Tensor:
         """Propagated CAMs [m, h, w] in 0..1."""

@@ -12,4 +12,5 @@ __all__ = ["AFA", "Batch", "Method", "ParameterGroup", "Runtime", "StepOutput", 
 
 def build_method(network: AFANet, config: Config, runtime: Runtime) -> Method:
     """The method that ``config.method`` names."""
-    return AFA(network, config, runtime)
+    methods = {"afa": AFA}
+    return methods[config.method](network, config, runtime)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.ops.cam import resize
+from afa.ops.cam import resize, scaled_size
 from afa.ops.par import PAR
 from afa.ops.random_walk import affinity_window, propagate
 
@@ -192,7 +192,7 @@ def refined_label(
         int64 [B, H, W].
     """
     height, width = image.shape[-2:]
-    small = _scaled(height, width, image_scale)
+    small = scaled_size((height, width), image_scale)
     classes, scores = gather_present(cams, class_labels)
     scores = resize(scores, small)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
@@ -298,7 +298,7 @@ def refine_inside_box(image: Tensor, masks: Tensor, valid_box: Tensor, par: PAR,
         cuts = [(index, slice(boxes[index][0], boxes[index][1]), slice(*boxes[index][2:])) for index in members]
         box_image = torch.stack([image[index, :, rows, columns] for index, rows, columns in cuts])
         box_masks = torch.stack([masks[index, :, rows, columns] for index, rows, columns in cuts])
-        small = resize(box_image, _scaled(box_height, box_width, image_scale))
+        small = resize(box_image, scaled_size((box_height, box_width), image_scale))
         box_refined = resize(par(small, box_masks), (box_height, box_width))
         for (index, rows, columns), result in zip(cuts, box_refined, strict=True):
             refined[index, :, rows, columns] = result
@@ -324,7 +324,3 @@ def affinity_label(label: Tensor, token_grid: tuple[int, int], radius: int = 8) 
     counts = tokens != IGNORE
     valid = counts[:, :, None] & counts[:, None, :] & affinity_window(*token_grid, radius, label.device)
     return same.masked_fill_(~valid, IGNORE)
-
-
-def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
-    return max(1, int(height * scale)), max(1, int(width * scale))

@@ -83,7 +83,7 @@ class AFANet(nn.Module):
             with_affinity: Whether the affinity is wanted.
         """
         features, attention = self.encoder(
-            image, logits_of=len(image) if with_affinity else 0, logits_blocks=self.affinity_blocks
+            image, attention_of=len(image) if with_affinity else 0, attention_blocks=self.affinity_blocks
         )
         return AFAOutput(
             cls_logits=self.classify(features[-1]),
@@ -103,7 +103,7 @@ class AFANet(nn.Module):
         Returns:
             CAM [B, K, h, w] before ReLU, and affinity [affinity_of, N, N] or None.
         """
-        features, attention = self.encoder(image, logits_of=affinity_of, logits_blocks=self.affinity_blocks)
+        features, attention = self.encoder(image, attention_of=affinity_of, attention_blocks=self.affinity_blocks)
         if decode:
             self.decoder(features)
         return self.class_activation(features[-1]), self.affinity(attention) if affinity_of else None
@@ -150,7 +150,7 @@ class AFANet(nn.Module):
             )
             key = torch.cat([_join_heads(raw.key.float()) for raw in attention], dim=2)
             total = query @ key.transpose(1, 2)
-            return torch.sigmoid(total + total.transpose(1, 2) + self.attn_proj.bias.float())
+            return (total + total.transpose(1, 2)).add_(self.attn_proj.bias.float()).sigmoid_()
 
 
 def _join_heads(tokens: Tensor) -> Tensor:

@@ -55,21 +55,23 @@ class Attention(nn.Module):
             self.sr = nn.Conv2d(width, width, kernel_size=reduction, stride=reduction)
             self.norm = nn.LayerNorm(width, eps=1e-5)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, RawAttention | None]:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], attention_of: int = 0
+    ) -> tuple[Tensor, RawAttention | None]:
         """Attend.
 
         Args:
             tokens: [B, N, C].
             grid: (h, w) with h * w = N.
-            logits_of: Of how many of the first images the raw attention is wanted.
+            attention_of: Of how many of the first images the raw attention is wanted.
 
         Returns:
-            Tokens [B, N, C], and the raw attention of the first ``logits_of`` images, or None.
+            Tokens [B, N, C], and the raw attention of the first ``attention_of`` images, or None.
         """
         query = self._heads(self.q(tokens))  # [B, heads, N, d]
         key, value = (self._heads(part) for part in self.kv(self._reduce(tokens, grid)).chunk(2, dim=-1))
         attended = self.attend(query, key, value)
-        raw = RawAttention(query[:logits_of], key[:logits_of]) if logits_of else None
+        raw = RawAttention(query[:attention_of], key[:attention_of]) if attention_of else None
         return self.proj(attended.transpose(1, 2).flatten(2)), raw
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -125,9 +127,11 @@ class Block(nn.Module):
         self.mlp = MixFeedForward(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], logits_of: int = 0) -> tuple[Tensor, RawAttention | None]:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], attention_of: int = 0
+    ) -> tuple[Tensor, RawAttention | None]:
         """[B, N, C] -> [B, N, C], and the raw attention of :class:`Attention`."""
-        attended, raw = self.attn(self.norm1(tokens), grid, logits_of)
+        attended, raw = self.attn(self.norm1(tokens), grid, attention_of)
         tokens = tokens + self.drop_path(attended)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens), grid)), raw
 
@@ -199,13 +203,13 @@ class MixTransformer(nn.Module):
             in_channels, kernel = width, 3
         self.apply(_initialise)
 
-    def forward(self, image: Tensor, *, logits_of: int = 0, logits_blocks: int = 0) -> EncoderOutput:
+    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
         """Encode images.
 
         Args:
             image: Normalised, [B, 3, H, W].
-            logits_of: Of how many of the first images the raw attention is wanted.
-            logits_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
+            attention_of: Of how many of the first images the raw attention is wanted.
+            attention_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
 
         Returns:
             Feature maps at strides 4, 8, 16, 16 (with the default strides) and the raw attention, earlier blocks first.
@@ -217,7 +221,7 @@ class MixTransformer(nn.Module):
         for stage in range(1, 5):
             tokens, grid = self.get_submodule(f"patch_embed{stage}")(maps)
             for block in self.get_submodule(f"block{stage}").children():
-                wanted = logits_of if blocks_left <= logits_blocks else 0
+                wanted = attention_of if blocks_left <= attention_blocks else 0
                 tokens, raw = block(tokens, grid, wanted)
                 if raw is not None:
                     attention.append(raw)

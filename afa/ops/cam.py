@@ -36,6 +36,11 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Integer part of scale times height and width, at least 1."""
+    return max(1, int(scale * size[0])), max(1, int(scale * size[1]))
+
+
 def normalise_cams(cams: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Per image and class: subtract the spatial minimum, divide by the spatial maximum that is left plus epsilon.
 
@@ -85,7 +90,7 @@ def multi_scale_cam(
     affinity: Tensor | None = None
     token_grid: tuple[int, int] | None = None
     for scale in scales:
-        scaled = resize(image, (int(scale * height), int(scale * width)))
+        scaled = resize(image, scaled_size((height, width), scale))
         wants_affinity = with_affinity and scale == largest
         if first_cam is not None and scale == 1 and not wants_affinity:
             plain, mirrored = first_cam, network.cam(scaled.flip(-1))[0]

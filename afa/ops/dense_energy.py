@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afa.ops.cam import scaled_size
 from afa.ops.permutohedral import PermutohedralLattice
 
 
@@ -68,7 +69,7 @@ def dense_energy_loss(
         if tuple(shape) != wanted:
             raise ValueError(f"{name} is of batch and size {tuple(shape)}, the probabilities of {wanted}")
 
-    size = (max(1, int(height * scale)), max(1, int(width * scale)))
+    size = scaled_size((height, width), scale)
     probabilities = F.interpolate(probabilities.float(), size=size, mode="bilinear", align_corners=False)
     with torch.no_grad():
         image = F.interpolate(image.float(), size=size, mode="nearest")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def affinity_window(height: int, width: int, radius: int, device: torch.device | None = None) -> Tensor:
     """Which pairs of tokens lie within ``radius`` of each other in y and in x.
 
-    Built once per grid: every step asks for the same few.
+    Built once per grid: every step asks for the same few. The last eight are kept: large grids have large ones.
 
     Returns:
         Boolean [N, N], N = height * width, row-major tokens.
@@ -41,7 +41,7 @@ def transition_matrix(
         [B, N, N].
     """
     raised = affinity.square() if power == 2 else affinity.pow(power)
-    raised = raised * affinity_window(*token_grid, radius, affinity.device)
+    raised.mul_(affinity_window(*token_grid, radius, affinity.device))
     return raised.div_(raised.sum(dim=1, keepdim=True).add_(epsilon))
 
 

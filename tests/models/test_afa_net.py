@@ -21,7 +21,7 @@ def test_reference_network(agreement: Agreement, pooling: str) -> None:
     image = normalised(golden["images_uint8"])
     with torch.no_grad():
         output = network(image)
-        encoded = network.encoder(image, logits_of=2, logits_blocks=2)
+        encoded = network.encoder(image, attention_of=2, attention_blocks=2)
     for index, feature in enumerate(encoded.features):
         agreement.values(f"feature map {index + 1}", feature, golden[f"feature/{index}"], 1e-4)
     for index, attention in enumerate(encoded.attention_logits):
@@ -102,7 +102,7 @@ def test_cam_is_the_classifier_everywhere_and_carries_no_gradient() -> None:
 def test_affinity_is_symmetric_and_by_definition() -> None:
     network = small_network()
     image = random_image(2, 3, 48, 64)
-    logits = torch.cat(network.encoder(image, logits_of=2, logits_blocks=2).attention_logits, dim=1)
+    logits = torch.cat(network.encoder(image, attention_of=2, attention_blocks=2).attention_logits, dim=1)
     expected = torch.sigmoid(network.attn_proj(logits + logits.transpose(2, 3)))[:, 0]
     affinity = network(image).affinity
     torch.testing.assert_close(affinity, expected)
@@ -114,8 +114,8 @@ def test_fused_and_raw_attention_agree() -> None:
     network, image = small_network(), random_image(4, 3, 48, 80)
     with torch.no_grad():
         fused = network.encoder(image)
-        raw = network.encoder(image, logits_of=4, logits_blocks=2)
-        some = network.encoder(image, logits_of=1, logits_blocks=2)
+        raw = network.encoder(image, attention_of=4, attention_blocks=2)
+        some = network.encoder(image, attention_of=1, attention_blocks=2)
     assert fused.attention_logits == []
     assert [logits.shape for logits in some.attention_logits] == [(1, 8, 15, 15)] * 2
     for one, other, third in zip(fused.features, raw.features, some.features, strict=True):
@@ -159,7 +159,7 @@ def test_affinity_from_stage_3_too() -> None:
     network = small_network(reductions=[8, 4, 1, 1], affinity_blocks=3)
     assert network.attn_proj.weight.shape[1] == 5 + 8 + 8
     image = random_image(2, 3, 48, 64)
-    logits = network.encoder(image, logits_of=2, logits_blocks=3).attention_logits
+    logits = network.encoder(image, attention_of=2, attention_blocks=3).attention_logits
     assert [maps.shape[1] for maps in logits] == [5, 8, 8]
     expected = torch.cat(logits, dim=1)
     expected = torch.sigmoid(network.attn_proj(expected + expected.transpose(2, 3)))[:, 0]
