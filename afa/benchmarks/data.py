@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure and give the figures.
+    """Measure and print two tables.
 
     Args:
         arguments: As :func:`add_arguments` defines them.
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, decode in decoders.items()
         }
     baseline = sample_seconds["baseline (Pillow)"]
-    return {
+    figures: dict[str, Any] = {
         "images": len(paths),
         "rounds": arguments.rounds,
         "crop": arguments.crop,
@@ -90,6 +90,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "decoders": {name: _rate(seconds) for name, seconds in decoder_seconds.items()},
         "largest_difference_to_pillow": differences,
     }
+    print(f"{len(paths)} images, crop {arguments.crop}, one core, medians of {arguments.rounds} rounds")
+    print("training samples          images/s   x baseline")
+    for name, rate in figures["samples"].items():
+        print(f"  {name:24}{rate:8.1f}{figures['ratio_to_baseline'][name]:13.2f}")
+    print("decoders                  images/s   differs from Pillow by")
+    for name, rate in figures["decoders"].items():
+        print(f"  {name:24}{rate:8.1f}{differences[name]:13d}")
+    return figures
 
 
 def measure(candidates: dict[str, Any], paths: Sequence[Path], rounds: int) -> dict[str, list[float]]:

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import io
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from afa.benchmarks import step
@@ -77,8 +79,11 @@ def _converted(name: str, text: str) -> int | str:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        outcome = pool.apply(_in_process, (args,))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            outcome = pool.submit(_in_process, args).result()
+        except BrokenProcessPool as error:
+            raise UserError("the measuring process was killed: memory ran out?") from error
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome

@@ -55,6 +55,7 @@ def bench(run_tool: RunTool, tmp_path: Path) -> Bench:
 @pytest.mark.parametrize("command", ["reg", "data"])
 def test_runs_and_writes_its_figures(command: str, bench: Bench) -> None:
     assert bench.figures(command, *TINY[command])
+    assert len(bench.printed.splitlines()) > 1
 
 
 def test_crf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
