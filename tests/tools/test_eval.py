@@ -104,7 +104,7 @@ def test_settings_may_stand_anywhere(score: RunTool, run: Path, tmp_path: Path) 
         (["test.scale=[1]"], "did you mean 'test.scales'"),
         (["--limit", "0"], "--limit 0"),
         (["--scales", "one"], "--scales needs numbers"),
-        (["cam.background"], "section.key=value"),
+        (["cam.background"], "not of the form key=value"),
         (["--output", "/proc/evaluation.json"], "cannot be written"),
     ],
 )
