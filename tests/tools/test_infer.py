@@ -208,7 +208,7 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
         ([], "no picture was named"),
         (["{empty}"], "no image in"),
-        (["{picture}", "--device", "tpu"], "--device tpu"),
+        (["{picture}", "--device", "tpu"], "--device=tpu"),
         (["{picture}", "--scales", "2", "0.5"], "must contain 1"),
         (["{picture}", "--set", "model.depths=[1,1,1,1]"], "fixed by the checkpoint"),
         (["{picture}", "--set", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
