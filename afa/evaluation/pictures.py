@@ -158,5 +158,4 @@ def _unique_names(found: Sequence[tuple[Path, Path | None]], keys: Sequence[str]
         [f"{(folder or path.parent).resolve().name}/{name}" for name, (path, folder) in zip(names, found, strict=True)]
     )
     taken: set[str] = set()
-    names = [free_name(name, taken) for name in names]
-    return names
+    return [free_name(name, taken) for name in names]
