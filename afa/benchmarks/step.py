@@ -40,6 +40,7 @@ from afa.engine.signals import StopSignals
 from afa.errors import UserError
 from afa.methods import AFA, Batch
 from afa.models import build_network
+from afa.ops.par import PAR
 
 PHASES = ("data", "forward", "cam", "propagation", "par", "labels", "losses", "backward", "optimiser")
 MATRIX_SIDE, MATRIX_SECONDS = 2048, 1.0
@@ -236,7 +237,8 @@ class _Setting:
         with watch.watching(
             (self.method, "_cams", "cam"),
             (self.method, "_labels", "labels"),
-            (self.method, "par", "par"),
+            (PAR, "__call__", "par"),
+            (PAR, "weights", "par"),
             (sys.modules["afa.methods.pseudo_labels"], "propagate", "propagation"),
         ):
             with watch.range("losses"):

@@ -15,11 +15,10 @@ from afa.config import Config
 from afa.data.transforms import normalise
 from afa.evaluation.predict import ImagePrediction, long_side_size, predict_image
 from afa.evaluation.results import PSEUDO_LABELS
-from afa.methods.pseudo_labels import propagated_label, refined_label
+from afa.methods.label_maker import LabelMaker
 from afa.models import AFANet
 from afa.ops.cam import normalise_cams, resize
 from afa.ops.dense_crf import DenseCRF
-from afa.ops.par import PAR
 
 # Beyond this long side a picture holds no detail that PAR, DenseCRF or the network would use.
 _DETAIL_LONG_SIDE = 1024
@@ -83,12 +82,7 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.device = torch.device(device)
         self.crf = crf
-        self.par = PAR(
-            dilations=config.par.dilations,
-            iterations=config.par.iterations,
-            temperature=config.par.temperature,
-            position_weight=config.par.position_weight,
-        )
+        self.label_maker = LabelMaker(config)
 
     @torch.no_grad()
     def predict(
@@ -181,31 +175,10 @@ class Predictor:
         cams, class_labels = resize(seen.cams, (height, width)), seen.class_labels[None]
         box = torch.tensor([[0, height, 0, width]])
         if kind == "refined":
-            label = refined_label(
-                image,
-                cams,
-                class_labels,
-                box,
-                self.par,
-                low=settings.cam.low,
-                high=settings.cam.high,
-                image_scale=settings.par.image_scale,
-            )
+            label = self.label_maker.refined(image, cams, class_labels, box)
         elif kind == "propagated" and seen.largest_affinity is not None and seen.largest_grid is not None:
-            label = propagated_label(
-                image,
-                cams,
-                seen.largest_affinity,
-                seen.largest_grid,
-                class_labels,
-                box,
-                self.par,
-                low=settings.cam.low,
-                high=settings.cam.high,
-                image_scale=settings.par.image_scale,
-                radius=settings.affinity.radius,
-                power=settings.affinity.power,
-                epsilon=settings.affinity.epsilon,
+            label = self.label_maker.propagated(
+                image, cams, seen.largest_affinity, seen.largest_grid, class_labels, box
             )
         else:
             raise ValueError(f"'{kind}' is no pseudo label: choose of {', '.join(PSEUDO_LABELS)}")

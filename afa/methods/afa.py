@@ -9,24 +9,21 @@ from torch import Tensor, nn
 
 from afa.config import Config
 from afa.methods.base import Batch, ParameterGroup, Runtime, StepOutput
+from afa.methods.label_maker import LabelMaker
 from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
 from afa.methods.pseudo_labels import (
     IGNORE,
     PresentClasses,
     affinity_label,
     box_mask,
-    initial_label,
     par_image,
     present_classes,
     propagate_cams,
-    propagated_label,
-    refined_label,
     restore_image,
 )
 from afa.models import AFANet
 from afa.ops.cam import CamNetwork, MultiScaleCam, multi_scale_cam, normalise_cams, resize
 from afa.ops.dense_energy import dense_energy_loss
-from afa.ops.par import PAR
 
 
 class AFA:
@@ -42,12 +39,7 @@ class AFA:
         self.network = network
         self.config = config
         self.runtime = runtime
-        self.par = PAR(
-            dilations=config.par.dilations,
-            iterations=config.par.iterations,
-            temperature=config.par.temperature,
-            position_weight=config.par.position_weight,
-        )
+        self.label_maker = LabelMaker(config)
         if config.optimiser.freeze_norms:
             for name, parameter in network.encoder.named_parameters():
                 if "norm" in name:
@@ -133,13 +125,17 @@ class AFA:
             with self.runtime.autocast():
                 output = self.network(image)
             cams = self._cams(image, output.cam, with_affinity=True)
+            assert cams.affinity is not None and cams.token_grid is not None
             token_grid = (output.cam.shape[-2], output.cam.shape[-1])
-            settings = self.config.affinity
+            settings, maker = self.config.affinity, self.label_maker
+            class_labels, box = batch["class_labels"], batch["valid_box"]
+            refinable = self._par_image(batch)
+            weights = maker.par_weights(refinable)
             propagated_cams = propagate_cams(
                 cams.cams,
                 output.affinity,
                 token_grid,
-                batch["class_labels"],
+                class_labels,
                 background=self.config.validation.propagation_background,
                 radius=settings.radius,
                 power=settings.power,
@@ -148,10 +144,12 @@ class AFA:
             return picture_grids(
                 image=restore_image(image, self.config.dataset.image_mean, self.config.dataset.image_std),
                 cams=cams.cams,
-                class_labels=batch["class_labels"],
-                initial_label=self._initial(batch, cams),
-                refined_label=self._refined(batch, cams),
-                propagated_label=self._propagated(batch, cams),
+                class_labels=class_labels,
+                initial_label=maker.initial(cams.cams, class_labels.to(image.device), box),
+                refined_label=maker.refined(refinable, cams.cams, class_labels, box, weights),
+                propagated_label=maker.propagated(
+                    refinable, cams.cams, cams.affinity, cams.token_grid, class_labels, box, weights
+                ),
                 propagated_cams=normalise_cams(propagated_cams[:, 1:]),
                 prediction=resize(output.seg_logits.float(), image.shape[-2:]).argmax(dim=1),
                 affinity=output.affinity,
@@ -194,49 +192,17 @@ class AFA:
 
     def _labels(self, batch: Batch, cams: MultiScaleCam, step: int, present: PresentClasses) -> tuple[Tensor, Tensor]:
         """Targets of this step: the decoder's label, and the label that the affinity label comes from."""
-        schedule = self.config.schedule
+        schedule, maker, box = self.config.schedule, self.label_maker, batch["valid_box"]
+        image = self._par_image(batch)
         if step <= schedule.refined_until:
-            refined = self._refined(batch, cams, present)
+            refined = maker.refined(image, cams.cams, present, box)
             return refined, refined
-        propagated = self._propagated(batch, cams, present)
-        return propagated, propagated if schedule.affinity_label_switches else self._refined(batch, cams, present)
-
-    def _initial(self, batch: Batch, cams: MultiScaleCam) -> Tensor:
-        class_labels = batch["class_labels"].to(cams.cams.device)
-        settings = self.config.cam
-        return initial_label(cams.cams, class_labels, batch["valid_box"], low=settings.low, high=settings.high)
-
-    def _refined(self, batch: Batch, cams: MultiScaleCam, present: PresentClasses | None = None) -> Tensor:
-        settings = self.config
-        return refined_label(
-            self._par_image(batch),
-            cams.cams,
-            present or batch["class_labels"],
-            batch["valid_box"],
-            self.par,
-            low=settings.cam.low,
-            high=settings.cam.high,
-            image_scale=settings.par.image_scale,
-        )
-
-    def _propagated(self, batch: Batch, cams: MultiScaleCam, present: PresentClasses | None = None) -> Tensor:
-        settings = self.config
         assert cams.affinity is not None and cams.token_grid is not None
-        return propagated_label(
-            self._par_image(batch),
-            cams.cams,
-            cams.affinity,
-            cams.token_grid,
-            present or batch["class_labels"],
-            batch["valid_box"],
-            self.par,
-            low=settings.cam.low,
-            high=settings.cam.high,
-            image_scale=settings.par.image_scale,
-            radius=settings.affinity.radius,
-            power=settings.affinity.power,
-            epsilon=settings.affinity.epsilon,
-        )
+        weights = None if schedule.affinity_label_switches else maker.par_weights(image)
+        propagated = maker.propagated(image, cams.cams, cams.affinity, cams.token_grid, present, box, weights)
+        if schedule.affinity_label_switches:
+            return propagated, propagated
+        return propagated, maker.refined(image, cams.cams, present, box, weights)
 
     def _par_image(self, batch: Batch) -> Tensor:
         return par_image(batch["image"], self.config.dataset.image_mean, self.config.dataset.image_std)

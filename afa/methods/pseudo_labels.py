@@ -173,6 +173,7 @@ def refined_label(
     low: float = 0.35,
     high: float = 0.55,
     image_scale: float = 0.5,
+    par_weights: Tensor | None = None,
 ) -> Tensor:
     """CAMs refined by PAR: supervises the affinity, and the decoder at first.
 
@@ -187,6 +188,7 @@ def refined_label(
         par: The refinement.
         low, high: Background scores.
         image_scale: Size at which PAR works over the crop's.
+        par_weights: PAR's weights of the image at that size, where the caller has them.
 
     Returns:
         int64 [B, H, W].
@@ -196,7 +198,7 @@ def refined_label(
     classes, scores = gather_present(cams, class_labels)
     scores = resize(scores, small)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
-    refined = resize(par(resize(image, small), masks), (height, width))
+    refined = resize(par(resize(image, small), masks, par_weights), (height, width))
     high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
     return combine(high_label, low_label, valid_box)
 
@@ -246,6 +248,7 @@ def propagated_label(
     radius: int = 8,
     power: float = 2.0,
     epsilon: float = 0.1,
+    par_weights: Tensor | None = None,
 ) -> Tensor:
     """CAMs spread along the affinity, then refined inside the valid box: supervises the decoder later.
 
@@ -260,6 +263,7 @@ def propagated_label(
         low, high: Background scores.
         image_scale: Size of the image given to PAR over the box's.
         radius, power, epsilon: See :func:`afa.ops.random_walk.transition_matrix`.
+        par_weights: As :func:`refine_inside_box` takes them.
 
     Returns:
         int64 [B, H, W].
@@ -269,12 +273,19 @@ def propagated_label(
     scores = resize(scores, token_grid)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
     walked = propagate(masks, affinity, radius=radius, power=power, epsilon=epsilon)
-    refined = refine_inside_box(image, resize(walked, (height, width)), valid_box, par, image_scale)
+    refined = refine_inside_box(image, resize(walked, (height, width)), valid_box, par, image_scale, par_weights)
     high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
     return combine(high_label, low_label, valid_box)
 
 
-def refine_inside_box(image: Tensor, masks: Tensor, valid_box: Tensor, par: PAR, image_scale: float = 0.5) -> Tensor:
+def refine_inside_box(
+    image: Tensor,
+    masks: Tensor,
+    valid_box: Tensor,
+    par: PAR,
+    image_scale: float = 0.5,
+    par_weights: Tensor | None = None,
+) -> Tensor:
     """PAR on the part of the crop that shows image; zero outside.
 
     Images whose boxes have one size run as one batch.
@@ -285,6 +296,8 @@ def refine_inside_box(image: Tensor, masks: Tensor, valid_box: Tensor, par: PAR,
         valid_box: [B, 4].
         par: The refinement.
         image_scale: Size of the image given to PAR over the box's.
+        par_weights: PAR's weights of the whole crops at that scale, where the caller has them: those of crops that the
+            box fills.
 
     Returns:
         [B, C, H, W].
@@ -299,7 +312,11 @@ def refine_inside_box(image: Tensor, masks: Tensor, valid_box: Tensor, par: PAR,
         box_image = torch.stack([image[index, :, rows, columns] for index, rows, columns in cuts])
         box_masks = torch.stack([masks[index, :, rows, columns] for index, rows, columns in cuts])
         small = resize(box_image, scaled_size((box_height, box_width), image_scale))
-        box_refined = resize(par(small, box_masks), (box_height, box_width))
+        fills_crop = (box_height, box_width) == tuple(image.shape[-2:])
+        weights = None
+        if par_weights is not None and fills_crop:
+            weights = torch.stack([par_weights[index] for index in members])
+        box_refined = resize(par(small, box_masks, weights), (box_height, box_width))
         for (index, rows, columns), result in zip(cuts, box_refined, strict=True):
             refined[index, :, rows, columns] = result
     return refined

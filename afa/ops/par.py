@@ -37,12 +37,13 @@ class PAR:
         self.offsets = [(dy * dilation, dx * dilation) for dilation in dilations for dy, dx in _NEIGHBOURS]
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, masks: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
         """Refine masks.
 
         Args:
             image: RGB values in 0..1, [B, 3, h, w].
             masks: Scores [B, C, *, *], resized to the image first (bilinear, align_corners True).
+            weights: :meth:`weights` of the image, where the caller has them: most of the work.
 
         Returns:
             Refined scores [B, C, h, w].
@@ -50,7 +51,8 @@ class PAR:
         height, width = image.shape[-2:]
         if masks.shape[-2:] != image.shape[-2:]:
             masks = F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=True)
-        weights = self.weights(image)
+        if weights is None:
+            weights = self.weights(image)
         for _ in range(self.iterations):
             padded = self._pad(masks)
             refined = torch.zeros_like(masks)

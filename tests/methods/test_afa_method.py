@@ -11,9 +11,11 @@ from torch import Tensor
 from afa.config import Config
 from afa.engine.runtime import ProcessRuntime
 from afa.methods import Batch, build_method
+from afa.methods.label_maker import LabelMaker
 from afa.methods.pseudo_labels import box_mask, restore_image
 from afa.ops.cam import resize
 from afa.ops.dense_energy import dense_energy_loss
+from afa.ops.par import PAR
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,23 @@ def test_labels_follow_the_schedule(switches: bool, same_source: bool) -> None:
     assert torch.equal(after["aff"], after["seg"]) == same_source
     if not switches:
         assert torch.equal(after["aff"], before["aff"])
+
+
+def test_par_weights_of_a_crop_that_its_image_fills_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def labels(made: list[int], *, share: bool = True) -> dict[str, Tensor]:
+        weights = PAR.weights
+        with monkeypatch.context() as patched:
+            patched.setattr(PAR, "weights", lambda par, image: made.append(len(image)) or weights(par, image))
+            if not share:
+                patched.setattr(LabelMaker, "par_weights", lambda maker, image: None)
+            return step_of(small_config(schedule=SCHEDULE), 4)[1].targets
+
+    shared, apart = [], []
+    found, expected = labels(shared), labels(apart, share=False)
+    assert all(torch.equal(found[name], expected[name]) for name in ("seg", "aff"))
+    # Both images whole for the refined label; for the propagated one inside their boxes, of which the first is whole.
+    assert sorted(shared) == [1, 2]
+    assert sorted(apart) == [1, 1, 2]
 
 
 @pytest.mark.parametrize("released", [True, False])
