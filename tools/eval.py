@@ -64,6 +64,7 @@ def main() -> int:
         test=test,
         cams=args.cams,
         refinement=crf,
+        batch_size=test.batch_size,
         progress="evaluating",
     )
     table["step"] = opened.step

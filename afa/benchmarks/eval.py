@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
     )
     parser.add_argument("--images", type=int, default=4, help="images per run (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1, help="images that run together (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
@@ -55,8 +56,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: An argument makes no sense.
     """
-    if min(args.size) < 16 or args.images < 1 or args.repeats < 1 or args.threads < 0:
-        raise UserError("--size must be at least 16, --images and --repeats at least 1, --threads at least 0")
+    if min(args.size) < 16 or min(args.images, args.repeats, args.batch_size) < 1 or args.threads < 0:
+        raise UserError(
+            "--size must be at least 16, --images, --repeats and --batch-size at least 1, --threads at least 0"
+        )
     if not 1 <= args.present <= args.classes <= 254:
         raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
     if args.threads:
@@ -70,7 +73,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     native = replace(config.test, long_side=0)
 
     def job(**options: Any) -> Callable[[], Any]:
-        return lambda: evaluate(network, samples, config=config, class_names=names, device=device, **options)
+        options |= {"config": config, "class_names": names, "device": device, "batch_size": args.batch_size}
+        return lambda: evaluate(network, samples, **options)
 
     jobs = {
         "segmentation, one forward": job(cams=False),
@@ -91,7 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     height, width = args.size
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"evaluation, {args.encoder}, {width} x {height}, {args.classes} classes, {where}, torch {torch.__version__}")
+    what = f"{args.encoder}, {width} x {height}, batch {args.batch_size}, {args.classes} classes"
+    print(f"evaluation, {what}, {where}, torch {torch.__version__}")
     table: dict[str, Any] = {}
     for name, times in seconds.items():
         table[name] = args.images / median(times)

@@ -236,11 +236,12 @@ class TrainConfig:
 
 @dataclass
 class ValidationConfig:
-    """Validation during training: batch 1, native resolution, stored BatchNorm statistics."""
+    """Validation during training: native resolution, stored BatchNorm statistics."""
 
     every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
     cam: bool = setting(True, "also score CAM and propagated CAM (mirrors and all scales)")
     propagation_background: float = setting(0.35, "background score of the propagated CAM", minimum=0, maximum=1)
+    batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
 
 
 @dataclass
@@ -252,6 +253,7 @@ class TestConfig:
     long_side: int = setting(512, "images are resized to this long side first; 0: native size", minimum=0)
     scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0)
     mirror: bool = setting(True, "average the logits with those of the mirrored image")
+    batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)
     crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", minimum=0.5)
     crf_gaussian_weight: float = setting(3.0, "DenseCRF: weight of the smoothness kernel", minimum=0)

@@ -20,6 +20,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--long-side", type=int, metavar="N", help="resize to this long side first, 0: native; default: test.long_side"
     )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures of one size that run together, for a GPU; default: test.batch_size",
+    )
 
 
 def add_crf_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +58,8 @@ def prediction_overrides(args: argparse.Namespace) -> list[str]:
         overrides.append(f"test.mirror={str(args.flip).lower()}")
     if args.long_side is not None:
         overrides.append(f"test.long_side={args.long_side}")
+    if args.batch_size is not None:
+        overrides.append(f"test.batch_size={args.batch_size}")
     return overrides
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from afa.config import Config, TestConfig
 from afa.data.loader import evaluation_loader
+from afa.evaluation.batching import by_size
 from afa.evaluation.metrics import ConfusionMatrix, multi_label_f1
-from afa.evaluation.predict import predict_image
+from afa.evaluation.predict import predict_images
 from afa.evaluation.progress import track
 from afa.models import AFANet
 
@@ -44,7 +45,7 @@ class Samples(Protocol):
 
 
 class Validator:
-    """Validation during training: native resolution, batch 1, one forward for the segmentation.
+    """Validation during training: native resolution, one forward for the segmentation.
 
     Args:
         config: Data set, CAM and affinity settings, ``validation`` section.
@@ -85,7 +86,7 @@ class Validator:
 
         Args:
             network: Without the wrapper of distributed training. Every process calls this at the same step.
-            stop: Asked between images.
+            stop: Asked between images (or batches of them).
 
         Returns:
             As :func:`evaluate`, the same on every process.
@@ -100,6 +101,7 @@ class Validator:
             class_names=self.class_names,
             device=self.device,
             cams=self.config.validation.cam,
+            batch_size=self.config.validation.batch_size,
             progress="validating" if self.rank == 0 else None,
             stop=stop,
         )
@@ -116,6 +118,7 @@ def evaluate(
     cams: bool = True,
     segmentation: bool = True,
     refinement: Refinement | None = None,
+    batch_size: int = 1,
     progress: str | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
@@ -135,8 +138,10 @@ def evaluate(
         segmentation: Whether the segmentation is scored.
         refinement: DenseCRF for a further row ``segmentation_crf``. It runs where the network does: on a GPU in turn
             with it, on the CPU beside it, several images at a time.
+        batch_size: Images of one size that the network sees together. With more than one, rounding depends on who
+            is together: a pixel at a tie may change, and the number of processes with it.
         progress: What to call the work in the progress line; None shows none.
-        stop: Asked before each image whether to give up.
+        stop: Asked before each batch whether to give up.
 
     Returns:
         ``cam``, ``propagated_cam``, ``segmentation``, ``segmentation_crf`` (those that were asked for), each as
@@ -160,30 +165,32 @@ def evaluate(
     try:
         # Starting loader workers draws from the global random state: training must not notice.
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement, device) as stream:
-            for sample in track(samples, len(samples), progress) if progress is not None else samples:
+            seen_samples = track(samples, len(samples), progress) if progress is not None else samples
+            for group in by_size(seen_samples, batch_size):
                 if stopped := stop is not None and stop():
                     break
-                label = sample["label"].to(device, non_blocking=True)
-                size = (label.shape[-2], label.shape[-1])
-                seen = predict_image(
+                predictions = predict_images(
                     network,
-                    sample["image"][None].to(device, non_blocking=True),
-                    sample["class_labels"],
+                    torch.stack([sample["image"].to(device, non_blocking=True) for sample in group]),
+                    torch.stack([sample["class_labels"] for sample in group]),
                     cam=config.cam if cams else None,
                     test=test,
                     segmentation=segmentation or refinement is not None,
                 )
-                if cams:
-                    matrices["cam"].update(label, seen.cam_label(size, config.cam.background))
-                    background = config.validation.propagation_background
-                    propagated = seen.propagated_label(size, background, config.affinity)
-                    matrices["propagated_cam"].update(label, propagated)
-                if segmentation:
-                    matrices["segmentation"].update(label, seen.segmentation(size))
-                if stream is not None:
-                    image = sample["image_uint8"].permute(2, 0, 1).contiguous()
-                    stream.add(image, seen.probabilities(size), label, matrices["segmentation_crf"])
-                f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
+                for sample, seen in zip(group, predictions, strict=True):
+                    label = sample["label"].to(device, non_blocking=True)
+                    size = (label.shape[-2], label.shape[-1])
+                    if cams:
+                        matrices["cam"].update(label, seen.cam_label(size, config.cam.background))
+                        background = config.validation.propagation_background
+                        propagated = seen.propagated_label(size, background, config.affinity)
+                        matrices["propagated_cam"].update(label, propagated)
+                    if segmentation:
+                        matrices["segmentation"].update(label, seen.segmentation(size))
+                    if stream is not None:
+                        image = sample["image_uint8"].permute(2, 0, 1).contiguous()
+                        stream.add(image, seen.probabilities(size), label, matrices["segmentation_crf"])
+                    f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
     finally:
         network.train(was_training)
 

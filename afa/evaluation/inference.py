@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +24,14 @@ from afa.evaluation.results import WantedResults
 from afa.visual import overlay_cams, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
+
+
+class _Read(NamedTuple):
+    """A picture [H, W, 3] and its image-level labels [K], where they are given."""
+
+    picture: Picture
+    image: np.ndarray
+    class_labels: np.ndarray | None
 
 
 class Inference:
@@ -72,23 +80,51 @@ class Inference:
         return len(self.failures)
 
     def _frames(self, pictures: Iterator[Picture]) -> Iterator[np.ndarray]:
-        """Work the pictures off, and give the overlay of each that could be read."""
+        """Work the pictures off, those of one size that follow one another together; give each one's overlay."""
+        waiting: list[_Read] = []
         for picture in pictures:
             try:
-                image = read_picture(picture.path, upright=self.wanted.upright)
-                prediction = self.predictor.predict(
-                    image,
-                    self._class_labels(picture),
-                    cams=self.wanted.cams or self.wanted.overlays,
-                    pseudo_labels=self.wanted.pseudo_labels,
+                read = _Read(
+                    picture, read_picture(picture.path, upright=self.wanted.upright), self._class_labels(picture)
                 )
             except UserError as error:
                 self._fail(str(error))
                 continue
-            except (MemoryError, torch.OutOfMemoryError):
-                self._fail(f"the image {picture.path} is too large for the memory: give --long-side")
+            except MemoryError:
+                self._too_large(picture)
                 continue
-            yield self._write(picture, image, prediction)
+            if waiting and waiting[0].image.shape != read.image.shape:
+                yield from self._work_off(waiting)
+                waiting = []
+            waiting.append(read)
+            if len(waiting) == self.predictor.config.test.batch_size:
+                yield from self._work_off(waiting)
+                waiting = []
+        yield from self._work_off(waiting)
+
+    def _work_off(self, group: Sequence[_Read]) -> Iterator[np.ndarray]:
+        if not group:
+            return
+        try:
+            predictions = self.predictor.predict_batch(
+                [read.image for read in group],
+                None if self.labels is None else [read.class_labels for read in group],
+                cams=self.wanted.cams or self.wanted.overlays,
+                pseudo_labels=self.wanted.pseudo_labels,
+            )
+        except (MemoryError, torch.OutOfMemoryError):
+            predictions = None
+        if predictions is not None:
+            for read, prediction in zip(group, predictions, strict=True):
+                yield self._write(read.picture, read.image, prediction)
+        elif len(group) == 1:
+            self._too_large(group[0].picture)
+        else:
+            for read in group:
+                yield from self._work_off([read])
+
+    def _too_large(self, picture: Picture) -> None:
+        self._fail(f"the image {picture.path} is too large for the memory: give --long-side")
 
     def _class_labels(self, picture: Picture) -> np.ndarray | None:
         if self.labels is None:

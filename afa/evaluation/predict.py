@@ -1,6 +1,7 @@
-"""What the network says about one image: CAMs, propagated CAMs, segmentation over scales.
+"""What the network says about images: CAMs, propagated CAMs, segmentation over scales.
 
-Shapes: K foreground classes, C = K + 1, H x W image, h x w token grid, N = h * w, m classes that count for the image.
+Shapes: B images of one size, K foreground classes, C = K + 1, H x W image, h x w token grid, N = h * w, m classes that
+count for an image.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afa.config import AffinityConfig, CamConfig, TestConfig
-from afa.methods.pseudo_labels import plain_label, propagate_cams
+from afa.methods.pseudo_labels import PresentCam, plain_label, present_classes, propagate_cams
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize, scaled_size
 
@@ -89,44 +90,42 @@ class ImagePrediction:
 
 
 @torch.no_grad()
-def predict_image(
+def predict_images(
     network: AFANet,
-    image: Tensor,
+    images: Tensor,
     class_labels: Tensor | None,
     *,
     cam: CamConfig | None = None,
     test: TestConfig | None = None,
     segmentation: bool = True,
     largest_affinity: bool = False,
-) -> ImagePrediction:
-    """Run every pass that one image needs, each once.
+) -> list[ImagePrediction]:
+    """Run every pass that images of one size need, each once.
 
     The first forward serves the classifier, the affinity, the first CAM and, where sizes agree, the segmentation. CAM
     passes whose size the test protocol uses as well hand over their segmentation logits.
 
     Args:
         network: In evaluation mode.
-        image: Normalised, [1, 3, H, W].
-        class_labels: [K], on the host; None: the classes whose logit is above 0, at least the best one.
+        images: Normalised, [B, 3, H, W].
+        class_labels: [B, K], on the host; None: the classes whose logit is above 0, at least the best one.
         cam: Scales of the CAMs; None: no CAMs.
-        test: Size, scales and mirror of the segmentation; None: the logits of one forward of the image as it is.
+        test: Size, scales and mirror of the segmentation; None: the logits of one forward of the images as they are.
         segmentation: Whether segmentation logits are wanted.
         largest_affinity: Whether the affinity of the largest CAM scale is wanted, too.
 
     Returns:
-        All of it, in float32.
+        All of it, image by image, in float32.
     """
-    height, width = image.shape[-2:]
+    height, width = images.shape[-2:]
     test_size = long_side_size((height, width), test.long_side) if test else (height, width)
     same_size = test_size == (height, width)
-    first = network(image, decode=segmentation and same_size, with_affinity=cam is not None)
+    first = network(images, decode=segmentation and same_size, with_affinity=cam is not None)
     if class_labels is None:
-        class_labels = choose_classes(first.cls_logits[0]).cpu()
-    classes = class_labels.nonzero().flatten() if (class_labels > 0).any() else class_labels.new_zeros(1).long()
-    counts = (class_labels[classes] > 0).float().to(image.device, non_blocking=True)
-    classes = classes.to(image.device, non_blocking=True)
+        class_labels = choose_classes(first.cls_logits).cpu()
+    present = present_classes(class_labels, images.device)
 
-    shared = _SharedPasses(network, classes)
+    shared = _SharedPasses(network, len(images))
     if first.seg_logits is not None:
         shared.plain[height, width] = first.seg_logits
         if test is not None:
@@ -135,12 +134,12 @@ def predict_image(
     cams, largest, largest_grid = None, None, None
     if cam is not None:
         cams, largest, largest_grid = multi_scale_cam(
-            shared,
-            image,
+            PresentCam(shared, present),
+            images,
             cam.scales,
             epsilon=cam.epsilon,
             with_affinity=largest_affinity and max(cam.scales) > 1,
-            first_cam=first.cam[:, classes],
+            first_cam=present.gather(first.cam),
         )
     token_grid = (first.cam.shape[-2], first.cam.shape[-1])
     if largest_affinity and largest is None:
@@ -149,24 +148,31 @@ def predict_image(
     if segmentation and test is None:
         seg_logits = first.seg_logits
     elif segmentation and test is not None:
-        seg_logits = multi_scale_logits(network, resize(image, test_size), test.scales, test.mirror, shared)
-    return ImagePrediction(
-        cls_logits=first.cls_logits[0],
-        classes=classes,
-        class_labels=counts,
-        cams=cams,
-        affinity=first.affinity,
-        token_grid=token_grid,
-        largest_affinity=largest,
-        largest_grid=largest_grid,
-        seg_logits=seg_logits,
-    )
+        seg_logits = multi_scale_logits(network, resize(images, test_size), test.scales, test.mirror, shared)
+
+    predictions = []
+    for index, count in enumerate((class_labels > 0).sum(dim=1).clamp(min=1).tolist()):
+        one = slice(index, index + 1)
+        predictions.append(
+            ImagePrediction(
+                cls_logits=first.cls_logits[index],
+                classes=present.channels[index, :count],
+                class_labels=present.present[index, :count].float(),
+                cams=None if cams is None else cams[one, :count],
+                affinity=None if first.affinity is None else first.affinity[one],
+                token_grid=token_grid,
+                largest_affinity=None if largest is None else largest[one],
+                largest_grid=largest_grid,
+                seg_logits=None if seg_logits is None else seg_logits[one],
+            )
+        )
+    return predictions
 
 
 @torch.no_grad()
 def multi_scale_logits(
     network: AFANet,
-    image: Tensor,
+    images: Tensor,
     scales: Sequence[float] = (1.0, 0.5, 0.75),
     mirror: bool = True,
     shared: _SharedPasses | None = None,
@@ -175,26 +181,26 @@ def multi_scale_logits(
 
     Args:
         network: In evaluation mode.
-        image: Normalised and of the test size, [1, 3, H, W].
+        images: Normalised and of the test size, [B, 3, H, W].
         scales: Must hold 1, whose logits give the size.
         mirror: Whether the mirror images count.
         shared: Passes that have been made already.
 
     Returns:
-        [1, C, *, *] at the decoder's stride.
+        [B, C, *, *] at the decoder's stride.
     """
-    shared = shared or _SharedPasses(network)
+    shared = shared or _SharedPasses(network, len(images))
     total: Tensor | None = None
     for scale in sorted(scales, key=lambda scale: scale != 1):
-        size = scaled_size(image.shape[-2:], scale)
+        size = scaled_size(images.shape[-2:], scale)
         plain, mirrored = shared.plain.get(size), shared.mirrored.get(size)
         missing = []
         if plain is None or (mirror and mirrored is None):
-            scaled = resize(image, size)
+            scaled = resize(images, size)
             missing = [scaled] if plain is None else []
             if mirror and mirrored is None:
                 missing.append(scaled.flip(-1))
-            logits = list(network.segment(torch.cat(missing)).split(1))
+            logits = list(network.segment(torch.cat(missing)).split(len(images)))
             plain = logits.pop(0) if plain is None else plain
             mirrored = logits.pop(0) if logits else mirrored
         if mirror and mirrored is not None:
@@ -206,10 +212,8 @@ def multi_scale_logits(
 
 
 def choose_classes(cls_logits: Tensor) -> Tensor:
-    """Image-level labels that the classifier predicts: logits above 0, at least the best one; float [K]."""
-    chosen = cls_logits > 0
-    chosen[cls_logits.argmax()] = True
-    return chosen.float()
+    """Image-level labels that the classifier predicts: logits [B, K] above 0, at least the best one; float [B, K]."""
+    return (cls_logits > 0).float().scatter_(1, cls_logits.argmax(dim=1, keepdim=True), 1.0)
 
 
 def long_side_size(size: Sequence[int], long_side: int, smallest: int = 1) -> tuple[int, int]:
@@ -248,41 +252,40 @@ def arg_max_at(scores: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class _SharedPasses:
-    """The network as :func:`multi_scale_cam` sees it: CAMs of chosen classes only, and nothing computed twice.
+    """The network as :func:`multi_scale_cam` sees it, which also keeps what the segmentation wants of these passes.
 
     Attributes:
         wanted: Sizes (h, w) of passes whose segmentation logits shall be kept.
         mirror: Whether those of mirror images, too.
-        plain, mirrored: The logits [1, C, *, *] kept, by size.
+        plain, mirrored: The logits [B, C, *, *] kept, by size.
     """
 
-    def __init__(self, network: AFANet, classes: Tensor | None = None) -> None:
+    def __init__(self, network: AFANet, batch: int) -> None:
         self.network = network
-        self.classes = classes
+        self.batch = batch
         self.wanted: set[tuple[int, int]] = set()
         self.mirror = True
         self.plain: dict[tuple[int, int], Tensor] = {}
         self.mirrored: dict[tuple[int, int], Tensor] = {}
 
-    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`AFANet.cam`, for [image, mirror image] or, at scale 1, the mirror image alone."""
+    def cam(self, images: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`AFANet.cam`, for [images, mirror images] or, at scale 1, the mirror images alone."""
         features, attention = self.network.encoder(
-            image, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
+            images, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
         )
-        size = (image.shape[-2], image.shape[-1])
+        size = (images.shape[-2], images.shape[-1])
         if size in self.wanted:
             self._keep(size, features)
-        cam = self.network.class_activation(features[-1])
         affinity = self.network.affinity(attention) if affinity_of else None
-        return (cam if self.classes is None else cam[:, self.classes]), affinity
+        return self.network.class_activation(features[-1]), affinity
 
     def _keep(self, size: tuple[int, int], features: Sequence[Tensor]) -> None:
-        has_plain = len(features[0]) == 2
+        has_plain = len(features[0]) == 2 * self.batch
         if has_plain and not self.mirror:
-            features = [feature[:1] for feature in features]
+            features = [feature[: self.batch] for feature in features]
         elif not has_plain and not self.mirror:
             return
-        logits = list(self.network.decoder(features).split(1))
+        logits = list(self.network.decoder(features).split(self.batch))
         if has_plain:
             self.plain[size] = logits.pop(0)
         if logits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from afa.config import Config
 from afa.data.transforms import normalise
-from afa.evaluation.predict import ImagePrediction, long_side_size, predict_image
+from afa.evaluation.predict import ImagePrediction, long_side_size, predict_images
 from afa.evaluation.results import PSEUDO_LABELS
 from afa.methods.label_maker import LabelMaker
 from afa.models import AFANet
@@ -84,53 +85,74 @@ class Predictor:
         self.crf = crf
         self.label_maker = LabelMaker(config)
 
+    def predict(self, image: np.ndarray, class_labels: np.ndarray | None = None, **wanted: Any) -> Prediction:
+        """Look at one picture: :meth:`predict_batch` of it alone.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+            class_labels: Image-level labels [K], above 0 means present; None: the classifier's own, at least one.
+            **wanted: See :meth:`predict_batch`.
+        """
+        return self.predict_batch([image], None if class_labels is None else [class_labels], **wanted)[0]
+
     @torch.no_grad()
-    def predict(
+    def predict_batch(
         self,
-        image: np.ndarray,
-        class_labels: np.ndarray | None = None,
+        images: Sequence[np.ndarray],
+        class_labels: Sequence[np.ndarray] | None = None,
         *,
         unrefined_mask: bool = False,
         cams: bool = True,
         propagated_cams: bool = False,
         pseudo_labels: Collection[str] = (),
-    ) -> Prediction:
-        """Look at a picture.
+    ) -> list[Prediction]:
+        """Look at pictures of one size together.
 
         Args:
-            image: uint8 RGB [H, W, 3].
-            class_labels: Image-level labels [K], above 0 means present; None: the classifier's own, at least one.
+            images: uint8 RGB, each [H, W, 3].
+            class_labels: Image-level labels [K] of each, above 0 means present; None: the classifier's own, at least
+                one.
             unrefined_mask: Whether the mask before DenseCRF is wanted, too.
             cams: Whether CAMs are wanted.
             propagated_cams: Whether propagated CAMs are wanted.
             pseudo_labels: Kinds wanted, of :data:`afa.evaluation.results.PSEUDO_LABELS`.
 
         Returns:
-            Mask, classes, CAMs and pseudo labels at the picture's size.
+            Mask, classes, CAMs and pseudo labels of each at its size.
         """
-        size = (image.shape[0], image.shape[1])
-        detail = self._detail(image)
+        size = (images[0].shape[0], images[0].shape[1])
+        details = [self._detail(image) for image in images]
         propagated = "propagated" in pseudo_labels
-        seen = predict_image(
+        largest_scale = max(self.config.cam.scales) if propagated else 1.0
+        labels = None if class_labels is None else torch.from_numpy(np.stack(class_labels).astype(np.float32))
+        predictions = predict_images(
             self.network,
-            self._network_input(detail, largest_scale=max(self.config.cam.scales) if propagated else 1.0),
-            None if class_labels is None else torch.from_numpy(np.asarray(class_labels, np.float32)),
+            torch.cat([self._network_input(detail, largest_scale) for detail in details]),
+            labels,
             cam=self.config.cam if cams or propagated_cams or pseudo_labels else None,
             test=replace(self.config.test, long_side=0),
             largest_affinity=propagated,
         )
-        counting = seen.class_labels > 0
-        class_ids = (seen.classes[counting] + 1).tolist()
-        return Prediction(
-            mask=self._mask(seen, detail, size),
-            unrefined_mask=_network_mask(seen, size) if unrefined_mask else None,
-            class_ids=class_ids,
-            class_names=[self.class_names[class_id - 1] for class_id in class_ids],
-            scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
-            cams=_native_cams(seen.cams[0, counting], size) if cams and seen.cams is not None else None,
-            propagated_cams=_native_cams(self._walked(seen)[counting], size) if propagated_cams else None,
-            pseudo_labels={kind: _enlarge(self._pseudo_label(kind, seen, detail), size) for kind in pseudo_labels},
-        )
+        found = []
+        for detail, seen in zip(details, predictions, strict=True):
+            counting = seen.class_labels > 0
+            class_ids = (seen.classes[counting] + 1).tolist()
+            found.append(
+                Prediction(
+                    mask=self._mask(seen, detail, size),
+                    unrefined_mask=_network_mask(seen, size) if unrefined_mask else None,
+                    class_ids=class_ids,
+                    class_names=[self.class_names[class_id - 1] for class_id in class_ids],
+                    scores=seen.cls_logits.float().sigmoid().cpu().numpy(),
+                    cams=_native_cams(seen.cams[0, counting], size) if cams and seen.cams is not None else None,
+                    propagated_cams=_native_cams(self._walked(seen)[counting], size) if propagated_cams else None,
+                    pseudo_labels={
+                        kind: _enlarge(label, size)
+                        for kind, label in self._pseudo_labels(pseudo_labels, seen, detail).items()
+                    },
+                )
+            )
+        return found
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
         """The picture, shrunk where it is larger than anything that follows needs."""
@@ -163,28 +185,37 @@ class Predictor:
         scores = seen.propagated_scores(self.config.validation.propagation_background, self.config.affinity)
         return normalise_cams(scores[:, 1:])[0]
 
-    def _pseudo_label(self, kind: str, seen: ImagePrediction, detail: np.ndarray) -> np.ndarray:
-        """A label as training makes it, uint8 of the detail picture's size."""
+    def _pseudo_labels(
+        self, kinds: Collection[str], seen: ImagePrediction, detail: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Labels as training makes them, uint8 of the detail picture's size."""
+        if unknown := set(kinds) - set(PSEUDO_LABELS):
+            raise ValueError(f"no pseudo labels: {unknown}; choose of {', '.join(PSEUDO_LABELS)}")
+        labels: dict[str, np.ndarray] = {}
         height, width = detail.shape[:2]
-        settings = self.config
-        if kind == "plain":
-            return seen.cam_label((height, width), settings.cam.background).cpu().numpy()
+        if "plain" in kinds:
+            labels["plain"] = seen.cam_label((height, width), self.config.cam.background).cpu().numpy()
+        if "refined" not in kinds and "propagated" not in kinds:
+            return labels
         if seen.cams is None:
             raise ValueError("pseudo labels need CAMs")
+        maker = self.label_maker
         image = torch.from_numpy(detail).permute(2, 0, 1)[None].to(self.device).float() / 255
         cams, class_labels = resize(seen.cams, (height, width)), seen.class_labels[None]
         box = torch.tensor([[0, height, 0, width]])
-        if kind == "refined":
-            label = self.label_maker.refined(image, cams, class_labels, box)
-        elif kind == "propagated" and seen.largest_affinity is not None and seen.largest_grid is not None:
-            label = self.label_maker.propagated(
-                image, cams, seen.largest_affinity, seen.largest_grid, class_labels, box
-            )
-        else:
-            raise ValueError(f"'{kind}' is no pseudo label: choose of {', '.join(PSEUDO_LABELS)}")
-        table = torch.full((256,), 255, dtype=torch.uint8, device=label.device)
+        weights = maker.par_weights(image)
+        table = torch.full((256,), 255, dtype=torch.uint8, device=self.device)
         table[: len(seen.classes) + 1] = torch.cat([seen.classes.new_zeros(1), seen.classes + 1]).to(torch.uint8)
-        return table[label[0]].cpu().numpy()
+        if "refined" in kinds:
+            label = maker.refined(image, cams, class_labels, box, weights)
+            labels["refined"] = table[label[0]].cpu().numpy()
+        if "propagated" in kinds:
+            if seen.largest_affinity is None or seen.largest_grid is None:
+                raise ValueError("propagated labels need the affinity of the largest scale")
+            grid = seen.largest_grid
+            label = maker.propagated(image, cams, seen.largest_affinity, grid, class_labels, box, weights)
+            labels["propagated"] = table[label[0]].cpu().numpy()
+        return labels
 
 
 def _network_mask(seen: ImagePrediction, size: tuple[int, int]) -> np.ndarray:

@@ -13,6 +13,7 @@ from afa.methods.label_maker import LabelMaker
 from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
 from afa.methods.pseudo_labels import (
     IGNORE,
+    PresentCam,
     PresentClasses,
     affinity_label,
     box_mask,
@@ -179,7 +180,7 @@ class AFA:
         reuse = settings.reuse_training_forward and not released
         network: CamNetwork = _DecodingCam(self.network) if released else self.network
         if present is not None:
-            network, first_cam = _PresentCam(network, present), present.gather(first_cam)
+            network, first_cam = PresentCam(network, present), present.gather(first_cam)
         with self.runtime.autocast():
             return multi_scale_cam(
                 network,
@@ -226,19 +227,6 @@ class _DecodingCam:
 
     def __init__(self, network: AFANet) -> None:
         self.cam = partial(network.cam, decode=True)
-
-
-class _PresentCam:
-    """CAM passes that give each image's present classes alone: [B, m, h, w], or [2 B, m, h, w] with the mirrors."""
-
-    def __init__(self, network: CamNetwork, present: PresentClasses) -> None:
-        self.network = network
-        self.present = present
-
-    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
-        cam, affinity = self.network.cam(image, affinity_of)
-        batch = len(self.present.channels)
-        return torch.cat([self.present.gather(part) for part in cam.split(batch)]), affinity
 
 
 def _zero(module: nn.Module) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.ops.cam import resize, scaled_size
+from afa.ops.cam import CamNetwork, resize, scaled_size
 from afa.ops.par import PAR
 from afa.ops.random_walk import affinity_window, propagate
 
@@ -60,6 +60,24 @@ class PresentClasses(NamedTuple):
         batch, _, height, width = scores.shape
         labels = F.pad(self.channels + 1, (1, 0))[:, :, None, None].expand(-1, -1, height, width)
         return scores.new_zeros(batch, num_classes, height, width).scatter_add_(1, labels, scores)
+
+
+class PresentCam:
+    """CAM passes that give each image's present classes alone: [B, m, h, w], or [2 B, m, h, w] with the mirrors.
+
+    Args:
+        network: Gives CAMs of all classes.
+        present: Of the B images.
+    """
+
+    def __init__(self, network: CamNetwork, present: PresentClasses) -> None:
+        self.network = network
+        self.present = present
+
+    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
+        """See :class:`afa.ops.cam.CamNetwork`."""
+        cam, affinity = self.network.cam(image, affinity_of)
+        return torch.cat([self.present.gather(part) for part in cam.split(len(self.present.channels))]), affinity
 
 
 def present_classes(class_labels: Tensor, device: torch.device | None = None) -> PresentClasses:

@@ -201,15 +201,15 @@ def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undistu
 
 
 def train_and_stop_in_validation(config: Path) -> None:
-    predict_image = evaluate.predict_image
+    predict_images = evaluate.predict_images
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def asked(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return predict_image(*args, **kwargs)
+        return predict_images(*args, **kwargs)
 
-    with patch.object(evaluate, "predict_image", asked):
+    with patch.object(evaluate, "predict_images", asked):
         sys.exit(train(load_config(config)))
 
 

@@ -14,6 +14,11 @@ from run_tool import RunTool
 
 from afa.config import config_from_dict
 from afa.data.palette import voc_palette
+from afa.evaluation.inference import Inference
+from afa.evaluation.opening import open_network
+from afa.evaluation.pictures import find_pictures
+from afa.evaluation.predictor import Predictor
+from afa.evaluation.results import WantedResults
 from afa.weights import pack_metadata, save_network
 from tests.evaluation.conftest import CLASS_NAMES, SMALL_MODEL, small_network
 
@@ -128,6 +133,48 @@ def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_pa
     assert result.returncode == 0
     assert "pseudo_labels/propagated/one.png" in files(tmp_path / "second")
     assert not (tmp_path / "second/cams").exists()
+
+
+def test_pictures_of_one_size_run_together(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    for number in range(5):
+        save(pictures / f"frame{number}.png", 40, 64 if number == 3 else 56)
+    (pictures / "frame1.png").write_bytes(b"damaged")
+    done = {}
+    for batch_size in (1, 3):
+        out = tmp_path / f"out{batch_size}"
+        options = ["--no-cams", "--no-overlays", "--pseudo-labels", "propagated", "--batch-size", str(batch_size)]
+        result = infer(checkpoint, pictures, "--out", out, *options)
+        assert result.returncode == 1
+        assert "5 pictures: 4 done, 1 failed" in result.stdout
+        done[batch_size] = out
+    assert files(done[1]) == files(done[3])
+    assert list(json.loads((done[3] / "pictures.json").read_text())) == ["frame0", "frame2", "frame3", "frame4"]
+    for path in (path for path in files(done[1]) if path.endswith(".png")):
+        alone, together = (np.array(Image.open(done[batch_size] / path)) for batch_size in (1, 3))
+        assert (alone != together).mean() < 2e-3, path
+
+
+def test_a_batch_that_is_too_large_runs_one_by_one(checkpoint: Path, tmp_path: Path) -> None:
+    opened = open_network(str(checkpoint), device="cpu", overrides=["test.batch_size=3"])
+    predictor = Predictor(opened.network, opened.config, opened.class_names)
+    sizes = []
+    predict_batch = predictor.predict_batch
+
+    def little_memory(images: list[np.ndarray], *arguments: object, **wanted: bool) -> object:
+        sizes.append(len(images))
+        if len(images) > 1 or images[0].shape[1] == 72:
+            raise MemoryError
+        return predict_batch(images, *arguments, **wanted)
+
+    predictor.predict_batch = little_memory
+    for number in range(4):
+        save(tmp_path / "pictures" / f"{number}.png", 40, 72 if number == 3 else 56)
+    inference = Inference(predictor, tmp_path / "out", WantedResults(cams=False, overlays=False))
+    assert inference.run(find_pictures([tmp_path / "pictures"], without=tmp_path / "out")) == 1
+    assert sizes == [3, 1, 1, 1, 1]
+    assert "3.png is too large for the memory" in inference.failures[0]
+    assert set(inference.done) == {"0", "1", "2"}
 
 
 def test_equal_names_do_not_overwrite_each_other(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
