@@ -226,7 +226,8 @@ class _Setting:
         self.number = 0 if self.args.stage == "classification" else max(schedule.refined_until, schedule.cls_until) + 1
         self.config.train.steps = max(self.config.train.steps, self.number + 1)
         self.config.train.non_finite = "skip"  # gives the finite guard most to do
-        self.loop = TrainingRun(self.config, self.method, self.runtime, None, self.folder, {}, StopSignals())
+        # Its batches are made here: the loop never asks for images.
+        self.loop = TrainingRun(self.config, self.method, self.runtime, None, None, self.folder, {}, StopSignals())
         self.batch = make_batch(self.config, self.args.classes, self.args.present, self.device)
 
     def step(self, watch: Stopwatch | _Undisturbed) -> float:

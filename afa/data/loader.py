@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,17 +11,27 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.data.images import DamagedImage
 from afa.data.sampler import StreamSampler
 from afa.errors import UserError
 
 if TYPE_CHECKING:
-    from afa.config import AugmentationConfig, DatasetConfig
+    from afa.config import DatasetConfig
+
+logger = logging.getLogger(__name__)
 
 
 class ImageLoader(DataLoader[dict[str, Any]]):
-    """A loader that raises a worker's :class:`UserError` as it is: one line, without the worker's traceback."""
+    """A loader that raises a worker's :class:`UserError` as it is: one line, without the worker's traceback.
 
-    def __init__(self, images: Dataset[dict[str, Any]], **settings: Any) -> None:
+    Args:
+        images: What it loads.
+        skip_damaged: Leave a damaged image out with a warning instead of raising its error.
+        **settings: Those of PyTorch's loader.
+    """
+
+    def __init__(self, images: Dataset[dict[str, Any]], *, skip_damaged: bool = False, **settings: Any) -> None:
+        self._skip_damaged = skip_damaged
         # Of its own, so that starting to load does not draw from the global random state.
         generator = torch.Generator()
         super().__init__(
@@ -32,6 +43,9 @@ class ImageLoader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for batch in super().__iter__():
+            if isinstance(batch, DamagedImage) and self._skip_damaged:
+                logger.warning("%s; it is left out", batch)
+                continue
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -54,10 +68,8 @@ class _ErrorsAsItems(Dataset[dict[str, Any] | UserError]):
 
 
 def training_loader(
-    config: DatasetConfig,
-    augmentation: AugmentationConfig,
+    images: TrainingImages,
     *,
-    seed: int,
     global_batch: int,
     batch_size: int,
     steps: int,
@@ -72,9 +84,7 @@ def training_loader(
     What a batch holds depends on the seed and the step, not on workers, processes or resuming.
 
     Args:
-        config: The data set.
-        augmentation: The training transform.
-        seed: Seed of order and augmentation.
+        images: What is trained on; their seed is that of the order, too.
         global_batch: Images per optimisation step, over all processes and micro-batches.
         batch_size: Images B per process and micro-batch.
         steps: Number of optimisation steps.
@@ -89,12 +99,11 @@ def training_loader(
         [B, 4] (y0, y1, x0, x1) and ``name``, a list of B names. All tensors are on the CPU.
 
     Raises:
-        UserError: Something of the data set is missing, or the batch cannot be shared out.
+        UserError: The batch cannot be shared out.
     """
-    images = TrainingImages(config, augmentation, seed=seed)
     sampler = StreamSampler(
         len(images),
-        seed=seed,
+        seed=images.seed,
         global_batch=global_batch,
         batch_size=batch_size,
         steps=steps,
@@ -124,7 +133,7 @@ def evaluation_loader(
     """The images of a split, one by one, at their own size; each process takes every ``world_size``-th.
 
     Args:
-        config: The data set.
+        config: The data set; with ``bad_image`` skip, damaged images and masks are left out with a warning.
         split: Name of the list; the validation list by default.
         rank: This process.
         world_size: Number of processes.
@@ -142,6 +151,7 @@ def evaluation_loader(
     count = len(images) if limit is None else min(limit, len(images))
     return ImageLoader(
         Subset(images, range(rank, count, world_size)),
+        skip_damaged=config.bad_image == "skip",
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from afa.config import Config
+from afa.data.dataset import TrainingImages
+from afa.data.files import remove_unfinished
 from afa.data.loader import training_loader
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
 from afa.engine.finite import FiniteGuard, InspectedStep
@@ -42,6 +44,7 @@ class TrainingRun:
         config: The whole configuration.
         method: What one step means.
         runtime: The processes.
+        images: What is trained on. None: whoever calls :meth:`step` brings the batches.
         validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
@@ -53,12 +56,14 @@ class TrainingRun:
         config: Config,
         method: Method,
         runtime: ProcessRuntime,
+        images: TrainingImages | None,
         validator: Validator | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
     ) -> None:
-        self.config, self.method, self.runtime, self.validator = config, method, runtime, validator
+        self.config, self.method, self.runtime = config, method, runtime
+        self.images, self.validator = images, validator
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
@@ -274,11 +279,10 @@ class TrainingRun:
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches from a step on; the loader's processes start with the first."""
+        assert self.images is not None
         settings = self.config.train
         loader = training_loader(
-            self.config.dataset,
-            self.config.augmentation,
-            seed=settings.seed,
+            self.images,
             global_batch=self.facts["global_batch"],
             batch_size=settings.batch_size,
             steps=settings.steps - start,
@@ -294,6 +298,7 @@ class TrainingRun:
         """Say in the folder what the run is, and open its records."""
         if not self.runtime.is_main:
             return
+        remove_unfinished(self.output)
         write_config(self.output, self.facts["config"])
         self.records = RunRecords(self.output, first_step=first_record)
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"

@@ -32,6 +32,7 @@ _FREE_SETTINGS = {
         "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
         "non_finite", "non_finite_limit", "pictures_every", "checkpoint_every", "keep_checkpoints", "resume",
     },
+    "validation": {"batch_size"},
     "test": {field.name for field in dataclasses.fields(Config().test)},
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from afa.config import Config, config_to_dict
-from afa.data.layout import find_layout
+from afa.data.dataset import TrainingImages
 from afa.engine.loop import LOST_LOADER, TrainingRun, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
@@ -63,14 +63,14 @@ def train(config: Config) -> int:
 def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> TrainingRun:
     """Check and build everything. Nothing is written yet."""
     settings = config.train
-    layout = find_layout(config.dataset)
+    images = TrainingImages(config.dataset, config.augmentation, seed=settings.seed)
+    layout = images.layout
     class_names = list(layout.class_names)
-    images = len(layout.names(config.dataset.train_split))
     global_batch = settings.batch_size * settings.accumulate * runtime.world_size
-    if global_batch > images:
+    if global_batch > len(images):
         raise UserError(
             f"{runtime.world_size} process(es) x {settings.batch_size} x {settings.accumulate} images make a step "
-            f"of {global_batch}, but '{config.dataset.train_split}' has {images}: lower train.batch_size or "
+            f"of {global_batch}, but '{config.dataset.train_split}' has {len(images)}: lower train.batch_size or "
             "train.accumulate, or start fewer processes"
         )
     output = Path(settings.output)
@@ -97,4 +97,4 @@ def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> Trai
     elif runtime.is_main:
         masks = layout.split_masks(config.dataset.val_split)
         logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
-    return TrainingRun(config, method, runtime, validator, output, facts, stop)
+    return TrainingRun(config, method, runtime, images, validator, output, facts, stop)

@@ -44,8 +44,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
 
 
 def batches(config: DatasetConfig, **settings: Any) -> list[dict[str, Any]]:
-    defaults = {"seed": 3, "global_batch": 4, "batch_size": 4, "steps": 6}
-    return list(training_loader(config, AUGMENTATION, **{**defaults, **settings}))
+    defaults = {"global_batch": 4, "batch_size": 4, "steps": 6}
+    images = TrainingImages(config, AUGMENTATION, seed=settings.pop("seed", 3))
+    return list(training_loader(images, **{**defaults, **settings}))
 
 
 def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:

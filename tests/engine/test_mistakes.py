@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import random
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from afa.config import load_config
+from afa.config import config_from_dict, config_to_dict, load_config
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.images import DamagedImage
 from afa.engine.training import train
@@ -33,7 +34,7 @@ WRONG_VALUES: list[Any] = [
 def mutate_settings(settings: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, Any]]:
     """Make one mistake in a configuration; returns which, and the result."""
     settings = copy.deepcopy(settings)
-    section = rng.choice(list(settings))
+    section = rng.choice([name for name, value in settings.items() if isinstance(value, dict)])
     key = rng.choice(list(settings[section]))
     kind = rng.choice(["mistyped key", "wrong value", "wrong value", "wrong section", "section is no section"])
     if kind == "mistyped key":
@@ -43,7 +44,7 @@ def mutate_settings(settings: dict[str, Any], rng: random.Random) -> tuple[str, 
     elif kind == "wrong value":
         settings[section][key] = rng.choice(WRONG_VALUES)
     elif kind == "wrong section":
-        other = rng.choice([name for name in settings if name != section])
+        other = rng.choice([name for name, value in settings.items() if isinstance(value, dict) and name != section])
         settings[other][key] = settings[section].pop(key)
     else:
         settings[section] = rng.choice(WRONG_VALUES)
@@ -56,7 +57,7 @@ def config_count(data: Path, folder: Path, cases: int, seed: int = 0) -> Counter
     counts: Counter[str] = Counter()
     for case in range(cases):
         output, path = folder / f"run{case}", folder / f"{case}.yaml"
-        settings = faults.tiny_settings(data, output)
+        settings = config_to_dict(config_from_dict(faults.tiny_settings(data, output)))  # every setting there is
         if rng.random() < 0.2:
             kind, text = faults.mutate(yaml.safe_dump(settings).encode(), rng)
             kind = f"file {kind}"
@@ -66,6 +67,7 @@ def config_count(data: Path, folder: Path, cases: int, seed: int = 0) -> Counter
             path.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         # What a mutation leaves alone must not make the trial long.
         trial = ["train.steps=1", f"train.output={output}", "train.device=cpu", "validation.cam=false"]
+        trial += ["train.compile=false", "train.workers=0"]
         refusal = None
         try:
             load_config(path)
@@ -163,6 +165,28 @@ def test_a_damaged_image_may_be_skipped(data: Path, tmp_path: Path) -> None:
     run = faults.Run(config, tmp_path / "log")
     assert run.wait() == 0, run.text()
     assert f"{file} is an empty file; another image takes its place" in run.text()
+
+
+def test_a_damaged_picture_of_a_validation_may_be_skipped(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    config = faults.write_config(
+        tmp_path / "config.yaml", own, tmp_path / "run", train={"steps": 2}, dataset={"bad_image": "skip"}
+    )
+    mask = own / "SegmentationClass" / "val_00002.png"
+    mask.write_bytes(b"")
+    run = faults.Run(config, tmp_path / "log")
+    assert run.wait() == 0, run.text()
+    assert f"{mask} is an empty file; it is left out" in run.text()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["validation"]["images"] == 3
+
+
+def test_labels_that_lack_an_image_are_said_before_anything_is_created(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    (own / "class_labels.json").write_text(json.dumps({"train_00000": []}))
+    config = faults.write_config(tmp_path / "config.yaml", own, tmp_path / "run")
+    with pytest.raises(UserError, match=r"class_labels.json has no labels for 23 of the 24 images of 'train'"):
+        train(load_config(config))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_mask_in_a_validation_loses_nothing(data: Path, tmp_path: Path, undisturbed: Path) -> None:

@@ -31,6 +31,7 @@ def undisturbed_pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def save_losses_and_gradients(config_path: str, target: str) -> None:
     """Losses and gradients of one step of each phase, at the initial weights, with frozen BatchNorm statistics."""
     from afa.config import load_config
+    from afa.data.dataset import TrainingImages
     from afa.data.loader import training_loader
     from afa.engine.runtime import ProcessRuntime
     from afa.methods import Batch, build_method
@@ -47,9 +48,7 @@ def save_losses_and_gradients(config_path: str, target: str) -> None:
             network.train()
             network.decoder.linear_fuse.bn.eval()
             batches = training_loader(
-                config.dataset,
-                config.augmentation,
-                seed=config.train.seed,
+                TrainingImages(config.dataset, config.augmentation, seed=config.train.seed),
                 global_batch=4,
                 batch_size=4 // runtime.world_size,
                 steps=1,
