@@ -76,8 +76,8 @@ class AugmentationConfig:
     """The training transform: scale, mirror, pad, crop."""
 
     crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16)
-    scale_min: float = setting(0.5, "smallest random scale", above=0)
-    scale_max: float = setting(2.0, "largest random scale", above=0)
+    scale_min: float = setting(0.5, "smallest random scale", above=0, maximum=16)
+    scale_max: float = setting(2.0, "largest random scale", above=0, maximum=16)
     mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
     resampling: str = setting(
         "pil", "bilinear resampling: pil antialiases when shrinking, opencv does not", choices=("pil", "opencv")
