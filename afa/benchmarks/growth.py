@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for row_args in settings:
             step.configuration(row_args)  # a mistake is said before anything is measured
         rows = []
-        print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'peak GB':>10}", end="")
+        print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'GFLOP':>9}{'peak GB':>10}", end="")
         print("".join(f"{phase:>13}" for phase in step.PHASES))
         for value, row_args in zip(values, settings, strict=True):
             row = _measure(row_args)
             rows.append(row)
             print(
                 f"{value!s:>10}{row['step_s']:10.3f}{row['floor_s']:10.3f}{row['ratio_to_floor']:8.2f}"
-                f"{row['memory_gb']['process_peak']:10.2f}"
+                f"{row['step_gflop']:9.0f}{row['memory_gb']['process_peak']:10.2f}"
                 + "".join(f"{row['phases_s'][phase]:13.3f}" for phase in step.PHASES),
                 flush=True,
             )

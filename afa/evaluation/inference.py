@@ -105,10 +105,11 @@ class Inference:
     def _work_off(self, group: Sequence[_Read]) -> Iterator[np.ndarray]:
         if not group:
             return
+        class_labels = [read.class_labels for read in group if read.class_labels is not None]  # all, or none was given
         try:
             predictions = self.predictor.predict_batch(
                 [read.image for read in group],
-                None if self.labels is None else [read.class_labels for read in group],
+                class_labels or None,
                 cams=self.wanted.cams or self.wanted.overlays,
                 pseudo_labels=self.wanted.pseudo_labels,
             )
