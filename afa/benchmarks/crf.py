@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afa.benchmarks.pictures import noise_image
+from afa.benchmarks.timing import time_in_turn
 from afa.errors import UserError
 from afa.ops.dense_crf import DenseCRF
 
@@ -66,19 +67,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if peer is not None:
         runs["pydensecrf"] = peer
 
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results: dict[str, Tensor] = {}
-    first: dict[str, float] = {}
-    for repeat in range(args.repeats + 1):
-        for name, call in runs.items():
-            start = time.perf_counter()
-            results[name] = call()
-            taken = time.perf_counter() - start
-            # The first run of a size also builds the position lattice.
-            if repeat:
-                seconds[name].append(taken)
-            else:
-                first[name] = taken
+    # The first run of a size also builds the position lattice.
+    seconds, first, results = time_in_turn(runs, args.repeats, torch.device("cpu"))
 
     settings = (image, probabilities, args.iterations, torch.get_num_threads())
     memory = {
@@ -119,34 +109,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if peer is None:
         print("pydensecrf is not installed (pip install pydensecrf2): nothing to compare with")
     return table
-
-
-def noise_image(height: int, width: int, seed: int = 0) -> Tensor:
-    """Make a picture of cloudy noise and a few discs.
-
-    At 500 x 375 it needs about 150 000 lattice vertices, somewhat more than a photograph (100 000 for a portrait).
-
-    Args:
-        height: In pixels.
-        width: In pixels.
-        seed: Gives another picture.
-
-    Returns:
-        [3, H, W] uint8.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp(min=1 / width)
-    white = torch.fft.rfft2(torch.randn(3, height, width, generator=generator))
-    noise = torch.fft.irfft2(white / frequency**1.6, s=(height, width))
-    # Colours go together in photographs: much of the noise is shared.
-    noise = 0.4 * noise + noise.mean(dim=0, keepdim=True)
-    noise = 128 + 55 * noise / noise.std()
-    for _ in range(4):
-        extent = torch.tensor([height, width, min(height, width) / 4])
-        y, x, radius = (torch.rand(3, generator=generator) * extent).tolist()
-        distance = torch.hypot(torch.arange(height)[:, None] - y, torch.arange(width)[None] - x)
-        noise += (distance < radius) * (torch.rand(3, 1, 1, generator=generator) * 160 - 80)
-    return noise.clamp(0, 255).to(torch.uint8)
 
 
 def _check(args: argparse.Namespace) -> None:

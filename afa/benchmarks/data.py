@@ -21,6 +21,7 @@ import torch
 import torchvision.io
 from PIL import Image
 
+from afa.benchmarks.pictures import make_jpegs
 from afa.config import AugmentationConfig, DatasetConfig
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
@@ -121,21 +122,6 @@ def measure(candidates: dict[str, Any], paths: Sequence[Path], rounds: int) -> d
         for name, spent in total.items():
             seconds[name].append(spent / len(paths))
     return seconds
-
-
-def make_jpegs(folder: Path, count: int) -> list[Path]:
-    """Pictures of VOC's size (500 x 375) with detail at all scales, about 70 kB each as JPEG."""
-    paths = []
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        image = np.full((375, 500, 3), 128.0, np.float32)
-        for cells in (4, 16, 64, 250, 500):
-            noise = rng.normal(0, 120 / cells**0.5, (cells * 3 // 4, cells, 3)).astype(np.float32)
-            image += cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
-        path = folder / f"{number}.jpg"
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=92)
-        paths.append(path)
-    return paths
 
 
 class _Baseline:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -11,7 +10,8 @@ from typing import Any
 
 import torch
 
-from afa.benchmarks.crf import noise_image
+from afa.benchmarks.pictures import noise_image
+from afa.benchmarks.timing import time_in_turn
 from afa.config import Config
 from afa.data.transforms import normalise
 from afa.device import choose_device
@@ -85,13 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.crf:
         jobs["segmentation, one forward, and CRF"] = job(cams=False, refinement=build_crf(config.test))
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repeat in range(args.repeats + 1):
-        for name, call in jobs.items():
-            start = time.perf_counter()
-            call()  # ends with the counts on the host: nothing is left running
-            if repeat:  # the first run warms up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = time_in_turn(jobs, args.repeats, device).seconds
 
     height, width = args.size
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.benchmarks.crf import noise_image
+from afa.benchmarks.pictures import noise_image
+from afa.benchmarks.timing import time_in_turn
 from afa.device import choose_device
 from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
@@ -64,16 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "weights": lambda: par.weights(image),
         "direct": lambda: direct(image, masks),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results: dict[str, Tensor] = {}
-    for repeat in range(args.repeats + 1):
-        for name, call in runs.items():
-            _wait(device)
-            start = time.perf_counter()
-            results[name] = call()
-            _wait(device)
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+    seconds, _, results = time_in_turn(runs, args.repeats, device)
     result = {
         "size": args.size,
         "channels": args.channels,
@@ -139,8 +130,3 @@ class DirectPAR:
 
     def _lengths(self) -> list[float]:
         return [(row**2 + column**2) ** 0.5 for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

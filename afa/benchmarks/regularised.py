@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.benchmarks.crf import noise_image
+from afa.benchmarks.pictures import noise_image
+from afa.benchmarks.timing import time_in_turn
 from afa.config import config_from_dict
 from afa.engine.optimisation import build_optimiser
 from afa.engine.runtime import ProcessRuntime
@@ -69,20 +71,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         batch = _batch(pictures, args.classes, plain.dataset.image_mean, plain.dataset.image_std, runtime.device)
         step = plain.schedule.cls_until + 1
 
-        seconds: dict[str, list[float]] = {"without": [], "with": [], "loss alone": []}
-        for repeat in range(args.repeats + 1):
-            for name in seconds:
-                _wait(runtime.device)
-                start = time.perf_counter()
-                if name == "loss alone":
-                    _loss_alone(pictures.to(runtime.device), args.classes)
-                else:
-                    optimiser.zero_grad(set_to_none=True)
-                    methods[name].training_step(network, batch, step).total().backward()
-                    optimiser.step()
-                _wait(runtime.device)
-                if repeat:
-                    seconds[name].append(time.perf_counter() - start)
+        def train_with(name: str) -> None:
+            optimiser.zero_grad(set_to_none=True)
+            methods[name].training_step(network, batch, step).total().backward()
+            optimiser.step()
+
+        runs: dict[str, Callable[[], None]] = {name: partial(train_with, name) for name in methods}
+        runs["loss alone"] = lambda: _loss_alone(pictures.to(runtime.device), args.classes)
+        seconds = time_in_turn(runs, args.repeats, runtime.device).seconds
 
     medians = {name: median(times) for name, times in seconds.items()}
     added = median(b / a - 1 for a, b in zip(seconds["without"], seconds["with"], strict=True))
@@ -125,8 +121,3 @@ def _loss_alone(pictures: Tensor, classes: int) -> None:
     upsampled = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
     everywhere = torch.ones(count, height, width, device=pictures.device)
     dense_energy_loss(pictures, upsampled.softmax(dim=1), everywhere, everywhere * 255).backward()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -29,8 +29,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from afa.benchmarks.crf import noise_image
-from afa.benchmarks.data import make_jpegs
+from afa.benchmarks.pictures import make_jpegs, noise_image
+from afa.benchmarks.timing import wait
 from afa.config import Config, ModelConfig, load_config
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
@@ -184,8 +184,7 @@ class Stopwatch:
             yield
 
     def _settle(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait(self.device)
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._mark
@@ -232,7 +231,7 @@ class _Setting:
 
     def step(self, watch: Stopwatch | _Undisturbed) -> float:
         """One step, and how many seconds it took."""
-        self._wait()
+        wait(self.device)
         start = time.perf_counter()
         network = watch.timed("forward", self.method.network)
         with watch.watching(
@@ -249,7 +248,7 @@ class _Setting:
                 total.backward()
             with watch.range("optimiser"):
                 self.loop.optimiser.step()
-        self._wait()
+        wait(self.device)
         return time.perf_counter() - start
 
     def loop_step(self) -> tuple[float, float]:
@@ -264,11 +263,11 @@ class _Setting:
             (loop.guard, "mend_buffers", "care"),
             (loop.meter, "add", "care"),
         ):
-            self._wait()
+            wait(self.device)
             start = time.perf_counter()
             self.runtime.worst(0)
             loop.step(self.number, [self.batch])
-            self._wait()
+            wait(self.device)
             seconds = time.perf_counter() - start
         return seconds, watch.seconds["care"]
 
@@ -278,13 +277,13 @@ class _Setting:
         matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=self.device).to(dtype)
         products = 0
         matrix @ matrix
-        self._wait()
+        wait(self.device)
         start = time.perf_counter()
         while time.perf_counter() - start < MATRIX_SECONDS:
             for _ in range(PRODUCTS_IN_A_ROW[self.device.type]):
                 matrix @ matrix
                 products += 1
-            self._wait()
+            wait(self.device)
         return 2 * MATRIX_SIDE**3 * products / (time.perf_counter() - start) / 1e9
 
     def data_seconds(self, repeats: int) -> float:
@@ -313,10 +312,6 @@ class _Setting:
         with _flop_counter() as counter:
             self.step(_Undisturbed())
         return counter.get_total_flops()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def floor_flops(config: Config, classes: int, *, classification: bool = False) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from afa.benchmarks import crf as benchmark
+from afa.benchmarks.pictures import noise_image
 from afa.errors import UserError
 
 
@@ -26,7 +27,7 @@ def test_measures_without_pydensecrf(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_memory_is_that_of_one_inference() -> None:
-    image = benchmark.noise_image(60, 80)
+    image = noise_image(60, 80)
     probabilities = benchmark._probabilities(4, 2, [60, 80])
     extra = benchmark._peak_memory(image, probabilities, 2, 1, None)
     assert extra is not None or not Path("/proc/self/clear_refs").exists()
@@ -34,7 +35,7 @@ def test_memory_is_that_of_one_inference() -> None:
 
 
 def test_picture_depends_on_its_seed_alone() -> None:
-    one, again, other = (benchmark.noise_image(30, 41, seed) for seed in (1, 1, 2))
+    one, again, other = (noise_image(30, 41, seed) for seed in (1, 1, 2))
     assert one.shape == (3, 30, 41) and (one == again).all() and (one != other).any()
 
 

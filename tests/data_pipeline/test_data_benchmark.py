@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from afa.benchmarks.data import _Baseline, _Sample, add_arguments, make_jpegs, run
+from afa.benchmarks.data import _Baseline, _Sample, add_arguments, run
+from afa.benchmarks.pictures import make_jpegs
 from afa.errors import UserError
 
 

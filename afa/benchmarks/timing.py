@@ -1,0 +1,53 @@
+"""Timing calls in turn, so that all of them meet the same load of a shared machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Timings(NamedTuple):
+    """What was measured, by name.
+
+    Attributes:
+        seconds: Of the runs that count, in their order: the n-th of all were neighbours, so ratios are taken pair by
+            pair.
+        first: Seconds of the run before, which warms up.
+        results: What the last run returned.
+    """
+
+    seconds: dict[str, list[float]]
+    first: dict[str, float]
+    results: dict[str, Any]
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> Timings:
+    """Run each call once to warm up, then all of them in turn.
+
+    Args:
+        calls: By name.
+        repeats: Runs of each that count.
+        device: Waited for before and after each run.
+    """
+    timings = Timings({name: [] for name in calls}, {}, {})
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            wait(device)
+            start = time.perf_counter()
+            timings.results[name] = call()
+            wait(device)
+            taken = time.perf_counter() - start
+            if repeat:
+                timings.seconds[name].append(taken)
+            else:
+                timings.first[name] = taken
+    return timings
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
