@@ -162,10 +162,12 @@ class Meter:
         step = torch.ones_like(left_out)
         values = torch.stack([*(scalars[name].detach() for name in names[:-1]), step]).double()
         values = torch.where(left_out > 0, 0.0, values)
+        if self._sums is None:
+            self._names, self._sums = names, values
+            return
         if names != self._names:
-            values, names = self._merge(names, values)
-        self._sums = values if self._sums is None else self._sums + values
-        self._names = names
+            names, self._sums, values = _merged(self._names, self._sums, names, values)
+        self._names, self._sums = names, self._sums + values
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Name -> mean over the steps since the last call and, by ``reduce``, over processes; starts afresh."""
@@ -189,17 +191,6 @@ class Meter:
             return
         sums = torch.tensor([state["sums"] for state in states], dtype=torch.float64, device=runtime.device)
         self._sums = sums[runtime.rank] if len(states) == runtime.world_size else sums.mean(dim=0)
-
-    def _merge(self, names: list[str], values: Tensor) -> tuple[Tensor, list[str]]:
-        """Bring the sums so far and new values to one list of names; what a step lacks counts 0."""
-        merged = sorted({*names, *self._names})
-        if self._sums is not None:
-            padded = torch.zeros(len(merged), dtype=torch.float64, device=values.device)
-            padded[[merged.index(name) for name in self._names]] = self._sums
-            self._sums = padded
-        spread = torch.zeros(len(merged), dtype=torch.float64, device=values.device)
-        spread[[merged.index(name) for name in names]] = values
-        return spread, merged
 
 
 class Progress:
@@ -251,6 +242,17 @@ class Progress:
         """Finish the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _merged(
+    names: list[str], values: Tensor, other_names: list[str], other_values: Tensor
+) -> tuple[list[str], Tensor, Tensor]:
+    """One list of names for two rows of values; what a row lacks counts 0."""
+    merged = sorted({*names, *other_names})
+    spread = values.new_zeros(2, len(merged))
+    spread[0, [merged.index(name) for name in names]] = values
+    spread[1, [merged.index(name) for name in other_names]] = other_values
+    return merged, spread[0], spread[1]
 
 
 def clock(seconds: float) -> str:
