@@ -169,7 +169,7 @@ def test_bf16_on_the_cpu(config: Path, tmp_path: Path) -> None:
 
 
 def test_bf16_labels_and_losses_are_float32(config: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    import afa.methods.afa as method
+    import afa.methods.label_maker as method
 
     seen: dict[str, list[torch.dtype]] = {"refined": [], "propagated": []}
     for name in seen:
