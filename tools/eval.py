@@ -12,12 +12,19 @@ import sys
 from pathlib import Path
 
 from afa.errors import UserError, run_command
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
+from afa.evaluation.arguments import (
+    add_batch_argument,
+    add_crf_arguments,
+    add_network_arguments,
+    prediction_overrides,
+    split_scales,
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_arguments(parser)
+    add_batch_argument(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")

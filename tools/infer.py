@@ -12,7 +12,13 @@ from pathlib import Path
 
 from afa.errors import UserError, run_command
 from afa.evaluation import results
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
+from afa.evaluation.arguments import (
+    add_batch_argument,
+    add_crf_arguments,
+    add_network_arguments,
+    prediction_overrides,
+    split_scales,
+)
 from afa.evaluation.pictures import find_pictures
 
 
@@ -21,6 +27,7 @@ def main() -> int:
         description=__doc__, epilog=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_network_arguments(parser)
+    add_batch_argument(parser)
     parser.add_argument("pictures", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(

@@ -20,6 +20,10 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--long-side", type=int, metavar="N", help="resize to this long side first, 0: native; default: test.long_side"
     )
+
+
+def add_batch_argument(parser: argparse.ArgumentParser) -> None:
+    """Add how many pictures run together, for tools that look at many."""
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -50,7 +54,7 @@ def split_scales(args: argparse.Namespace) -> list[str]:
 
 
 def prediction_overrides(args: argparse.Namespace) -> list[str]:
-    """The ``test`` settings of :func:`add_network_arguments` as overrides, after :func:`split_scales`."""
+    """The ``test`` settings among the arguments as overrides, after :func:`split_scales`."""
     overrides = []
     if args.scales is not None:
         overrides.append(f"test.scales=[{', '.join(args.scales)}]")
@@ -58,7 +62,7 @@ def prediction_overrides(args: argparse.Namespace) -> list[str]:
         overrides.append(f"test.mirror={str(args.flip).lower()}")
     if args.long_side is not None:
         overrides.append(f"test.long_side={args.long_side}")
-    if args.batch_size is not None:
+    if getattr(args, "batch_size", None) is not None:  # not every tool takes it
         overrides.append(f"test.batch_size={args.batch_size}")
     return overrides
 
