@@ -57,7 +57,9 @@ class DatasetConfig:
     train_split: str = setting("train_aug", "name of the training list")
     val_split: str = setting("val", "name of the validation list")
     name_list_dir: str | None = setting(None, "folder of the lists SPLIT.txt; default: where the layout keeps them")
-    mask_dir: str | None = setting(None, "folder of the masks below root; default: where the layout keeps them")
+    mask_dir: str | None = setting(
+        None, "folder of the masks, in root or as it is; default: where the layout keeps them"
+    )
     labels: str | None = setting(
         None,
         "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks",
@@ -67,7 +69,9 @@ class DatasetConfig:
     image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
     ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
     bad_image: str = setting(
-        "stop", "a damaged training image: stop, or skip it, say so and draw another", choices=("stop", "skip")
+        "stop",
+        "a damaged image: stop, or say so and skip it (in training another is drawn, in evaluation it is left out)",
+        choices=("stop", "skip"),
     )
 
 
@@ -75,7 +79,7 @@ class DatasetConfig:
 class AugmentationConfig:
     """The training transform: scale, mirror, pad, crop."""
 
-    crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16)
+    crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16, maximum=8192)
     scale_min: float = setting(0.5, "smallest random scale", above=0, maximum=16)
     scale_max: float = setting(2.0, "largest random scale", above=0, maximum=16)
     mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
@@ -114,7 +118,7 @@ class ModelConfig:
 class CamConfig:
     """Class activation maps over scales, and the thresholds that turn them into labels."""
 
-    scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0)
+    scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0, maximum=16)
     epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
     background: float = setting(0.45, "background score of the plain label", minimum=0, maximum=1)
     low: float = setting(0.35, "below it both results must say background", minimum=0, maximum=1)
@@ -138,7 +142,9 @@ class ParConfig:
     """Pixel-adaptive refinement (sec. 3.4, eq. 7-9)."""
 
     iterations: int = setting(10, "how often the masks are refined (VOC 10, COCO 15)", minimum=0)
-    dilations: list[int] = setting([1, 2, 4, 8, 12, 24], "distances of the 8 neighbours in pixels", minimum=1)
+    dilations: list[int] = setting(
+        [1, 2, 4, 8, 12, 24], "distances of the 8 neighbours in pixels", minimum=1, maximum=8192
+    )
     image_scale: float = setting(0.5, "size of the image given to PAR over the crop's", above=0, maximum=1)
     temperature: float = setting(0.3, "w1 and w2: scale of colour and position distances", above=0)
     position_weight: float = setting(0.01, "w3: weight of the position kernel", minimum=0)
@@ -190,7 +196,7 @@ class ScheduleConfig:
 
 @dataclass
 class OptimiserConfig:
-    """AdamW in three groups, linear warm-up, polynomial decay."""
+    """AdamW over encoder, its norms, heads and decoder; linear warm-up, polynomial decay."""
 
     lr: float = setting(6e-5, "learning rate of the encoder", above=0)
     head_lr_factor: float = setting(
@@ -226,7 +232,7 @@ class TrainConfig:
     deterministic: bool = setting(False, "deterministic algorithms on the GPU (the CPU always is)")
     sync_batchnorm: bool = setting(True, "synchronise BatchNorm over processes where it works (GPU only)")
     non_finite: str = setting("stop", "a non-finite loss or gradient: stop, or skip the step", choices=("stop", "skip"))
-    non_finite_limit: int = setting(10, "so many skipped steps in one run stop it all the same", minimum=1)
+    non_finite_limit: int = setting(10, "so many steps of one run may be skipped, the next one stops it", minimum=0)
     log_every: int = setting(50, "steps between records", minimum=1)
     pictures_every: int = setting(1000, "steps between picture grids in TensorBoard; 0: none", minimum=0)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
@@ -251,7 +257,7 @@ class TestConfig:
     __test__ = False  # not a pytest class
 
     long_side: int = setting(512, "images are resized to this long side first; 0: native size", minimum=0)
-    scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0)
+    scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0, maximum=16)
     mirror: bool = setting(True, "average the logits with those of the mirrored image")
     batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)

@@ -8,7 +8,6 @@ all else needed to go on). It is written beside, flushed and renamed. ``last`` a
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -25,14 +24,18 @@ from torch import Tensor, nn
 
 import afa
 from afa.errors import UserError
+from afa.weights.facts import (
+    CHECKPOINTS_FOLDER,
+    CHECKSUMS,
+    FACTS_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    pack_facts,
+    read_facts,
+)
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
-TRAINING = "training.safetensors"
-FACTS = "checkpoint.json"
-
-_CHECKSUMS = "sha256"
 _PART = ".part_"
 _DAMAGED = "damaged_"
 _REPLACED = "replaced_"
@@ -61,7 +64,7 @@ class CheckpointStore:
     """
 
     def __init__(self, output: Path, *, keep: int = 1) -> None:
-        self.folder = output / "checkpoints"
+        self.folder = output / CHECKPOINTS_FOLDER
         self.keep = keep
 
     def steps(self) -> list[int]:
@@ -98,13 +101,10 @@ class CheckpointStore:
             _remove(part)
             part.mkdir()
             checksums = {
-                WEIGHTS: _write_tensors(part / WEIGHTS, network.state_dict()),
-                TRAINING: _write_tensors(part / TRAINING, _optimiser_tensors(network, optimiser)),
+                WEIGHTS_FILE: _write_tensors(part / WEIGHTS_FILE, network.state_dict()),
+                TRAINING_FILE: _write_tensors(part / TRAINING_FILE, _optimiser_tensors(network, optimiser)),
             }
-            content = {"step": step, **facts}
-            checksums[FACTS] = _facts_checksum(content)
-            text = json.dumps({**content, _CHECKSUMS: checksums}, indent=2) + "\n"
-            _write_flushed(part / FACTS, text.encode())
+            _write_flushed(part / FACTS_FILE, pack_facts({"step": step, **facts}, checksums).encode())
             _flush_folder(part)
             if target.exists():
                 os.replace(target, self.folder / f"{_REPLACED}{target.name}")
@@ -208,25 +208,6 @@ class CheckpointStore:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON file of a checkpoint, after its own checksum was compared.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    try:
-        facts = json.loads((path / FACTS).read_bytes())
-        content = {key: value for key, value in facts.items() if key != _CHECKSUMS}
-        intact = _facts_checksum(content) == facts[_CHECKSUMS][FACTS]
-    except OSError as error:
-        raise UserError(f"the checkpoint {path} is incomplete: {FACTS}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"the checkpoint {path} is damaged: {FACTS} does not hold what it should") from error
-    if not intact:
-        raise UserError(f"the checkpoint {path} is damaged: {FACTS} does not match its checksum")
-    return facts
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, every byte of which is compared with its checksum first. No code in it is run.
 
@@ -235,15 +216,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     facts = read_facts(path)
     tensors = {}
-    for name in (WEIGHTS, TRAINING):
+    for name in (WEIGHTS_FILE, TRAINING_FILE):
         try:
             data = (path / name).read_bytes()
         except OSError as error:
             raise UserError(f"the checkpoint {path} is incomplete: {name}: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != facts[_CHECKSUMS].get(name):
+        if hashlib.sha256(data).hexdigest() != facts[CHECKSUMS].get(name):
             raise UserError(f"the checkpoint {path} is damaged: {name} does not match its checksum")
         tensors[name] = safetensors.torch.load(data)
-    return Checkpoint(facts, tensors[WEIGHTS], tensors[TRAINING])
+    return Checkpoint(facts, tensors[WEIGHTS_FILE], tensors[TRAINING_FILE])
 
 
 def restore(checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -306,10 +287,6 @@ def _optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> 
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-
-
-def _facts_checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

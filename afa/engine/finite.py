@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
 from afa.methods.base import Batch
+from afa.weights.facts import WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class FiniteGuard:
         network: Whose gradients and buffers are looked after.
         output: Folder of the run, for the debug bundle.
         policy: ``stop`` or ``skip``.
-        limit: With ``skip``, so many bad steps stop the run all the same.
+        limit: With ``skip``, so many bad steps are skipped; the next one stops the run.
         scaled: Whether a gradient scaler is in use, whose overflows are no fault.
     """
 
@@ -159,8 +160,8 @@ class FiniteGuard:
         message = f"step {pending.step.number}: {cause}; saved in {bundle}"
         if self.policy == "stop":
             raise UserError(f"{message}. The weights were not touched; train.non_finite=skip goes on past such steps")
-        if self.skipped >= self.limit:
-            raise UserError(f"{message}. That was the last of {self.limit} steps that train.non_finite_limit allows")
+        if self.skipped > self.limit:
+            raise UserError(f"{message}. {self.limit} such steps were skipped, more train.non_finite_limit forbids")
         if self.runtime.is_main:
             logger.warning("%s; the step is skipped (%d so far)", message, self.skipped)
 
@@ -192,7 +193,7 @@ class FiniteGuard:
             folder.mkdir(parents=True, exist_ok=True)
             _save_beside(tensors, folder / f"{rank}.safetensors")
             if self.runtime.is_main:
-                _save_beside(self.network.state_dict(), folder / "weights.safetensors")
+                _save_beside(self.network.state_dict(), folder / WEIGHTS_FILE)
             (folder / f"{rank}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         except (OSError, SafetensorError) as error:
             logger.warning("the debug bundle of step %d could not be saved: %s", pending.step.number, error)

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from afa.config import Config, config_differences, config_from_dict, config_to_dict, load_config
 from afa.data.files import write_json, write_text
-from afa.engine.checkpoint import CheckpointStore, read_facts
+from afa.engine.checkpoint import CheckpointStore
 from afa.errors import UserError
+from afa.weights.facts import read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ RESULT = "result.json"
 
 _SHOWN_DIFFERENCES = 5
 
-# Settings that change how a run goes about its work, not what comes out of it.
+# Settings that may change while a run goes on: how it goes about its work, and what it may take to go on at all. Some
+# change what comes out (docs/reliability.md, "Where results can differ").
 _FREE_SETTINGS = {
     "dataset": {"root", "bad_image"},
     "train": {

@@ -8,6 +8,7 @@ from typing import Any
 
 from afa.data.files import write_json
 from afa.errors import UserError
+from afa.weights.facts import CHECKPOINTS_FOLDER
 
 _TITLES = {
     "cam": "CAM",
@@ -48,7 +49,7 @@ def default_report_path(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     folder = path if path.is_dir() else path.parent
     # OUTPUT itself, OUTPUT/checkpoints and OUTPUT/checkpoints/step_00002000 all belong to the run OUTPUT.
-    store = next((parent for parent in (folder, folder.parent) if parent.name == "checkpoints"), None)
+    store = next((parent for parent in (folder, folder.parent) if parent.name == CHECKPOINTS_FOLDER), None)
     return (store.parent if store else folder) / "evaluation.json"
 
 

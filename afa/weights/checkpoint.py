@@ -12,11 +12,10 @@ from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from afa.data.layout import find_class_names
 from afa.errors import UserError
 from afa.models import AFANet, build_network
+from afa.weights.facts import CHECKSUMS, FACTS_FILE, WEIGHTS_FILE, read_facts
 from afa.weights.layouts import article, describe_network, recognise
 from afa.weights.loading import load_recognised
-from afa.weights.reading import WEIGHTS_FILE, file_checksum, find_weights, read_weights_file
-
-CHECKPOINT_FILE = "checkpoint.json"
+from afa.weights.reading import file_checksum, find_weights, read_weights_file
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -96,23 +95,15 @@ def names_by_count(count: int) -> list[str]:
 
 def _record(weights: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The ``checkpoint.json`` beside a checkpoint's weights, else the metadata within the file."""
-    beside = weights.parent / CHECKPOINT_FILE
-    if weights.name == WEIGHTS_FILE and beside.is_file():
-        source, texts = beside, None
-    else:
-        source, texts = weights, {key: metadata[key] for key in ("config", "class_names", "step") if key in metadata}
+    if weights.name == WEIGHTS_FILE and (weights.parent / FACTS_FILE).is_file():
+        record = read_facts(weights.parent)
+        if record[CHECKSUMS].get(WEIGHTS_FILE) != file_checksum(weights):
+            raise UserError(f"{weights} is damaged: it does not match its checksum in {FACTS_FILE}; take another one")
+        return record
     try:
-        if texts is not None:
-            return {key: json.loads(text) for key, text in texts.items()}
-        record = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} is damaged ({type(error).__name__}): take another checkpoint") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{source} is damaged: it holds {type(record).__name__}, not an object")
-    checksums = record.get("sha256")
-    if isinstance(checksums, dict) and checksums.get(WEIGHTS_FILE, "") != file_checksum(weights):
-        raise UserError(f"{weights} is damaged: it does not match its checksum in {CHECKPOINT_FILE}; take another one")
-    return record
+        return {key: json.loads(metadata[key]) for key in ("config", "class_names", "step") if key in metadata}
+    except ValueError as error:
+        raise UserError(f"{weights} is damaged ({type(error).__name__}): take another checkpoint") from error
 
 
 def _names_from_config(config: Config) -> list[str] | None:

@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from afa.errors import UserError
+from afa.weights.facts import CHECKPOINTS_FOLDER, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-WEIGHTS_FILE = "weights.safetensors"
-CHECKPOINTS_FOLDER = "checkpoints"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CHECKSUM = "sha256"
 _WAY_OUT = (

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from afa.engine.checkpoint import FACTS, TRAINING, WEIGHTS, CheckpointStore, restore
+from afa.engine.checkpoint import CheckpointStore, restore
 from afa.errors import UserError
 from afa.weights import open_checkpoint
+from afa.weights.facts import FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE
 
 MUTATED_CHECKPOINTS = 100
 
@@ -55,7 +56,7 @@ def damage_count(source: Path, folder: Path, cases: int, seed: int = 0) -> Count
     for case in range(cases):
         output = folder / str(case)
         shutil.copytree(source, output, symlinks=True)
-        file = output / "checkpoints" / "step_00000002" / rng.choice((WEIGHTS, TRAINING, FACTS))
+        file = output / "checkpoints" / "step_00000002" / rng.choice((WEIGHTS_FILE, TRAINING_FILE, FACTS_FILE))
         before = file.read_bytes()
         if rng.random() < 0.1:
             kind, after = "file missing", b"missing"
@@ -84,7 +85,7 @@ def test_mutated_checkpoints_are_passed_over(two_checkpoints: Path, tmp_path: Pa
 def test_damage_is_said_and_set_aside(two_checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run", symlinks=True)
     store = CheckpointStore(tmp_path / "run", keep=2)
-    (store.path(2) / WEIGHTS).write_bytes(b"")
+    (store.path(2) / WEIGHTS_FILE).write_bytes(b"")
     store.mark_best(2)
     checkpoint = store.load_latest()
     assert checkpoint is not None
@@ -106,7 +107,7 @@ def test_nothing_but_damage_is_one_line(two_checkpoints: Path, tmp_path: Path) -
     shutil.copytree(two_checkpoints, tmp_path / "run", symlinks=True)
     store = CheckpointStore(tmp_path / "run", keep=2)
     for step in (1, 2):
-        (store.path(step) / FACTS).write_text("[]")
+        (store.path(step) / FACTS_FILE).write_text("[]")
     with pytest.raises(UserError, match=r"every checkpoint .* is damaged: delete the folder"):
         store.load_latest()
     assert store.steps() == [1, 2], "nothing is touched that somebody might still want"
@@ -208,8 +209,8 @@ def test_optimiser_state_comes_back(two_checkpoints: Path) -> None:
 
 def test_what_lies_beside_the_weights(undisturbed: Path) -> None:
     folder = undisturbed / "checkpoints" / "last"
-    assert sorted(path.name for path in folder.iterdir()) == [FACTS, TRAINING, WEIGHTS]
-    facts = json.loads((folder / FACTS).read_text())
+    assert sorted(path.name for path in folder.iterdir()) == [FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE]
+    facts = json.loads((folder / FACTS_FILE).read_text())
     assert facts["step"] == faults.STEPS
     assert facts["world_size"] == 1
     assert facts["global_batch"] == 4
@@ -219,7 +220,7 @@ def test_what_lies_beside_the_weights(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"), [("zero length", WEIGHTS), ("truncated", TRAINING), ("bit flipped", FACTS)]
+    ("damage", "name"), [("zero length", WEIGHTS_FILE), ("truncated", TRAINING_FILE), ("bit flipped", FACTS_FILE)]
 )
 def test_a_run_goes_on_from_the_checkpoint_before(
     config: Path, tmp_path: Path, undisturbed: Path, damage: str, name: str

@@ -15,6 +15,8 @@ from afa.evaluation.evaluate import evaluate
 from afa.evaluation.report import default_report_path
 from afa.models import AFANet
 from afa.weights import pack_metadata, save_network
+from afa.weights.facts import FACTS_FILE, WEIGHTS_FILE, pack_facts
+from afa.weights.reading import file_checksum
 from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,9 +36,10 @@ def network(config: Config) -> AFANet:
 def run(tmp_path: Path, config: Config, network: AFANet) -> Path:
     """A run's output folder with one checkpoint, as training leaves it."""
     folder = tmp_path / "run/checkpoints/step_00000007"
-    save_network(network, folder / "weights.safetensors", pack_metadata(config, CLASS_NAMES, 7))
+    weights = folder / WEIGHTS_FILE
+    save_network(network, weights, pack_metadata(config, CLASS_NAMES, 7))
     facts = {"step": 7, "config": config_to_dict(config), "class_names": list(CLASS_NAMES)}
-    (folder / "checkpoint.json").write_text(json.dumps(facts))
+    (folder / FACTS_FILE).write_text(pack_facts(facts, {WEIGHTS_FILE: file_checksum(weights)}))
     (folder.parent / "best").symlink_to(folder.name)
     return tmp_path / "run"
 

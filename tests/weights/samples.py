@@ -14,6 +14,8 @@ from torch import Tensor
 
 from afa.config import Config, ModelConfig, config_to_dict
 from afa.models import AFANet, build_network
+from afa.weights.facts import FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE, pack_facts
+from afa.weights.reading import file_checksum
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS: dict[str, dict[str, list[int]]] = json.loads((ROOT / "tests/data/keys.json").read_text())
@@ -67,10 +69,11 @@ def write_foreign_files(folder: Path) -> Path:
 def write_checkpoint(folder: Path, seed: int, step: int) -> None:
     config = Config(model=small_settings())
     folder.mkdir(parents=True)
-    save_file(small_network(seed).state_dict(), folder / "weights.safetensors")
-    save_file({"exp_avg/classifier.weight": torch.zeros(2)}, folder / "training.safetensors")
+    save_file(small_network(seed).state_dict(), folder / WEIGHTS_FILE)
+    save_file({"exp_avg/classifier.weight": torch.zeros(2)}, folder / TRAINING_FILE)
     record = {"config": config_to_dict(config), "class_names": NAMES, "step": step}
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    checksums = {name: file_checksum(folder / name) for name in (WEIGHTS_FILE, TRAINING_FILE)}
+    (folder / FACTS_FILE).write_text(pack_facts(record, checksums))
 
 
 def write_config(path: Path, settings: ModelConfig, **dataset: str) -> None:

@@ -12,6 +12,7 @@ from afa.config import Config, ModelConfig
 from afa.errors import UserError
 from afa.models import build_network
 from afa.weights import load_encoder, open_checkpoint, pack_metadata, save_afa_layout, save_network
+from afa.weights.facts import CHECKSUMS, FACTS_FILE, WEIGHTS_FILE, pack_facts, read_facts
 
 
 def test_a_run_opens_at_its_best_checkpoint_else_its_last(tmp_path: Path) -> None:
@@ -40,12 +41,17 @@ def test_a_run_without_a_finished_checkpoint_says_so(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_match_its_checksum_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "step_00000001"
     write_checkpoint(folder, seed=1, step=1)
-    record = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps({**record, "sha256": {"weights.safetensors": "0" * 64}}))
-    with pytest.raises(UserError, match="does not match its checksum"):
+    facts = read_facts(folder)
+    content = {key: value for key, value in facts.items() if key != CHECKSUMS}
+    (folder / FACTS_FILE).write_text(pack_facts(content, {WEIGHTS_FILE: "0" * 64}))
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged: it does not match its checksum"):
         open_checkpoint(folder)
-    (folder / "checkpoint.json").write_text("{")
-    with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
+    facts["config"]["cam"]["background"] = 0.55
+    (folder / FACTS_FILE).write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"checkpoint\.json does not match its checksum"):
+        open_checkpoint(folder)
+    (folder / FACTS_FILE).write_text("{")
+    with pytest.raises(UserError, match=r"damaged: checkpoint\.json does not hold what it should"):
         open_checkpoint(folder)
 
 
