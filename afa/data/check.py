@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.images import MASK_MODES, DamagedImage, open_quietly, read_image, read_mask
+from afa.data.images import EXIF_ORIENTATION, MASK_MODES, DamagedImage, open_quietly, read_image, read_mask
 from afa.data.labels import classes_in_mask, read_labels
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
@@ -21,7 +21,6 @@ from afa.errors import UserError
 if TYPE_CHECKING:
     from afa.config import DatasetConfig
 
-_EXIF_ORIENTATION = 0x0112
 _PLAIN_MODES = ("RGB", "L", "P", "1")
 _SHOWN = 5
 
@@ -38,6 +37,7 @@ REMEDIES: Mapping[str, str] = {
     "image-channels": "save it as 8-bit RGB or greyscale (convert FILE -alpha remove -colorspace sRGB -depth 8 FILE)",
     "missing-mask": "put the mask there, or take the name out of the list",
     "missing-training-mask": "needed only if this list is to be scored too: training takes the labels file",
+    "no-labels": "training needs image-level labels: write a labels file as docs/data.md shows",
     "no-masks": "without masks there is training and inference, but no score: put masks there to have one",
     "unreadable-mask": "fetch or make the mask again",
     "mask-channels": "save the class ids as greyscale or palette PNG; the prepare tools write such masks",
@@ -164,10 +164,11 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
     jobs = []
     for split, names in splits.items():
         is_training = split == config.train_split
-        has_masks = layout.has_masks(split)
-        if not has_masks and not is_training:
-            message = "there are no masks"
-            report.problems.append(Problem("no-masks", split, str(layout.split_masks(split)), message))
+        has_masks = bool(names) and layout.has_masks(split)
+        if names and not has_masks and (not is_training or layout.labels is None):
+            kind = "no-labels" if is_training else "no-masks"
+            message = "there is no labels file, and there are no masks" if is_training else "there are no masks"
+            report.problems.append(Problem(kind, split, str(layout.split_masks(split)), message))
         for name in names:
             if is_training and labels is not None and name not in labels:
                 report.problems.append(Problem("unlabelled-image", split, str(layout.labels), f"lacks '{name}'"))
@@ -273,9 +274,9 @@ def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem
         digest = hashlib.blake2b(content, digest_size=16).digest()
         height, width = read_image(job.image).shape[:2]
         with open_quietly(BytesIO(content)) as image:
-            orientation, mode = image.getexif().get(_EXIF_ORIENTATION, 1), image.mode
+            orientation, mode = image.getexif().get(EXIF_ORIENTATION, 1), image.mode
     except (DamagedImage, OSError) as error:
-        truncated = "truncated" in str(error)
+        truncated = "truncated" in str(error).replace(str(job.image), "")
         report("truncated-image" if truncated else "unreadable-image", str(error))
         return b"", None, problems
     if orientation not in (0, 1):
@@ -308,8 +309,8 @@ def _check_mask(job: _Job, size: tuple[int, int] | None) -> tuple[set[int] | Non
     if size is not None and mask.shape != size:
         report("mask-size", f"{mask.shape[1]} x {mask.shape[0]} pixels, the image has {size[1]} x {size[0]}")
     try:
-        return set(classes_in_mask(mask, len(job.class_names), job.ignore_index)), problems
-    except UserError as error:
+        return set(classes_in_mask(mask, len(job.class_names), job.ignore_index, path=path)), problems
+    except DamagedImage as error:
         report("mask-values", str(error))
         return None, problems
 

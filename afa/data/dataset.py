@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from afa.data.files import write_json
+from afa.data.files import missing_files, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
-from afa.data.labels import classes_in_mask, one_hot, read_labels
+from afa.data.labels import IGNORE, classes_in_mask, one_hot, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
 from afa.data.transforms import normalise, training_transform
 from afa.errors import UserError
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IGNORE = 255
 _MAX_DAMAGED_IN_A_ROW = 20
 
 
@@ -47,6 +48,8 @@ class TrainingImages(Dataset[dict[str, Any]]):
         self.layout = find_layout(config)
         self.split = config.train_split
         self.names = self.layout.names(self.split)
+        if config.bad_image == "stop":
+            _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
         labels = find_labels(self.layout, self.split, self.names, config.ignore_index)
         self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
         self.seed = seed
@@ -109,21 +112,27 @@ class EvaluationImages(Dataset[dict[str, Any]]):
     Args:
         config: The data set.
         split: Name of the list; the validation list by default.
+        limit: At most this many images: the first ones of the list.
 
     Raises:
         UserError: Something is missing; the message says what and how to get it.
     """
 
-    def __init__(self, config: DatasetConfig, *, split: str | None = None) -> None:
+    def __init__(self, config: DatasetConfig, *, split: str | None = None, limit: int | None = None) -> None:
         self.layout = find_layout(config)
         self.split = split or config.val_split
-        self.names = self.layout.names(self.split)
+        self.names = self.layout.names(self.split)[:limit]
         self._config = config
         known = read_labels(self.layout.labels, self.layout.class_names) if self.layout.labels else {}
         self._labels = {name: known[name] for name in self.names if name in known}
         if not self.layout.has_masks(self.split):
             folder = self.layout.split_masks(self.split)
-            raise UserError(f"evaluation needs masks, but {folder} does not exist: {HOW_TO_PREPARE[self.layout.type]}")
+            raise UserError(
+                f"evaluation needs masks, but {folder} has none of '{self.split}': {HOW_TO_PREPARE[self.layout.type]}"
+            )
+        if config.bad_image == "stop":
+            _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
+            _require("masks", self.split, [self.layout.mask(name, self.split) for name in self.names])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -141,16 +150,14 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         """
         name = self.names[index]
         image = read_image(self.layout.image(name, self.split))
-        mask = read_mask(path := self.layout.mask(name, self.split))
+        path = self.layout.mask(name, self.split)
+        mask = read_mask(path)
         if mask.shape != image.shape[:2]:
             raise DamagedImage(
                 f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
                 f"{image.shape[1]} x {image.shape[0]}: run tools/check_data.py"
             )
-        try:
-            classes = classes_in_mask(mask, self.layout.num_classes, self._config.ignore_index)
-        except UserError as error:
-            raise DamagedImage(f"the mask {path}: {error}") from error
+        classes = classes_in_mask(mask, self.layout.num_classes, self._config.ignore_index, path=path)
         if self._config.ignore_index != IGNORE:
             mask = np.where(mask == self._config.ignore_index, np.uint8(IGNORE), mask)
         labels = self._labels.get(name)
@@ -165,13 +172,23 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         }
 
 
+def _require(kind: str, split: str, paths: Sequence[Path]) -> None:
+    """Refuse files that are not there before hours of training stand behind them."""
+    missing = missing_files(paths)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(paths)} {kind} of '{split}' are missing, the first is {missing[0]}: "
+            "tools/check_data.py lists all; dataset.bad_image=skip goes on without"
+        )
+
+
 def find_labels(
     layout: Layout, split: str, names: Sequence[str], ignore_index: int = IGNORE
 ) -> Mapping[str, np.ndarray]:
     """Image-level labels of a split: from the labels file, or, where the data set has none, from its masks.
 
     Labels from masks are kept in ``ROOT/.class_labels_from_masks/SPLIT.json`` for the next time, where the folder may
-    be written to, until the folder of the masks changes.
+    be written to, until a mask's size or time of change is another.
 
     Args:
         layout: The data set.
@@ -208,7 +225,7 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
     folder = layout.split_masks(split)
     made_from = {
         "folder": str(folder.relative_to(layout.root) if folder.is_relative_to(layout.root) else folder.resolve()),
-        "changed": folder.stat().st_mtime_ns,
+        "files": _fingerprint([layout.mask(name, split) for name in names]),
         "ignore_index": ignore_index,
         "num_classes": layout.num_classes,
     }
@@ -224,12 +241,7 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
 
         def read(name: str) -> list[int]:
             path = layout.mask(name, split)
-            try:
-                return classes_in_mask(read_mask(path), layout.num_classes, ignore_index)
-            except DamagedImage:
-                raise
-            except UserError as error:
-                raise UserError(f"the mask {path}: {error}") from error
+            return classes_in_mask(read_mask(path), layout.num_classes, ignore_index, path=path)
 
         with ThreadPoolExecutor() as pool:
             table = dict(zip(names, pool.map(read, names), strict=True))
@@ -238,3 +250,15 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
         except OSError:
             logger.warning("%s cannot be written: the labels are taken from the masks again next time", cache)
     return {name: one_hot(table[name], layout.num_classes) for name in names}
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    """Changes with the names, sizes and times of change of files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # reported by whoever reads it
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()

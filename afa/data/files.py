@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
                 raise UserError(f"{path} and {found[name]} have the same name without their suffixes: rename one")
             found[name] = path
     return found
+
+
+def missing_files(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that lead nowhere. Each folder is listed once: quicker than to ask for every file."""
+    listed: dict[Path, set[str]] = {}
+    missing = []
+    for path in paths:
+        if path.parent not in listed:
+            listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name not in listed[path.parent] and not path.exists():
+            missing.append(path)
+    return missing
 
 
 def remove_unfinished(folder: Path) -> None:

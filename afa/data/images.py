@@ -19,6 +19,7 @@ from PIL import Image
 from afa.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+EXIF_ORIENTATION = 0x0112  # tag
 MASK_MODES = ("P", "L", "1", "I;16", "I")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, Image.DecompressionBombError)
 

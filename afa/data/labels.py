@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from afa.data.files import write_text
-from afa.data.images import IMAGE_SUFFIXES
+from afa.data.images import IMAGE_SUFFIXES, DamagedImage
 from afa.errors import UserError
 
+IGNORE = 255
+"""Value of pixels that count for nothing, in the masks that this project writes and scores with."""
 LABEL_FILES = ("class_labels.json", "class_labels.csv", "class_labels.txt", "cls_labels_onehot.npy")
 _HOW = "see docs/data.md, or make it with tools/make_labels.py"
 
@@ -118,22 +120,24 @@ def one_hot(class_ids: Iterable[int], num_classes: int) -> np.ndarray:
     return vector
 
 
-def classes_in_mask(mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> list[int]:
+def classes_in_mask(mask: np.ndarray, num_classes: int, ignore_index: int = IGNORE, *, path: Path) -> list[int]:
     """The ids of the classes in a mask, ascending; background and ignored pixels do not count.
 
     Args:
         mask: uint8 [H, W].
         num_classes: K.
         ignore_index: Value that counts for nothing.
+        path: Where the mask comes from, for the error.
 
     Raises:
-        UserError: The mask holds a value above K that is not ``ignore_index``.
+        DamagedImage: The mask holds a value above K that is not ``ignore_index``.
     """
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     classes = [int(value) for value in values if value != 0 and value != ignore_index]
     if classes and classes[-1] > num_classes:
-        raise UserError(
-            f"the value {classes[-1]} is no class: there are {num_classes}, and {ignore_index} means ignore"
+        raise DamagedImage(
+            f"the mask {path}: the value {classes[-1]} is no class: there are {num_classes}, and {ignore_index} means "
+            "ignore"
         )
     return classes
 

@@ -72,8 +72,14 @@ class Layout:
         return self.masks / self._sub_folder(split)
 
     def has_masks(self, split: str) -> bool:
-        """Whether there is a folder for a split's masks; own data may do without, and is then not scored."""
-        return self.split_masks(split).is_dir()
+        """Whether there are masks for a split; own data may do without, and is then not scored.
+
+        Raises:
+            UserError: As :meth:`names`, for own folders, whose splits may share a folder of masks.
+        """
+        if not self.split_masks(split).is_dir():
+            return False
+        return self.found is None or any(self.mask(name, split).is_file() for name in self.names(split))
 
     def list_file(self, split: str) -> Path:
         """The list of a split."""
@@ -168,9 +174,9 @@ def _how(config: DatasetConfig) -> str:
 
 
 def _below(root: Path, setting: str) -> Path:
-    """A path of the settings: as it is where it exists, else below the root."""
+    """A path of the settings: below the root, or as it is where there is nothing of that name."""
     path = Path(setting)
-    return path if path.is_absolute() or path.exists() else root / path
+    return path if path.exists() and not (root / path).exists() else root / path
 
 
 def _mask_folder(config: DatasetConfig, root: Path) -> Path:

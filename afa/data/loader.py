@@ -147,10 +147,9 @@ def evaluation_loader(
     Raises:
         UserError: Something of the data set is missing.
     """
-    images = EvaluationImages(config, split=split)
-    count = len(images) if limit is None else min(limit, len(images))
+    images = EvaluationImages(config, split=split, limit=limit)
     return ImageLoader(
-        Subset(images, range(rank, count, world_size)),
+        Subset(images, range(rank, len(images), world_size)),
         skip_damaged=config.bad_image == "skip",
         batch_size=None,
         num_workers=workers,

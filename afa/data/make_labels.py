@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afa.data.classes import CLASS_NAMES_FILE, MAX_CLASSES, read_class_names
 from afa.data.files import find_files, write_lines
-from afa.data.images import IMAGE_SUFFIXES, DamagedImage, read_mask
+from afa.data.images import IMAGE_SUFFIXES, read_mask
 from afa.data.labels import classes_in_mask, write_labels
 from afa.data.parallel import map_files
 from afa.errors import UserError
@@ -122,9 +122,4 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def _mask_classes(num_classes: int, ignore_index: int, path: Path) -> list[int]:
-    try:
-        return classes_in_mask(read_mask(path), num_classes, ignore_index)
-    except DamagedImage:
-        raise
-    except UserError as error:
-        raise UserError(f"the mask {path}: {error}") from error
+    return classes_in_mask(read_mask(path), num_classes, ignore_index, path=path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+UNFINISHED_MANIFEST = "manifest.unfinished.json"
+"""In its place until everything is written."""
 
 PUBLISHED_COUNTS: Mapping[str, Mapping[str, int]] = {
     "voc": {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582, "test": 1456},

@@ -16,17 +16,15 @@ from pycocotools import mask as coco_mask
 from afa.data.classes import CLASS_NAMES_FILE, MAX_CLASSES
 from afa.data.files import remove_unfinished, replacing, write_json, write_lines
 from afa.data.images import read_mask
-from afa.data.labels import write_labels
+from afa.data.labels import IGNORE, write_labels
 from afa.data.layout import LISTS
-from afa.data.manifest import MANIFEST, Prepared
+from afa.data.manifest import MANIFEST, UNFINISHED_MANIFEST, Prepared
 from afa.data.palette import palette_image
 from afa.data.parallel import map_files
 from afa.errors import UserError
 
 SPLITS = ("train", "val")
 CROWD_CHOICES = ("class", "ignore")
-_IGNORE = 255
-_UNFINISHED = "manifest.unfinished.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def prepare_coco(root: str | Path, *, crowd: str = "class", workers: int = 1) ->
     write_lines(root / CLASS_NAMES_FILE, [name for _, name in categories.values()])
     counts = {split: len(listed) for split, listed in lists.items()}
     write_json(root / MANIFEST, {**settings, "counts": counts})
-    (root / _UNFINISHED).unlink()
+    (root / UNFINISHED_MANIFEST).unlink()
     return Prepared(root, counts, tuple(notes))
 
 
@@ -110,7 +108,7 @@ def paint(height: int, width: int, objects: Sequence[tuple[int, bool, Any]], cro
     """
     layers = []
     for class_id, is_crowd, segmentation in objects:
-        value = _IGNORE if is_crowd and crowd == "ignore" else class_id
+        value = IGNORE if is_crowd and crowd == "ignore" else class_id
         area = _region(segmentation, height, width)
         layers.append((not is_crowd, -int(area.sum()), value, area))
     layers.sort(key=lambda layer: layer[:2])
@@ -188,7 +186,7 @@ def _begin(root: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: There are masks that no preparation made.
     """
-    marker, manifest = root / _UNFINISHED, root / MANIFEST
+    marker, manifest = root / UNFINISHED_MANIFEST, root / MANIFEST
     if manifest.is_file():
         os.replace(manifest, marker)  # From now on the data set is not whole.
     try:
@@ -239,4 +237,4 @@ def _write_mask(folder: Path, crowd: str, image: _Image) -> list[int]:
             raise UserError(f"the annotations of the image '{image.name}' are malformed: {error}") from error
         with replacing(path) as temporary:
             palette_image(mask).save(temporary)
-    return [int(value) for value in np.unique(mask) if value not in (0, _IGNORE)]
+    return [int(value) for value in np.unique(mask) if value not in (0, IGNORE)]

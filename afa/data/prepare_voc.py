@@ -185,10 +185,7 @@ def _write_mask(folder: Path, item: tuple[str, Path]) -> list[int]:
     """Write one mask unless it is there already; returns its classes."""
     name, source = item
     mask = read_sbd_mask(source) if source.suffix == ".mat" else read_mask(source)
-    try:
-        classes = classes_in_mask(mask, len(VOC_CLASS_NAMES))
-    except UserError as error:
-        raise DamagedImage(f"the mask {source}: {error}") from error
+    classes = classes_in_mask(mask, len(VOC_CLASS_NAMES), path=source)
     path = folder / f"{name}.png"
     if not _holds(path, mask):
         with replacing(path) as temporary:

@@ -24,7 +24,7 @@ from afa.data.classes import CLASS_NAMES_FILE
 from afa.data.files import remove_unfinished, replacing, write_json, write_lines
 from afa.data.labels import write_labels
 from afa.data.layout import LISTS
-from afa.data.manifest import MANIFEST
+from afa.data.manifest import MANIFEST, UNFINISHED_MANIFEST
 from afa.data.palette import palette_image
 from afa.data.parallel import map_files
 from afa.errors import UserError
@@ -32,7 +32,6 @@ from afa.errors import UserError
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (20, 190, 220), (230, 200, 20), (210, 40, 210))
 SMALLEST_SIZE = 32
-_MARKER = "manifest.unfinished.json"
 _VERSION = 2  # of the pictures: changes with what a seed gives
 _SPLITS = ("train", "val")
 
@@ -116,7 +115,7 @@ def make_shapes(
         raise UserError(f"the seed {seed} is below 0")
     if _is_made(root, recipe):
         return root
-    write_json(root / _MARKER, recipe)
+    write_json(root / UNFINISHED_MANIFEST, recipe)
     for folder in ("JPEGImages", "SegmentationClass", LISTS, "."):
         remove_unfinished(root / folder)
     jobs = [(split, number) for split, count in counts.items() for number in range(count)]
@@ -134,7 +133,7 @@ def make_shapes(
     write_lines(root / CLASS_NAMES_FILE, list(CLASS_NAMES))
     write_labels(root / "class_labels.json", labels)
     write_json(root / MANIFEST, recipe)
-    (root / _MARKER).unlink()
+    (root / UNFINISHED_MANIFEST).unlink()
     return root
 
 
@@ -325,7 +324,7 @@ def _is_made(root: Path, recipe: dict[str, object]) -> bool:
     Raises:
         UserError: The folder holds something else, or the data set made with other settings.
     """
-    for name in (MANIFEST, _MARKER):
+    for name in (MANIFEST, UNFINISHED_MANIFEST):
         if (root / name).is_file():
             try:
                 stored = json.loads((root / name).read_text(encoding="utf-8"))

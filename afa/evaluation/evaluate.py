@@ -20,6 +20,7 @@ from torch import Tensor
 
 from afa.config import Config, TestConfig
 from afa.data.loader import evaluation_loader
+from afa.errors import UserError
 from afa.evaluation.batching import by_size
 from afa.evaluation.metrics import ConfusionMatrix, multi_label_f1
 from afa.evaluation.predict import predict_images
@@ -86,7 +87,8 @@ class Validator:
 
         Args:
             network: Without the wrapper of distributed training. Every process calls this at the same step.
-            stop: Asked between images (or batches of them).
+            stop: Asked between images (or batches of them). A process that is not asked to stop finishes its share
+                first.
 
         Returns:
             As :func:`evaluate`, the same on every process.
@@ -141,7 +143,8 @@ def evaluate(
         batch_size: Images of one size that the network sees together. With more than one, rounding depends on who
             is together: a pixel at a tie may change, and the number of processes with it.
         progress: What to call the work in the progress line; None shows none.
-        stop: Asked before each batch whether to give up.
+        stop: Asked before each batch whether to give up. Processes whose own ``stop`` does not say so finish their
+            share before they learn of it.
 
     Returns:
         ``cam``, ``propagated_cam``, ``segmentation``, ``segmentation_crf`` (those that were asked for), each as
@@ -149,6 +152,7 @@ def evaluate(
 
     Raises:
         EvaluationStopped: On every process, where ``stop`` said so on one.
+        UserError: There was no image to score, or all were damaged and left out.
     """
     device = torch.device(device)
     names = ("background", *class_names)
@@ -159,12 +163,13 @@ def evaluate(
     f1_values = array("d")
     stopped = False
 
-    was_training = network.training
+    was_training, searching = network.training, torch.backends.cudnn.benchmark
     _share_buffers(network)
     network.eval()
+    # Images have many sizes: a search for the fastest convolution would begin anew with each.
+    torch.backends.cudnn.benchmark = False
     try:
-        # Starting loader workers draws from the global random state: training must not notice.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), _stream(refinement, device) as stream:
+        with torch.no_grad(), _stream(refinement, device) as stream:
             seen_samples = track(samples, len(samples), progress) if progress is not None else samples
             for group in by_size(seen_samples, batch_size):
                 if stopped := stop is not None and stop():
@@ -193,13 +198,16 @@ def evaluate(
                     f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
     finally:
         network.train(was_training)
+        torch.backends.cudnn.benchmark = searching
 
     if _any_process(stopped):
         raise EvaluationStopped
     all_f1 = _gather(matrices.values(), f1_values)
+    if not all_f1:
+        raise UserError("no image could be scored: tools/check_data.py says what is wrong with them")
     table: dict[str, Any] = {row: matrix.scores(names) for row, matrix in matrices.items()}
     # Rounded once, at the end: the sum does not depend on the order.
-    table["cls_f1"] = math.fsum(all_f1) / max(1, len(all_f1))
+    table["cls_f1"] = math.fsum(all_f1) / len(all_f1)
     table["images"] = len(all_f1)
     return table
 

@@ -16,6 +16,7 @@ from afa.config import AugmentationConfig, DatasetConfig
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.images import DamagedImage
 from afa.data.labels import write_labels
+from afa.data.layout import find_layout
 from afa.data.loader import evaluation_loader, training_loader
 from afa.data.sampler import StreamSampler
 from afa.errors import UserError
@@ -181,7 +182,37 @@ def test_labels_from_masks_are_said_and_kept(
         write_mask(root / "SegmentationClass/new.png", mask)
         (root / "SegmentationClass/new.png").replace(root / "SegmentationClass/image_0.png")
         changed = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
+        # So does one that is written over, which leaves the folder's time as it is.
+        (root / "SegmentationClass/image_0.png").write_bytes((root / "SegmentationClass/image_1.png").read_bytes())
+        overwritten = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
     assert changed[0].tolist() == [0, 0, 1] and torch.equal(changed[1:], first[1:])
+    assert torch.equal(overwritten[0], first[1]) and torch.equal(overwritten[1:], first[1:])
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_that_are_not_there_are_said_at_once(config: DatasetConfig, tmp_path: Path, kind: str) -> None:
+    copy = damaged_copy(config, tmp_path, ())
+    file = tmp_path / "copy" / ("JPEGImages/image_1.jpg" if kind == "images" else "SegmentationClass/image_1.png")
+    file.unlink()
+    missing = rf"1 of the 3 {kind} of 'val' are missing, the first is .*{file.name}"
+    with pytest.raises(UserError, match=missing):
+        EvaluationImages(copy)
+    assert len(EvaluationImages(copy, limit=1)) == 1
+    assert len(EvaluationImages(replace(copy, bad_image="skip"))) == 3
+    if kind == "images":
+        with pytest.raises(UserError, match=r"images of 'train' are missing"):
+            TrainingImages(copy, AUGMENTATION, seed=0)
+        TrainingImages(replace(copy, bad_image="skip"), AUGMENTATION, seed=0)
+
+
+def test_a_path_of_the_settings_lies_below_the_root_first(
+    config: DatasetConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "SegmentationClass").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    assert find_layout(replace(config, mask_dir="SegmentationClass")).masks == Path(config.root, "SegmentationClass")
+    assert find_layout(replace(config, mask_dir="elsewhere")).masks == Path("elsewhere")
 
 
 def damaged_copy(config: DatasetConfig, tmp_path: Path, numbers: tuple[int, ...]) -> DatasetConfig:

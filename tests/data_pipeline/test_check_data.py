@@ -162,12 +162,15 @@ def test_empty_labels(root: Path) -> None:
 
 
 def test_every_kind_has_a_remedy_and_is_tested(tmp_path: Path) -> None:
-    assert set(REMEDIES) == {*FAULTS, "empty-labels", "no-masks"}
+    assert set(REMEDIES) == {*FAULTS, "empty-labels", "no-masks", "no-labels"}
     folder = make_folder_source(tmp_path / "mine")
     shutil.rmtree(folder / "masks")
     write_labels(folder / "class_labels.json", {f"train/picture {number}": ["cat"] for number in range(5)})
     report = check(folder, type="folder", train_split="train")
     assert [problem.kind for problem in report.problems] == ["no-masks"] and report.ok
+    (folder / "class_labels.json").unlink()
+    report = check(folder, type="folder", train_split="train")
+    assert [problem.kind for problem in report.problems] == ["no-labels", "no-masks"] and not report.ok
 
 
 def test_the_command(root: Path, tmp_path: Path, run_tool) -> None:

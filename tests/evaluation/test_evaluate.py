@@ -88,6 +88,14 @@ def test_mode_is_restored_after_an_error(network: AFANet, config: Config) -> Non
     assert network.training
 
 
+def test_nothing_to_score_is_no_score_of_zero(network: AFANet, config: Config) -> None:
+    for path in (Path(config.dataset.root) / "SegmentationClass").iterdir():
+        path.write_bytes(b"")
+    config.dataset.bad_image = "skip"
+    with pytest.raises(UserError, match="no image could be scored"):
+        table_of(network, config)
+
+
 def test_test_protocol_concerns_the_segmentation_only(network: AFANet, config: Config) -> None:
     network.eval()
     training, test = table_of(network, config), table_of(network, config, test=config.test)
