@@ -7,6 +7,12 @@ import torch
 from afa.errors import UserError
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU may round the factors of float32 products to 10 bits; by PyTorch's default, convolutions may."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def choose_device(name: str, option: str, *, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """The device that a user asked for.
 

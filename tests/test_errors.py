@@ -42,7 +42,24 @@ def test_an_interrupt_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> No
     assert outcome(raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("a library's own")])
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (MemoryError(), "MemoryError"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "you",
+        ),
+        (RuntimeError("Caught _ArrayMemoryError in DataLoader worker\nUnable to allocate 7 PiB"), "_ArrayMemoryError"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "CUDA"),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = outcome(raising(error), capsys)
+    assert code == 2 and said.startswith("error: memory ran out: ") and shown in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), OSError("a library's own")])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run_command(raising(error))

@@ -34,7 +34,7 @@ def main() -> int:
         "--labels",
         type=Path,
         metavar="FILE",
-        help="image-level labels (.txt .csv .json .npy) in place of predicted ones",
+        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold pictures without",
     )
     parser.add_argument(
         "--pseudo-labels",
@@ -87,7 +87,8 @@ def main() -> int:
     predictor = Predictor(opened.network, opened.config, opened.class_names, device=opened.device, crf=crf)
     work = Inference(predictor, args.out, wanted, labels)
     failed = work.run(pictures)
-    print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed; the results lie in {args.out}")
+    left_out = f", {work.left_out} without labels left out" if work.left_out else ""
+    print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed{left_out}; the results lie in {args.out}")
     for message in work.failures:
         print(f"  failed: {message}", file=sys.stderr)
     return 1 if failed else 0

@@ -225,7 +225,10 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda, or cuda:N")
     threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0)
     precision: str = setting(
-        "float32", "arithmetic of the networks; labels and losses stay float32", choices=("float32", "bf16", "fp16")
+        "float32",
+        "arithmetic of the networks in training; labels, losses and validation stay float32. tf32: float32 with "
+        "products of 10 bits, on GPUs that have it",
+        choices=("float32", "tf32", "bf16", "fp16"),
     )
     compile: bool = setting(False, "torch.compile the networks; falls back with a warning")
     channels_last: bool = setting(False, "memory format of images and convolutions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ class TrainingRun:
 
     def go(self) -> int:
         """Train from where the run stands to its end."""
-        with self._lock():
+        with ExitStack() as stack:
+            self.runtime.on_main(lambda: stack.enter_context(locked(self.output)))
             saved = self._restore()
             start = int(saved.get("step", 0))
             if start >= self.config.train.steps and self.runtime.on_main(lambda: finished_step(self.output)) == start:
@@ -96,7 +97,7 @@ class TrainingRun:
             batches = self._batches(start)
             # A checkpoint may have been written before its step was recorded and validated: then that comes first.
             recorded = bool(saved.get("recorded", True))
-            self._open_output(start, start + 1 if recorded else start)
+            self.runtime.on_main(lambda: self._open_output(start, start + 1 if recorded else start))
             self.progress = Progress(
                 start,
                 self.config.train.steps,
@@ -115,11 +116,8 @@ class TrainingRun:
         settings = self.config.train
         self.method.network.train()
         self.mark = (start, time.monotonic())
-        if not recorded:
-            try:
-                self._record(start)
-            except EvaluationStopped:
-                return self._leave(start, None, saved=True, failed=False)
+        if not recorded and not self._record(start):
+            return self._leave(start, None, saved=True, failed=False)
         for step in range(start, settings.steps):
             with self.stop.kept_from_children() if step == start else nullcontext():
                 micro_batches, failure = self._fetch(batches)
@@ -135,10 +133,7 @@ class TrainingRun:
                 # Before validation, which may take long: a run that is killed in it has lost nothing else.
                 self.guard.settle()
                 saved = self._save(done, recorded=False)
-            try:
-                self._record(done, micro_batches[-1])
-            except EvaluationStopped:
-                # The next start validates this step first.
+            if not self._record(done, micro_batches[-1]):
                 return self._leave(done, None, saved=saved, failed=False)
         self._finish(settings.steps)
         return 0
@@ -203,14 +198,19 @@ class TrainingRun:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
         return due and self.validator is not None
 
-    def _record(self, done: int, batch: Batch | None = None) -> None:
-        """Say what there is to say after a step: one record, with the validation's figures where it is validated."""
+    def _record(self, done: int, batch: Batch | None = None) -> bool:
+        """Say what there is to say after a step: one record, with the validation's figures where it is validated.
+
+        Returns:
+            Whether that was done: a validation is given up where a process was asked to stop. The next start then
+            begins with it.
+        """
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
         if batch is not None and pictured and self.runtime.is_main:
             self.records.pictures(done, self.method.pictures(batch))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
-            return
+            return True
         values = self.meter.means(self.runtime.mean)
         rates = set_learning_rates(self.optimiser, done - 1, steps=settings.steps, settings=self.config.optimiser)
         values |= {f"lr/{name}": rate for name, rate in rates.items()}
@@ -220,9 +220,13 @@ class TrainingRun:
             values["time/seconds_per_step"] = (time.monotonic() - then) / (done - since)
         self.progress.record(done, values)
         if self._validates(done):
-            values |= self._validate(done)
+            try:
+                values |= self._validate(done)
+            except EvaluationStopped:
+                return False
         self.records.scalars(done, values)
         self.mark = (done, time.monotonic())
+        return True
 
     def _validate(self, done: int) -> dict[str, float]:
         """Score the network, remember whether its segmentation is the best so far.
@@ -274,9 +278,6 @@ class TrainingRun:
         self.guard.restore(facts["non_finite"])
         return facts
 
-    def _lock(self) -> AbstractContextManager[None]:
-        return locked(self.output) if self.runtime.is_main else nullcontext()
-
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches from a step on; the loader's processes start with the first."""
         assert self.images is not None
@@ -295,9 +296,7 @@ class TrainingRun:
         return iter(loader)
 
     def _open_output(self, start: int, first_record: int) -> None:
-        """Say in the folder what the run is, and open its records."""
-        if not self.runtime.is_main:
-            return
+        """Say in the folder what the run is, and open its records: the main process's work."""
         remove_unfinished(self.output)
         write_config(self.output, self.facts["config"])
         self.records = RunRecords(self.output, first_step=first_record)
@@ -339,6 +338,5 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def killed_loader() -> UserError:
     """What is said when a loader process has died."""
     return UserError(
-        "a loader process was killed, perhaps because memory ran out: the same command goes on from the last "
-        "checkpoint; lower train.workers if it happens again"
+        "a loader process was killed, perhaps because memory ran out: lower train.workers if it happens again"
     )

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from afa.config import TrainConfig
-from afa.device import choose_device
+from afa.device import allow_tf32, choose_device
 from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
 
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 # the main one.
 _MEETING, _WORKING = timedelta(minutes=5), timedelta(minutes=30)
 
-_PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -46,10 +46,6 @@ class ProcessRuntime:
     global_counts: bool = False
     control_group: Any = None
 
-    def __post_init__(self) -> None:
-        if self.device.type == "cpu":
-            keep_freed_memory()
-
     @classmethod
     def start(cls, settings: TrainConfig, *, global_counts: bool = False) -> ProcessRuntime:
         """Join the processes that torchrun started, if any, and choose the device.
@@ -64,6 +60,9 @@ class ProcessRuntime:
             raise UserError("train.precision=fp16 needs a GPU, and none is used; take bf16 or float32")
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        allow_tf32(settings.precision == "tf32")
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cuda":
             torch.cuda.set_device(device)
             if settings.deterministic:
@@ -79,6 +78,11 @@ class ProcessRuntime:
         if world_size > 1:
             control_group = _join(device)
         return cls(device, rank, world_size, settings.precision, global_counts, control_group)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the networks' products."""
+        return _HALF.get(self.precision, torch.float32)
 
     @property
     def is_main(self) -> bool:
@@ -97,9 +101,9 @@ class ProcessRuntime:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the run asks for it."""
-        if self.precision == "float32":
+        if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def denominator(self, counts: Tensor, plus: float) -> Tensor:
         """Counts of this process plus a constant or, with global normalisation, of all processes, per process."""
@@ -161,6 +165,7 @@ class ProcessRuntime:
                 outcome = [error]
         dist.broadcast_object_list(outcome, group=self.control_group)
         if isinstance(outcome[0], UserError):
+            outcome[0].said = not self.is_main
             raise outcome[0]
         return outcome[0]
 
@@ -206,24 +211,45 @@ def is_lost_process(error: BaseException) -> bool:
 
 def compile_network(network: nn.Module) -> None:
     """Compile the parts of a network in place; what cannot be compiled runs as it is, with a warning."""
-    import torch._dynamo
-    from torch._dynamo.backends.registry import lookup_backend
-
-    inductor = lookup_backend("inductor")
     complaints: list[str] = []
 
-    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        if complaints:
-            return graph.forward
-        try:
-            return inductor(graph, inputs)
-        # Whatever a compiler fails with, the graph itself can still be run.
-        except Exception as error:
-            complaints.append(reason := (str(error).strip().splitlines() or [type(error).__name__])[0])
+    def complain(reason: str) -> None:
+        if not complaints:
+            complaints.append(reason)
             logger.warning("train.compile: torch.compile does not work here, training uncompiled: %s", reason)
-            return graph.forward
 
-    torch._dynamo.config.suppress_errors = True
-    logging.getLogger("torch._dynamo").setLevel(logging.CRITICAL)
-    for child in network.children():
-        child.compile(backend=compile_graph)
+    def take_over(record: logging.LogRecord) -> bool:
+        """PyTorch's own, long words about code that it cannot compile. That it will not compile once more may pass."""
+        text = record.getMessage()
+        if "recompile_limit" in text:
+            return True
+        complain(_first_line(text))
+        return False
+
+    try:
+        import torch._dynamo
+        from torch._dynamo.backends.registry import lookup_backend
+
+        inductor = lookup_backend("inductor")
+        torch._dynamo.config.suppress_errors = True
+        logging.getLogger("torch._dynamo.convert_frame").addFilter(take_over)
+
+        def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+            if complaints:
+                return graph.forward
+            try:
+                return inductor(graph, inputs)
+            # Whatever a compiler fails with, the graph itself can still be run.
+            except Exception as error:
+                complain(_first_line(str(error)) or type(error).__name__)
+                return graph.forward
+
+        for child in network.children():
+            child.compile(backend=compile_graph)
+    # Not every Python and platform has a compiler at all.
+    except Exception as error:
+        complain(_first_line(str(error)) or type(error).__name__)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]

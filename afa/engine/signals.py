@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from afa.errors import INTERRUPTED_EXIT_CODE
+
 PREEMPTED_EXIT_CODE = 75
 """The run was asked to stop, has saved and wants to be started again (EX_TEMPFAIL)."""
-
-INTERRUPTED_EXIT_CODE = 130
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

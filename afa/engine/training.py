@@ -14,7 +14,7 @@ from afa.engine.loop import LOST_LOADER, TrainingRun, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
-from afa.errors import UserError
+from afa.errors import UserError, is_out_of_memory
 from afa.evaluation.evaluate import Validator
 from afa.methods import build_method
 from afa.models import build_network
@@ -46,8 +46,8 @@ def train(config: Config) -> int:
             return _prepare(config, runtime, stop).go()
     except (MemoryError, RuntimeError) as error:
         if LOST_LOADER in str(error):
-            raise killed_loader() from error
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
+            raise UserError(f"{killed_loader()}; the same command goes on from the last checkpoint") from error
+        if is_out_of_memory(error):
             raise UserError(
                 "memory ran out: lower train.batch_size (and raise train.accumulate), augmentation.crop_size or the "
                 f"largest of cam.scales ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'})"

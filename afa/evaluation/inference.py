@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from afa.data.files import replacing, write_json
 from afa.data.palette import palette_image
-from afa.errors import UserError
+from afa.errors import UserError, is_out_of_memory
 from afa.evaluation.pictures import Picture, free_name, read_picture
 from afa.evaluation.predict import long_side_size
 from afa.evaluation.predictor import Prediction, Predictor
@@ -41,7 +40,8 @@ class Inference:
         predictor: Looks at the pictures.
         out: Folder of the results; those of the same names are replaced.
         wanted: Which results.
-        labels: Image-level labels [K] by picture key or bare name; None: the classifier's own.
+        labels: Image-level labels [K] by picture key or bare name; None: the classifier's own. Pictures of folders
+            that are not among them are left out: a training set is mostly a part of a folder.
     """
 
     def __init__(
@@ -52,17 +52,24 @@ class Inference:
         self.wanted = wanted
         self.labels = labels
         self.failures: list[str] = []
+        self.left_out = 0
         self.done: dict[str, Any] = {}
 
     def run(self, pictures: Sequence[Picture]) -> int:
         """Predict all pictures; one that fails leaves the others unharmed.
 
         Returns:
-            Number of failures, which :attr:`failures` describes.
+            Number of failures, which :attr:`failures` describes. :attr:`left_out` counts pictures without labels.
 
         Raises:
-            UserError: Results cannot be written.
+            UserError: No picture has labels, or results cannot be written.
         """
+        if self.labels is not None:
+            labelled = [picture for picture in pictures if picture.folder is None or self._is_labelled(picture)]
+            self.left_out = len(pictures) - len(labelled)
+            if not labelled:
+                raise UserError(f"the labels file names none of the {len(pictures)} pictures: compare their names")
+            pictures = labelled
         gif_names: set[str] = set()
         try:
             waiting = iter(track(pictures, len(pictures), "predicting"))
@@ -113,7 +120,9 @@ class Inference:
                 cams=self.wanted.cams or self.wanted.overlays,
                 pseudo_labels=self.wanted.pseudo_labels,
             )
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             predictions = None
         if predictions is not None:
             for read, prediction in zip(group, predictions, strict=True):
@@ -130,12 +139,14 @@ class Inference:
     def _class_labels(self, picture: Picture) -> np.ndarray | None:
         if self.labels is None:
             return None
-        for key in (picture.key, picture.path.stem):
-            if key in self.labels:
-                return self.labels[key]
-        raise UserError(
-            f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
-        )
+        if not self._is_labelled(picture):
+            raise UserError(
+                f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
+            )
+        return self.labels[picture.key if picture.key in self.labels else picture.path.stem]
+
+    def _is_labelled(self, picture: Picture) -> bool:
+        return self.labels is not None and (picture.key in self.labels or picture.path.stem in self.labels)
 
     def _fail(self, message: str) -> None:
         self.failures.append(message)

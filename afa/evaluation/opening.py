@@ -11,7 +11,7 @@ import torch
 
 from afa.config import Config, TestConfig, apply_overrides, config_from_dict, config_to_dict
 from afa.data.layout import find_class_names
-from afa.device import choose_device
+from afa.device import allow_tf32, choose_device
 from afa.errors import UserError
 from afa.models import AFANet
 from afa.ops.dense_crf import DenseCRF
@@ -52,6 +52,7 @@ def open_network(
         UserError: The checkpoint, the device or a setting is wrong.
     """
     chosen_device = choose_device(device, "--device")
+    allow_tf32(False)
     opened = open_checkpoint(checkpoint, config)
     changed = override_config(opened.config, overrides)
     network = opened.network.to(chosen_device).eval().requires_grad_(False)

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from afa.data.images import IMAGE_SUFFIXES, read_image
+from afa.data.images import EXIF_ORIENTATION, IMAGE_SUFFIXES, open_quietly, read_image
 from afa.errors import UserError
-
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,16 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> list[Picture]:
         without: Folder of the results, left out where it lies in one of the folders.
 
     Raises:
-        UserError: An argument does not exist, or there is no picture.
+        UserError: An argument does not exist, or is the folder of the results, or there is no picture.
     """
     found: list[tuple[Path, Path | None]] = []
     seen: set[Path] = set()
     for argument in arguments:
+        if argument.resolve() == without.resolve():
+            raise UserError(
+                f"--out {without} is the folder of the pictures: next time the results would count as pictures; take "
+                "another folder, such as one within it"
+            )
         if argument.is_dir():
             members: list[tuple[Path, Path | None]] = [(path, argument) for path in _walk(argument, without.resolve())]
         elif argument.exists():
@@ -89,8 +91,8 @@ def read_picture(path: Path, *, upright: bool = True) -> np.ndarray:
     if not upright:
         return image
     try:
-        with Image.open(path) as file:
-            orientation = file.getexif().get(_ORIENTATION, 1)
+        with open_quietly(path) as file:
+            orientation = file.getexif().get(EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError):
         return image  # The pixels are fine, only their EXIF block is not.
     return np.ascontiguousarray(_turn(image, orientation))

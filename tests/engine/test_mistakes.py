@@ -189,6 +189,15 @@ def test_labels_that_lack_an_image_are_said_before_anything_is_created(data: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_mask_is_said_before_anything_is_created(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    (own / "SegmentationClass" / "val_00002.png").unlink()
+    config = faults.write_config(tmp_path / "config.yaml", own, tmp_path / "run")
+    with pytest.raises(UserError, match=r"1 of the 4 masks of 'val' are missing, the first is .*val_00002\.png"):
+        train(load_config(config))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_mask_in_a_validation_loses_nothing(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     own = shutil.copytree(data, tmp_path / "data")
     config = faults.write_config(tmp_path / "config.yaml", own, tmp_path / "run", train={"checkpoint_every": 1000})
@@ -240,15 +249,23 @@ def test_what_does_not_change_the_outcome_may_change(
     assert "already trained" in caplog.text
 
 
-def test_a_mistake_is_one_line_under_torchrun(config: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.batch_sise=3", "unknown key 'train.batch_sise'; did you mean 'train.batch_size'?"),
+        ("train.output={file}/run", "cannot be written"),  # the main process alone finds it out
+    ],
+)
+def test_a_mistake_is_one_line_under_torchrun(config: Path, override: str, said: str) -> None:
     done = subprocess.run(
-        faults.command(config, "train.batch_sise=3", processes=2),
+        faults.command(config, override.format(file=config), processes=2),
         env=faults.environment(),
         capture_output=True,
         text=True,
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-    assert "unknown key 'train.batch_sise'; did you mean 'train.batch_size'?" in lines[0]
+    assert said in lines[0]
+    assert "another process of this run is gone" not in done.stderr
     assert "exitcode  : 2" in done.stderr
     assert "afa/" not in "".join(line for line in done.stderr.splitlines() if line.lstrip().startswith("File "))

@@ -109,12 +109,15 @@ def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_pa
     pictures, out = tmp_path / "JPEGImages", tmp_path / "out"
     for name in ("one", "two", "none", "unlabelled"):
         save(pictures / f"{name}.jpg", 48, 64)
+    named = save(tmp_path / "named.jpg", 48, 64)
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({"one": ["bar"], "two": ["disc", "ring"], "none": []}))
     kinds = ["plain", "refined", "propagated"]
-    result = infer(checkpoint, pictures, "--labels", labels, "--out", out, "--no-overlays", "--pseudo-labels", *kinds)
-    assert result.returncode == 1
-    assert "unlabelled" in result.stderr
+    options = ("--labels", labels, "--out", out, "--no-overlays", "--pseudo-labels", *kinds)
+    result = infer(checkpoint, pictures, named, *options)
+    assert result.returncode == 1, "a file that was named itself is missed, one of a folder is not"
+    assert "named.jpg is not in the labels file" in result.stderr and "unlabelled" not in result.stderr
+    assert "5 pictures: 3 done, 1 failed, 1 without labels left out" in result.stdout
     allowed = {"one": {0, 2, 255}, "two": {0, 1, 3, 255}, "none": {0, 255}}
     expected = {f"pseudo_labels/{kind}/{name}.png" for kind in kinds for name in allowed}
     assert expected <= files(out)
@@ -196,6 +199,8 @@ def test_results_inside_the_folder_are_not_looked_at(infer: RunTool, checkpoint:
     for _ in range(2):
         result = infer(checkpoint, tmp_path, "--out", tmp_path / "results", "--no-cams")
         assert "1 pictures: 1 done" in result.stdout
+    result = infer(checkpoint, tmp_path, "--out", tmp_path)
+    assert result.returncode == 2 and "is the folder of the pictures" in result.stderr
 
 
 def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
@@ -261,6 +266,7 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
         (["{picture}", "--set", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
         (["{picture}", "--labels", "nowhere.json"], "nowhere.json is missing"),
         (["{picture}", "--fps", "0"], "--fps"),
+        (["{folder}", "--labels", "{labels}"], "names none of the 1 pictures"),
         (["{picture}", "--crf", "--crf-negligible", "2"], "negligible"),
     ],
 )
@@ -268,8 +274,15 @@ def test_mistakes_are_one_line(
     infer: RunTool, checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    picture = save(tmp_path / "a.png")
-    filled = [argument.format(empty=tmp_path / "empty", picture=picture) for argument in arguments]
+    picture = save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "labels.json").write_text('{"b": ["bar"]}')
+    places = {
+        "empty": tmp_path / "empty",
+        "picture": picture,
+        "folder": picture.parent,
+        "labels": tmp_path / "labels.json",
+    }
+    filled = [argument.format(**places) for argument in arguments]
     result = infer(checkpoint, *filled, "--out", tmp_path / "out")
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
