@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
     )
+    parser.add_argument(
+        "--long-side", type=int, default=512, help="of the released protocol's segmentation (default: %(default)s)"
+    )
     parser.add_argument("--images", type=int, default=4, help="images per run (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=1, help="images that run together (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved runs (default: %(default)s)")
@@ -56,9 +59,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: An argument makes no sense.
     """
-    if min(args.size) < 16 or min(args.images, args.repeats, args.batch_size) < 1 or args.threads < 0:
+    if min(*args.size, args.long_side) < 16 or min(args.images, args.repeats, args.batch_size) < 1 or args.threads < 0:
         raise UserError(
-            "--size must be at least 16, --images, --repeats and --batch-size at least 1, --threads at least 0"
+            "--size and --long-side must be at least 16, --images, --repeats and --batch-size at least 1, --threads at "
+            "least 0"
         )
     if not 1 <= args.present <= args.classes <= 254:
         raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "validation: both of these": job(),
         _TEST: job(cams=False, test=native),
         _BOTH: job(test=native),
+        f"both, at long side {args.long_side}": job(test=replace(config.test, long_side=args.long_side)),
     }
     if args.crf:
         jobs["segmentation, one forward, and CRF"] = job(cams=False, refinement=build_crf(config.test))

@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for value, row_args in zip(values, settings, strict=True):
             row = _measure(row_args)
             rows.append(row)
+            memory = row["memory_gb"]
             print(
                 f"{value!s:>10}{row['step_s']:10.3f}{row['floor_s']:10.3f}{row['ratio_to_floor']:8.2f}"
-                f"{row['step_gflop']:9.0f}{row['memory_gb']['process_peak']:10.2f}"
+                f"{row['step_gflop']:9.0f}{memory.get('gpu_peak', memory['process_peak']):10.2f}"
                 + "".join(f"{row['phases_s'][phase]:13.3f}" for phase in step.PHASES),
                 flush=True,
             )

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afa.benchmarks.pictures import noise_image
+from afa.benchmarks.step import make_batch
 from afa.benchmarks.timing import time_in_turn
 from afa.config import config_from_dict
 from afa.engine.optimisation import build_optimiser
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
-from afa.methods import Batch, build_method
+from afa.methods import build_method
 from afa.models import build_network
 from afa.ops.dense_energy import dense_energy_loss
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--crop, --batch and --repeats must be at least 1, --classes 2, --threads 0")
     settings: dict[str, Any] = {
         "model": {"encoder": args.encoder},
-        "train": {"device": args.device, "threads": args.threads},
+        "train": {"device": args.device, "threads": args.threads, "batch_size": args.batch},
         "augmentation": {"crop_size": args.crop},
         "optimiser": {"freeze_norms": False},
     }
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
         optimiser = build_optimiser(methods["with"].parameter_groups(), plain.optimiser)
         pictures = torch.stack([noise_image(args.crop, args.crop, seed) for seed in range(args.batch)]).float()
-        batch = _batch(pictures, args.classes, plain.dataset.image_mean, plain.dataset.image_std, runtime.device)
-        step = plain.schedule.cls_until + 1
+        batch = make_batch(plain, args.classes, min(2, args.classes - 1), runtime.device)
+        step = plain.schedule.refined_until + 1
 
         def train_with(name: str) -> None:
             optimiser.zero_grad(set_to_none=True)
@@ -97,19 +98,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "added_share": added,
         "alone_share": alone,
     }
-
-
-def _batch(pictures: Tensor, classes: int, mean: list[float], std: list[float], device: torch.device) -> Batch:
-    count, _, height, width = pictures.shape
-    normalised = (pictures - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    class_labels = torch.zeros(count, classes - 1)
-    class_labels[:, : min(2, classes - 1)] = 1
-    return Batch(
-        image=normalised.to(device),
-        class_labels=class_labels,
-        valid_box=torch.tensor([[0, height, 0, width]] * count),
-        name=[f"picture {number}" for number in range(count)],
-    )
 
 
 def _loss_alone(pictures: Tensor, classes: int) -> None:

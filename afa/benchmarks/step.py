@@ -1,8 +1,9 @@
 """A training step: where its time goes, and how far it is from the arithmetic that cannot be avoided.
 
 The floor is that arithmetic at the machine's own rate for large matrix products, measured between the steps: the
-encoder over all CAM scales with mirrors, and the network's forward and backward pass. The ratio step / floor tells how
-much is lost to everything else, and is comparable between machines and loads where seconds are not.
+encoder over all CAM scales with mirrors, and the network's forward and backward pass. (A step of ours makes one of
+these passes serve twice and does a little less.) The ratio step / floor tells how much is lost to everything else, and
+is comparable between machines and loads where seconds are not.
 
 In between, the training loop's own step runs on the same batch: with its seeding, finite guard and records, what makes
 a run exact and safe. Their cost is added up call by call, as the difference of two whole steps is lost in the noise.
@@ -35,7 +36,7 @@ from afa.config import Config, ModelConfig, load_config
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
 from afa.engine.loop import TrainingRun
-from afa.engine.runtime import ProcessRuntime
+from afa.engine.runtime import ProcessRuntime, compile_network
 from afa.engine.signals import StopSignals
 from afa.errors import UserError
 from afa.methods import AFA, Batch
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="images in a step; default: the configuration's")
     parser.add_argument("--classes", type=int, default=21, help="with background (default: %(default)s)")
     parser.add_argument("--present", type=int, default=2, help="classes in an image, at most (default: %(default)s)")
-    parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), help="default: the configuration's")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bf16", "fp16"), help="default: the configuration's")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)"
@@ -67,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps with all labels, or classification alone (default: %(default)s)",
     )
     parser.add_argument("--repeats", type=int, default=5, help="steps that count (default: %(default)s)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings: train.compile=true par.iterations=15"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -220,6 +224,8 @@ class _Setting:
         network = build_network(self.config.model, self.args.classes).to(self.device).train()
         if self.config.train.channels_last:
             network.to(memory_format=torch.channels_last)
+        if self.config.train.compile:
+            compile_network(network)
         self.method = AFA(network, self.config, self.runtime)
         schedule = self.config.schedule
         self.number = 0 if self.args.stage == "classification" else max(schedule.refined_until, schedule.cls_until) + 1
@@ -245,14 +251,18 @@ class _Setting:
                 total = self.method.training_step(network, self.batch, self.number).total()  # type: ignore[arg-type]
             with watch.range("backward"):
                 self.loop.optimiser.zero_grad(set_to_none=True)
-                total.backward()
+                self.loop.scaler.scale(total).backward()
             with watch.range("optimiser"):
-                self.loop.optimiser.step()
+                self.loop.scaler.step(self.loop.optimiser)
+                self.loop.scaler.update()
         wait(self.device)
         return time.perf_counter() - start
 
     def loop_step(self) -> tuple[float, float]:
-        """A step of the training loop, and what it spends on more than the bare step does, both in seconds."""
+        """A step of the training loop, and what it spends on more than the bare step does, both in seconds.
+
+        On a GPU the second is the host's time alone.
+        """
         watch = Stopwatch(torch.device("cpu"))  # a GPU is not waited for: the loop does not either
         loop = self.loop
         with watch.watching(
@@ -273,8 +283,7 @@ class _Setting:
 
     def matrix_rate(self) -> float:
         """GFLOP/s of large matrix products at the run's precision, over a second: a shared machine's speed jumps."""
-        dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.runtime.precision]
-        matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=self.device).to(dtype)
+        matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=self.device).to(self.runtime.dtype)
         products = 0
         matrix @ matrix
         wait(self.device)
@@ -390,7 +399,7 @@ def configuration(args: argparse.Namespace) -> Config:
         ("train.device", args.device),
         ("train.threads", args.threads),
     )
-    given = [f"{key}={value}" for key, value in overrides if value is not None]
+    given = [f"{key}={value}" for key, value in overrides if value is not None] + args.set
     with tempfile.TemporaryDirectory() as folder:
         path = args.config
         if path is None:

@@ -36,9 +36,11 @@ class ConfusionMatrix:
             prediction: Integers 0..C-1 of the same shape.
         """
         label, prediction = label.to(self.counts.device).flatten(), prediction.to(self.counts.device).flatten()
+        # What is left out goes to a bin of its own: choosing pixels would make a GPU wait.
+        left_out = self.num_classes**2
         valid = (label >= 0) & (label < self.num_classes)
-        pairs = label[valid].long() * self.num_classes + prediction[valid]
-        self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
+        pairs = torch.where(valid, label.long() * self.num_classes + prediction, left_out)
+        self.counts += torch.bincount(pairs, minlength=left_out + 1)[:-1].view_as(self.counts)
 
     def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Scores from 0 to 1.

@@ -17,6 +17,7 @@ from afa.data.transforms import normalise
 from afa.evaluation.predict import ImagePrediction, long_side_size, predict_images
 from afa.evaluation.results import PSEUDO_LABELS
 from afa.methods.label_maker import LabelMaker
+from afa.methods.pseudo_labels import IGNORE, par_image
 from afa.models import AFANet
 from afa.ops.cam import normalise_cams, resize
 from afa.ops.dense_crf import DenseCRF
@@ -200,11 +201,13 @@ class Predictor:
         if seen.cams is None:
             raise ValueError("pseudo labels need CAMs")
         maker = self.label_maker
-        image = torch.from_numpy(detail).permute(2, 0, 1)[None].to(self.device).float() / 255
+        dataset = self.config.dataset
+        normalised = normalise(detail, dataset.image_mean, dataset.image_std)[None].to(self.device)
+        image = par_image(normalised, dataset.image_mean, dataset.image_std)
         cams, class_labels = resize(seen.cams, (height, width)), seen.class_labels[None]
         box = torch.tensor([[0, height, 0, width]])
         weights = maker.par_weights(image)
-        table = torch.full((256,), 255, dtype=torch.uint8, device=self.device)
+        table = torch.full((256,), IGNORE, dtype=torch.uint8, device=self.device)
         table[: len(seen.classes) + 1] = torch.cat([seen.classes.new_zeros(1), seen.classes + 1]).to(torch.uint8)
         if "refined" in kinds:
             label = maker.refined(image, cams, class_labels, box, weights)

@@ -80,6 +80,7 @@ class AFA:
         present = present_classes(batch["class_labels"], device)
         cams = self._cams(image, output.cam, with_affinity=step > schedule.refined_until, present=present)
         seg_target, aff_source = self._labels(batch, cams, step, present)
+        del cams  # its affinity, the largest matrix there is, would stay through the losses
 
         seg_logits = resize(output.seg_logits.float(), image.shape[-2:])
         token_grid = (output.cam.shape[-2], output.cam.shape[-1])

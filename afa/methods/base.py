@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Batch(TypedDict):
     """Training images with their image-level labels.
 
-    ``image`` lies on the network's device; what steers shapes stays on the host, so that a step never waits for a GPU.
+    ``image`` lies on the network's device; what steers shapes stays on the host, that a step need not wait for a GPU.
     """
 
     image: Tensor  # [B, 3, H, W], normalised

@@ -213,10 +213,12 @@ def refined_label(
     """
     height, width = image.shape[-2:]
     small = scaled_size((height, width), image_scale)
+    if par_weights is None:
+        par_weights = par.weights(resize(image, small))
     classes, scores = gather_present(cams, class_labels)
     scores = resize(scores, small)
     masks = torch.cat([classes.softmax(scores, high), classes.softmax(scores, low)], dim=1)
-    refined = resize(par(resize(image, small), masks, par_weights), (height, width))
+    refined = resize(par.refine(par_weights, masks), (height, width))
     high_label, low_label = (classes.arg_max(half) for half in refined.chunk(2, dim=1))
     return combine(high_label, low_label, valid_box)
 
@@ -327,14 +329,13 @@ def refine_inside_box(
     refined = torch.zeros_like(masks)
     for (box_height, box_width), members in same_size.items():
         cuts = [(index, slice(boxes[index][0], boxes[index][1]), slice(*boxes[index][2:])) for index in members]
-        box_image = torch.stack([image[index, :, rows, columns] for index, rows, columns in cuts])
         box_masks = torch.stack([masks[index, :, rows, columns] for index, rows, columns in cuts])
-        small = resize(box_image, scaled_size((box_height, box_width), image_scale))
-        fills_crop = (box_height, box_width) == tuple(image.shape[-2:])
-        weights = None
-        if par_weights is not None and fills_crop:
+        if par_weights is not None and (box_height, box_width) == tuple(image.shape[-2:]):
             weights = torch.stack([par_weights[index] for index in members])
-        box_refined = resize(par(small, box_masks, weights), (box_height, box_width))
+        else:
+            box_image = torch.stack([image[index, :, rows, columns] for index, rows, columns in cuts])
+            weights = par.weights(resize(box_image, scaled_size((box_height, box_width), image_scale)))
+        box_refined = resize(par.refine(weights, box_masks), (box_height, box_width))
         for (index, rows, columns), result in zip(cuts, box_refined, strict=True):
             refined[index, :, rows, columns] = result
     return refined

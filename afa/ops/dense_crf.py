@@ -54,7 +54,7 @@ class DenseCRF:
     Mean-field inference with a Gaussian kernel on positions and a bilateral one on positions and colours, Potts
     compatibility and symmetric kernel normalisation. One iteration is
     ``q = softmax(log p + sum over the kernels of weight * n * G(n * q))``, with ``n = (G 1)^(-1/2)``.
-    The defaults are AFA's test settings. The position kernel is kept for the last few image sizes.
+    The defaults are AFA's test settings. The position kernel is kept for the image sizes used last.
 
     Args:
         iterations: Number of mean-field updates.
@@ -177,11 +177,12 @@ class DenseCRF:
         kernel = self._position_kernels.get(key)
         if kernel is None:
             kernel = _Kernel.build(_positions(image) / self.gaussian_sxy, self.gaussian_weight)
-            if len(self._position_kernels) >= _MAX_CACHED_SIZES:
-                # A copy of the keys: another thread may be adding its own.
-                oldest, *_ = list(self._position_kernels)
-                self._position_kernels.pop(oldest, None)
-            self._position_kernels[key] = kernel
+        # The one used last lies last. Other threads may be doing the same.
+        self._position_kernels.pop(key, None)
+        self._position_kernels[key] = kernel
+        if len(self._position_kernels) > _MAX_CACHED_SIZES:
+            oldest, *_ = list(self._position_kernels)
+            self._position_kernels.pop(oldest, None)
         return kernel
 
     def _bilateral_kernel(self, image: Tensor) -> _Kernel:

@@ -36,23 +36,24 @@ class PAR:
         self.margin = max(dilations)
         self.offsets = [(dy * dilation, dx * dilation) for dilation in dilations for dy, dx in _NEIGHBOURS]
 
+    def __call__(self, image: Tensor, masks: Tensor) -> Tensor:
+        """Refine masks with the weights of an image: RGB values in 0..1, [B, 3, h, w]. As :meth:`refine`."""
+        return self.refine(self.weights(image), masks)
+
     @torch.no_grad()
-    def __call__(self, image: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    def refine(self, weights: Tensor, masks: Tensor) -> Tensor:
         """Refine masks.
 
         Args:
-            image: RGB values in 0..1, [B, 3, h, w].
+            weights: :meth:`weights` of the image: most of the work, and the same for all masks of an image.
             masks: Scores [B, C, *, *], resized to the image first (bilinear, align_corners True).
-            weights: :meth:`weights` of the image, where the caller has them: most of the work.
 
         Returns:
             Refined scores [B, C, h, w].
         """
-        height, width = image.shape[-2:]
-        if masks.shape[-2:] != image.shape[-2:]:
+        height, width = weights.shape[-2:]
+        if masks.shape[-2:] != weights.shape[-2:]:
             masks = F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=True)
-        if weights is None:
-            weights = self.weights(image)
         for _ in range(self.iterations):
             padded = self._pad(masks)
             refined = torch.zeros_like(masks)

@@ -16,10 +16,11 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_every_output_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     args = parse(
-        "--encoder", "mit_b0", "--size", "32", "48", "--images", "1", "--repeats", "1", "--device", "cpu", "--crf"
-    )
+        "--encoder", "mit_b0", "--size", "32", "48", "--long-side", "64", "--images", "1", "--repeats", "1",
+        "--device", "cpu", "--crf",
+    )  # fmt: skip
     table = benchmark.run(args)
-    assert len(table) == 7
+    assert len(table) == 8
     assert all(value > 0 for value in table.values())
     printed = capsys.readouterr().out
     assert all(name in printed for name in table if name != "shared_ratio")

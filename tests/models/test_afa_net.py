@@ -116,11 +116,16 @@ def test_fused_and_raw_attention_agree() -> None:
         fused = network.encoder(image)
         raw = network.encoder(image, attention_of=4, attention_blocks=2)
         some = network.encoder(image, attention_of=1, attention_blocks=2)
+        plain_network = small_network(fused_attention=False)
+        plain_network.load_state_dict(network.state_dict())
+        written_out = plain_network.encoder(image)
     assert fused.attention_logits == []
     assert [logits.shape for logits in some.attention_logits] == [(1, 8, 15, 15)] * 2
     for one, other, third in zip(fused.features, raw.features, some.features, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one, third, atol=1e-5, rtol=1e-5)
+    for one, other in zip(fused.features, written_out.features, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(some.attention_logits[1], raw.attention_logits[1][:1], atol=1e-4, rtol=1e-4)
 
 
