@@ -19,8 +19,8 @@ done
 
 python tools/make_shapes.py "$data"
 python tools/train.py configs/demo.yaml "$@"
-python tools/eval.py "$output/checkpoints/last" --output "$output/evaluation.json"
-python tools/contact_sheet.py "$output/checkpoints/last" --output "$output/contact_sheet.png"
+python tools/eval.py "$output/checkpoints/last" "dataset.root=$data" --output "$output/evaluation.json"
+python tools/contact_sheet.py "$output/checkpoints/last" "dataset.root=$data" --output "$output/contact_sheet.png"
 pictures=()
 while read -r name; do
     pictures+=("$data/JPEGImages/$name.jpg")

@@ -14,13 +14,32 @@ afa_batch() {
     fi
 }
 
+# Usage: afa_gpus      prints how many GPUs there are, or how many of them CUDA_VISIBLE_DEVICES names where it is set
+afa_gpus() {
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true
+    else
+        nvidia-smi -L 2>/dev/null | grep -c ^GPU || true
+    fi
+}
+
 # Usage: afa_train_here CONFIG GLOBAL_BATCH MOST_PROCESSES [key=value ...]
-# GPUS: how many to use (default: all, MOST_PROCESSES at most); RESTARTS: how often a crashed run is started again.
+# GPUS: how many to use (default: as many as can share the images out, MOST_PROCESSES at most); RESTARTS: how often a
+# crashed run is started again.
 afa_train_here() {
-    local config=$1 images=$2 most=$3 found processes batch
+    local config=$1 images=$2 most=$3 processes batch
     shift 3
-    found=$(nvidia-smi -L 2>/dev/null | wc -l) || true
-    processes=${GPUS:-$((found < 1 ? 1 : found > most ? most : found))}
+    processes=${GPUS:-}
+    if [ -z "$processes" ]; then
+        processes=$(afa_gpus)
+        processes=$((processes < 1 ? 1 : processes > most ? most : processes))
+        while ((images % processes)); do
+            processes=$((processes - 1))
+        done
+    elif ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: GPUS=$processes: give a number of processes, 1 or more" >&2
+        return 2
+    fi
     batch=$(afa_batch "$images" "$processes") || return
     # shellcheck disable=SC2086 # two settings
     if ((processes == 1)); then
@@ -33,7 +52,8 @@ afa_train_here() {
 
 # Usage: afa_train_slurm CONFIG GLOBAL_BATCH [key=value ...]
 # SIGUSR1, which SLURM sends before the time is up, and SIGTERM, with which it pre-empts, make the run save and leave.
-# The job is then put into the queue again and goes on from there.
+# The job is then put into the queue again and goes on from there. RESTARTS: how often torchrun starts processes again that
+# end with an error; it cannot tell a mistake, which is then said as often.
 afa_train_slurm() {
     local config=$1 images=$2 nodes gpus batch head step code=0 asked_to_stop=
     shift 2

@@ -97,6 +97,17 @@ def calls(checkout: Path) -> list[str]:
             "train.batch_size=2 train.accumulate=2 a.b=1",
         ),
         (
+            "train_voc.sh",
+            {"FOUND_GPUS": "8", "CUDA_VISIBLE_DEVICES": "3"},
+            "python tools/train.py configs/voc.yaml train.batch_size=2 train.accumulate=2 a.b=1",
+        ),
+        (
+            "train_coco.sh",  # three cannot share 8 images
+            {"FOUND_GPUS": "8", "CUDA_VISIBLE_DEVICES": "0,1,5"},
+            "torchrun --standalone --nproc-per-node 2 --max-restarts 0 tools/train.py configs/coco.yaml "
+            "train.batch_size=2 train.accumulate=2 a.b=1",
+        ),
+        (
             "slurm_voc.sh",
             {"SLURM_GPUS_ON_NODE": "2"},
             "torchrun --nnodes 1 --nproc-per-node 2 --max-restarts 3 --rdzv-backend c10d --rdzv-id 12 "
@@ -130,8 +141,8 @@ def test_demo_hands_its_arguments_on(checkout: Path) -> None:
     assert calls(checkout) == [
         "python tools/make_shapes.py my data",
         f"python tools/train.py configs/demo.yaml {' '.join(overrides)}",
-        f"python tools/eval.py {last} --output runs/two & more/evaluation.json",
-        f"python tools/contact_sheet.py {last} --output runs/two & more/contact_sheet.png",
+        f"python tools/eval.py {last} dataset.root=my data --output runs/two & more/evaluation.json",
+        f"python tools/contact_sheet.py {last} dataset.root=my data --output runs/two & more/contact_sheet.png",
         f"python tools/infer.py {last} {pictures} --out runs/two & more/inference",
     ]
 
@@ -163,6 +174,14 @@ def test_images_that_cannot_be_shared_out(checkout: Path) -> None:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert output == "error: 3 processes cannot share 4 images per step evenly: take another number of GPUs\n"
+
+
+@pytest.mark.parametrize("gpus", ["0", "two", "-1"])
+def test_a_number_of_gpus_that_is_none(checkout: Path, gpus: str) -> None:
+    process = start(checkout, "train_voc.sh", GPUS=gpus)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert output == f"error: GPUS={gpus}: give a number of processes, 1 or more\n"
 
 
 @pytest.mark.parametrize(("gpus", "code"), [("1", "75"), ("2", "1")])
