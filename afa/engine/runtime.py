@@ -212,18 +212,18 @@ def is_lost_process(error: BaseException) -> bool:
 def compile_network(network: nn.Module) -> None:
     """Compile the parts of a network in place; what cannot be compiled runs as it is, with a warning."""
     complaints: list[str] = []
+    remarks: list[str] = []
 
-    def complain(reason: str) -> None:
+    def complain(error: Exception) -> None:
         if not complaints:
-            complaints.append(reason)
+            complaints.append(reason := _first_line(str(error)) or type(error).__name__)
             logger.warning("train.compile: torch.compile does not work here, training uncompiled: %s", reason)
 
-    def take_over(record: logging.LogRecord) -> bool:
-        """PyTorch's own, long words about code that it cannot compile. That it will not compile once more may pass."""
-        text = record.getMessage()
-        if "recompile_limit" in text:
-            return True
-        complain(_first_line(text))
+    def shorten(record: logging.LogRecord) -> bool:
+        """Stands in for PyTorch's own, long words about code that it does not compile, or not once more."""
+        if not remarks:
+            remarks.append(reason := _first_line(record.getMessage()))
+            logger.warning("train.compile: a part of the network runs uncompiled: %s", reason)
         return False
 
     try:
@@ -232,7 +232,7 @@ def compile_network(network: nn.Module) -> None:
 
         inductor = lookup_backend("inductor")
         torch._dynamo.config.suppress_errors = True
-        logging.getLogger("torch._dynamo.convert_frame").addFilter(take_over)
+        logging.getLogger("torch._dynamo.convert_frame").addFilter(shorten)
 
         def compile_graph(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
             if complaints:
@@ -241,14 +241,14 @@ def compile_network(network: nn.Module) -> None:
                 return inductor(graph, inputs)
             # Whatever a compiler fails with, the graph itself can still be run.
             except Exception as error:
-                complain(_first_line(str(error)) or type(error).__name__)
+                complain(error)
                 return graph.forward
 
         for child in network.children():
             child.compile(backend=compile_graph)
     # Not every Python and platform has a compiler at all.
     except Exception as error:
-        complain(_first_line(str(error)) or type(error).__name__)
+        complain(error)
 
 
 def _first_line(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -203,6 +205,38 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch, cap
     network(torch.ones(2, 3)).sum().backward()
     complaints = [record.getMessage() for record in caplog.records if record.name == "afa.engine.runtime"]
     assert complaints == ["train.compile: torch.compile does not work here, training uncompiled: no C++ compiler found"]
+
+
+def test_no_compiler_at_all_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("Dynamo is not supported on this Python\nnor on that")
+
+    monkeypatch.setattr(nn.Module, "compile", missing)
+    network = nn.Sequential(nn.Linear(3, 1))
+    compile_network(network)
+    assert network(torch.ones(2, 3)).shape == (2, 1)
+    assert "training uncompiled: Dynamo is not supported on this Python" in caplog.text and "nor" not in caplog.text
+
+
+def test_what_is_left_uncompiled_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    compile_network(nn.Sequential(nn.Linear(3, 1)))
+    for number in range(2):
+        logging.getLogger("torch._dynamo.convert_frame").warning(
+            "WON'T CONVERT forward %d\ndue to: this and that", number
+        )
+    assert caplog.text.count("runs uncompiled") == 1
+    assert "WON'T CONVERT forward 0" in caplog.text and "due to" not in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32"])
+def test_float32_is_rounded_on_a_gpu_only_where_asked_for(precision: str) -> None:
+    with ProcessRuntime.start(Config().train):
+        assert not torch.backends.cudnn.allow_tf32, "by PyTorch's default convolutions are"
+    with ProcessRuntime.start(dataclasses.replace(Config().train, precision=precision)) as runtime:
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        assert runtime.dtype == torch.float32 and isinstance(runtime.autocast(), nullcontext)
+    with ProcessRuntime.start(Config().train):
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.slow

@@ -62,9 +62,10 @@ def test_validation_equals_a_plain_computation(network: AFANet, config: Config) 
     assert len({table[row]["pacc"] for row in matrices}) == 3
 
 
-def test_validation_leaves_no_trace(network: AFANet, config: Config) -> None:
+def test_validation_leaves_no_trace(network: AFANet, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     validator = Validator(config, CLASS_NAMES, device="cpu", workers=1)
     network.train()
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = torch.get_rng_state()
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     first = validator(network)
@@ -73,6 +74,7 @@ def test_validation_leaves_no_trace(network: AFANet, config: Config) -> None:
     assert network.training
     assert network.decoder.training
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.backends.cudnn.benchmark
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     network.eval()
     validator(network)
