@@ -10,11 +10,12 @@ from afa.errors import UserError, run_command
 
 
 def main() -> None:
-    from afa.benchmarks import crf, data, eval, growth, par, regularised, step
+    from afa.benchmarks import crf, data, eval, growth, operators, par, regularised, step
     from afa.data.files import write_json
 
     benchmarks = {
         "step": step,
+        "operators": operators,
         "growth": growth,
         "par": par,
         "data": data,

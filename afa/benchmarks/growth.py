@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from afa.benchmarks import step
+from afa.benchmarks.training_step import configuration
 from afa.errors import UserError
 
 # What each row changes; everything else is the command line's.
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         values = [_converted(name, value) for value in args.values] if args.values else _SERIES[name]
         settings = [argparse.Namespace(**{**vars(args), name: value}) for value in values]
         for row_args in settings:
-            step.configuration(row_args)  # a mistake is said before anything is measured
+            configuration(row_args)  # a mistake is said before anything is measured
         rows = []
         print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'GFLOP':>9}{'peak GB':>10}", end="")
         print("".join(f"{phase:>13}" for phase in step.PHASES))

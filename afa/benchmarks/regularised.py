@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afa.benchmarks.pictures import noise_image
-from afa.benchmarks.step import make_batch
 from afa.benchmarks.timing import time_in_turn
+from afa.benchmarks.training_step import make_batch
 from afa.config import config_from_dict
 from afa.engine.optimisation import build_optimiser
 from afa.engine.runtime import ProcessRuntime

@@ -11,7 +11,8 @@ from run_tool import Result, RunTool
 
 from afa.benchmarks import crf
 from afa.benchmarks.par import DirectPAR
-from afa.benchmarks.step import PHASES, floor_flops
+from afa.benchmarks.step import PHASES
+from afa.benchmarks.training_step import floor_flops
 from afa.config import config_from_dict
 from afa.ops.par import PAR
 
@@ -19,6 +20,7 @@ TINY = {
     command: arguments.split()
     for command, arguments in {
         "step": "--encoder mit_b0 --crop 64 --batch 2 --repeats 1",
+        "operators": "--encoder mit_b0 --crop 32 --batch 1 --repeats 2",
         "par": "--size 24 --repeats 1",
         "growth": "--encoder mit_b0 --batch 1 --repeats 1 --vary crop --values 32 64",
         "reg": "--encoder mit_b0 --crop 64 --batch 1 --repeats 1",
@@ -83,6 +85,18 @@ def test_classification_step_makes_no_labels(bench: Bench) -> None:
     for phase in ("cam", "propagation", "par", "labels"):
         assert figures["phases_s"][phase] == 0
     assert figures["step_gflop"] < 1.2 * figures["floor_gflop"]
+
+
+def test_operators_add_up(bench: Bench) -> None:
+    figures = bench.figures("operators", *TINY["operators"])
+    rows = figures["operators"]
+    assert sum(row["s"] for row in rows.values()) == pytest.approx(figures["sum_s"])
+    assert {"aten.addmm", "aten.convolution", "aten.convolution_backward", "aten.native_layer_norm"} <= set(rows)
+    assert rows["aten.addmm"]["gflop"] > 0 == rows["aten.native_layer_norm"]["gflop"]
+    # All that is counted belongs to an operator that was timed, and makes up about the floor.
+    assert 0.8 < sum(row["gflop"] for row in rows.values()) / figures["floor_gflop"] < 1.2
+    assert figures["ratio_to_floor"] == pytest.approx(figures["sum_s"] / figures["floor_s"])
+    assert " more " in bench.printed
 
 
 def test_step_of_a_configuration(bench: Bench, tmp_path: Path) -> None:
