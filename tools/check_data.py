@@ -6,12 +6,12 @@ Exit code 0 when nothing is wrong, 1 when something is, 2 when there is no such 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from afa.config import load_config
 from afa.data.check import check_data
 from afa.data.files import write_json
+from afa.data.parallel import usable_cores
 from afa.errors import run_command
 
 
@@ -23,7 +23,7 @@ def main() -> int:
         "overrides", metavar="key=value", nargs="*", help="settings, for example dataset.root=data/mine"
     )
     parser.add_argument("--json", type=Path, help="file for the whole report as JSON")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     arguments = parser.parse_intermixed_args()
     report = check_data(load_config(arguments.config, arguments.overrides).dataset, workers=arguments.workers)
     print(report.as_text())

@@ -7,10 +7,10 @@ Segmentation follows the test protocol (long side, scales, mirror); CAM and prop
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from afa.data.parallel import usable_cores
 from afa.errors import UserError, run_command
 from afa.evaluation.arguments import (
     add_batch_argument,
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
     parser.add_argument(
-        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="loader processes (default: %(default)s)"
+        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"

@@ -7,9 +7,9 @@ python tools/make_labels.py data/mine/class_labels.csv --folders data/mine/image
 from __future__ import annotations
 
 import argparse
-import os
 
 from afa.data.make_labels import write_label_file
+from afa.data.parallel import usable_cores
 from afa.errors import run_command
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     source.add_argument("--folders", help="folder of images in sub-folders: the sub-folder's name is the class")
     parser.add_argument("--class-names", help="file with one class name per line (default: classes.txt beside OUTPUT)")
     parser.add_argument("--ignore-index", type=int, default=255, help="mask value of no class (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     arguments = parser.parse_args()
     count, names = write_label_file(
         arguments.output,

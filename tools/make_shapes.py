@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from afa.data.parallel import usable_cores
 from afa.data.shapes import ShapesStyle, make_shapes
 from afa.errors import run_command
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     arguments = parser.parse_args()
     root = make_shapes(
         arguments.root,

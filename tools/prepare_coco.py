@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from afa.data.manifest import describe_counts
+from afa.data.parallel import usable_cores
 from afa.data.prepare_coco import CROWD_CHOICES, prepare_coco
 from afa.errors import run_command
 
@@ -23,7 +23,7 @@ def main() -> None:
         default=CROWD_CHOICES[0],
         help="crowd regions, always beneath other objects: their class, or ignored (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     arguments = parser.parse_args()
     prepared = prepare_coco(arguments.root, crowd=arguments.crowd, workers=arguments.workers)
     print("\n".join([*describe_counts("coco", prepared.counts), *prepared.notes]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from afa.data.manifest import describe_counts
+from afa.data.parallel import usable_cores
 from afa.data.prepare_voc import LABEL_SOURCES, prepare_voc
 from afa.errors import run_command
 
@@ -25,7 +25,7 @@ def main() -> None:
         default=LABEL_SOURCES[0],
         help="image-level labels: classes of the masks, or of the boxes in Annotations (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     arguments = parser.parse_args()
     prepared = prepare_voc(
         arguments.root,

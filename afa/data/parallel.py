@@ -20,6 +20,13 @@ Result = TypeVar("Result")
 _WORTH_PROCESSES = 64  # Starting processes takes as long as some dozens of files.
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use: its job's share (SLURM, taskset), not all of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def map_files(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, description: str
 ) -> Iterator[Result]:
