@@ -45,7 +45,7 @@ def test_emblems_mark_bodies_and_cover_at_most_60_percent() -> None:
             share = emblem[mask == class_id].mean()
             assert 0.03 < share <= 0.6
             hue = image[(mask == class_id) & emblem].mean(axis=0)
-            expected = {1: (1, 0, 0), 2: (0, 1, 0), 3: (0, 1, 1), 4: (1, 1, 0), 5: (1, 0, 1)}[int(class_id)]
+            expected = {1: (1, 0, 0), 2: (0, 1, 0), 3: (0, 0, 1), 4: (1, 1, 0), 5: (1, 0, 1)}[int(class_id)]
             assert ((hue > hue.mean() * 0.85) == np.array(expected, bool)).all()
     assert classes == {1, 2, 3, 4, 5}
 
