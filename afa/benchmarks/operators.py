@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afa.benchmarks.timing import Undisturbed, wait
-from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops
+from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops, headline
 from afa.engine.runtime import ProcessRuntime
 
 __all__ = ["add_arguments", "run"]
@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args: As :func:`add_arguments` gives them.
 
     Returns:
-        Operator -> its calls in a step, their seconds, GFLOP, and seconds beyond those that its GFLOP take at the rate
-        of matrix products; the sum of the seconds, the floor's seconds and GFLOP, the rate in GFLOP/s and the ratio.
+        What was measured, and of how many steps; operator -> its calls in a step, their seconds, GFLOP, and seconds
+        beyond those that its GFLOP take at the rate of matrix products; the sum of the seconds, the floor's seconds and
+        GFLOP, the rate in GFLOP/s and the ratio.
 
     Raises:
         UserError: An argument makes no sense.
@@ -53,16 +54,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 fastest[call] = min(seconds, fastest.get(call, seconds))
         counted = training.count_flops()
 
-    calls = Counter(name for name, _ in fastest)
+    calls: dict[str, list[float]] = {}
+    for (name, _), seconds in fastest.items():
+        calls.setdefault(name, []).append(seconds)
     rows: dict[str, dict[str, float]] = {}
-    for name in calls:
-        seconds = sum(spent for (other, _), spent in fastest.items() if other == name)
+    for name, spent in sorted(calls.items(), key=lambda call: -sum(call[1])):
         gflop = counted.get(name, 0) / 1e9
-        rows[name] = {"calls": calls[name], "s": seconds, "gflop": gflop, "beyond_s": seconds - gflop / rate}
-    rows = dict(sorted(rows.items(), key=lambda row: -row[1]["s"]))
+        rows[name] = {"calls": len(spent), "s": sum(spent), "gflop": gflop, "beyond_s": sum(spent) - gflop / rate}
     total = sum(fastest.values())
     floor = floor_flops(config, args.classes, classification=args.stage == "classification") / 1e9
     result = {
+        **training.facts(),
+        "repeats": args.repeats,
         "operators": rows,
         "sum_s": total,
         "matrix_gflop_per_s": rate,
@@ -70,11 +73,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "floor_s": floor / rate,
         "ratio_to_floor": total * rate / floor,
     }
-    print(
-        f"{args.stage} step, {config.model.encoder}, crop {config.augmentation.crop_size}, "
-        f"batch {config.train.batch_size}, {args.classes} classes, {config.train.precision}, {runtime.device.type}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, fastest of {args.repeats}"
-    )
     _print(result)
     return result
 
@@ -104,6 +102,7 @@ class OperatorTimer(TorchDispatchMode):
 
 
 def _print(result: dict[str, Any]) -> None:
+    print(f"{headline(result)}, fastest of {result['repeats']}")
     rows = list(result["operators"].items())
     shown, rest = rows[:ROWS], [row for _, row in rows[ROWS:]]
     if rest:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from afa.benchmarks.timing import Stopwatch, Undisturbed
-from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops
+from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops, headline
 from afa.engine.runtime import ProcessRuntime
 
 __all__ = ["PHASES", "add_arguments", "run"]
@@ -76,16 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     phases = {name: median(watch.seconds.get(name, 0.0) for watch in watches) for name in PHASES}
     phases["data"] = data
     result: dict[str, Any] = {
-        "encoder": config.model.encoder,
-        "crop": config.augmentation.crop_size,
-        "batch": config.train.batch_size,
-        "classes": args.classes,
-        "present": args.present,
-        "precision": config.train.precision,
-        "device": _device_name(runtime.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "stage": args.stage,
+        **training.facts(),
         "step_s": median(seconds),
         "loop_step_s": median(loop_seconds),
         "care_s": median(care_seconds),
@@ -125,16 +116,8 @@ def _memory(device: torch.device, before: float) -> dict[str, float]:
     return memory
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _print(result: dict[str, Any]) -> None:
-    print(
-        f"{result['stage']} step, {result['encoder']}, crop {result['crop']}, batch {result['batch']}, "
-        f"{result['classes']} classes, {result['precision']}, {result['device']}, {result['threads']} threads, "
-        f"torch {result['torch']}"
-    )
+    print(headline(result))
     for name, seconds in result["phases_s"].items():
         note = "  (in the loader's processes)" if name == "data" else ""
         print(f"  {name:12}{1e3 * seconds:9.1f} ms{note}")

@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from afa.benchmarks.pictures import make_jpegs, noise_image
-from afa.benchmarks.timing import Stopwatch, Undisturbed, wait
+from afa.benchmarks.timing import Stopwatch, Undisturbed, time_in_turn, wait
 from afa.config import Config, ModelConfig, load_config
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
@@ -97,6 +97,22 @@ class TrainingStep:
         self.loop = TrainingRun(self.config, self.method, self.runtime, None, None, self.folder, {}, StopSignals())
         self.batch = make_batch(self.config, self.args.classes, self.args.present, self.device)
 
+    def facts(self) -> dict[str, Any]:
+        """What is measured, and on what."""
+        cuda = self.device.type == "cuda"
+        return {
+            "encoder": self.config.model.encoder,
+            "crop": self.config.augmentation.crop_size,
+            "batch": self.config.train.batch_size,
+            "classes": self.args.classes,
+            "present": self.args.present,
+            "precision": self.config.train.precision,
+            "device": torch.cuda.get_device_name(self.device) if cuda else self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "stage": self.args.stage,
+        }
+
     def step(self, watch: Stopwatch | Undisturbed) -> float:
         """One step, and how many seconds it took."""
         wait(self.device)
@@ -160,14 +176,8 @@ class TrainingStep:
     def fastest_product(self, repeats: int = 10) -> float:
         """GFLOP/s of the fastest of some large matrix products at the run's precision, each waited for."""
         matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=self.device).to(self.runtime.dtype)
-        fastest = math.inf
-        for _ in range(repeats):
-            wait(self.device)
-            start = time.perf_counter()
-            matrix @ matrix
-            wait(self.device)
-            fastest = min(fastest, time.perf_counter() - start)
-        return 2 * MATRIX_SIDE**3 / fastest / 1e9
+        timings = time_in_turn({"product": lambda: matrix @ matrix}, repeats, self.device)
+        return 2 * MATRIX_SIDE**3 / min(timings.seconds["product"]) / 1e9
 
     def data_seconds(self, repeats: int) -> float:
         """Processor seconds that one batch costs the loader: JPEG files of VOC's size to training samples."""
@@ -222,6 +232,15 @@ def configuration(args: argparse.Namespace) -> Config:
             path = Path(folder) / "default.yaml"
             path.write_text("method: afa\n")
         return load_config(path, given)
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """A table's first line, of :meth:`TrainingStep.facts`."""
+    return (
+        f"{facts['stage']} step, {facts['encoder']}, crop {facts['crop']}, batch {facts['batch']}, "
+        f"{facts['classes']} classes, {facts['precision']}, {facts['device']}, {facts['threads']} threads, "
+        f"torch {facts['torch']}"
+    )
 
 
 def make_batch(config: Config, classes: int, present: int, device: torch.device) -> Batch:

@@ -89,6 +89,7 @@ def test_classification_step_makes_no_labels(bench: Bench) -> None:
 
 def test_operators_add_up(bench: Bench) -> None:
     figures = bench.figures("operators", *TINY["operators"])
+    assert (figures["encoder"], figures["crop"], figures["batch"], figures["repeats"]) == ("mit_b0", 32, 1, 2)
     rows = figures["operators"]
     assert sum(row["s"] for row in rows.values()) == pytest.approx(figures["sum_s"])
     assert {"aten.addmm", "aten.convolution", "aten.convolution_backward", "aten.native_layer_norm"} <= set(rows)
