@@ -2,9 +2,9 @@
 
 One to three overlapping objects lie on a textured grey background. An object is a body - a blob of random brightness
 and texture, which says nothing about its class - and small emblems strewn over it, whose shape and saturated colour are
-the class and which cover about a quarter of it (a third at most). The mask is the whole body. A classifier needs the
-emblems only, so its activation maps light up around them, coarsely; the affinity has to spread them over the body. That
-is the problem AFA is made for.
+the class and which cover a third of it (half at most). The mask is the whole body. A classifier needs the emblems only,
+so its activation maps light up around them, coarsely; the affinity has to spread them over the body. That is the
+problem AFA is made for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ShapesStyle:
     noise: float = 4.0
     tint: float = 8.0
     emblem_radius: tuple[float, float] = (0.036, 0.05)
-    emblem_spacing: float = 2.9
+    emblem_spacing: float = 2.4
     emblem_share: float = 0.9
     min_cover: float = 0.08
     max_cover: float = 0.6
