@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+import afa
 from afa.config import config_from_dict, config_to_dict, load_config
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.images import DamagedImage
@@ -268,4 +269,4 @@ def test_a_mistake_is_one_line_under_torchrun(config: Path, override: str, said:
     assert said in lines[0]
     assert "another process of this run is gone" not in done.stderr
     assert "exitcode  : 2" in done.stderr
-    assert "afa/" not in "".join(line for line in done.stderr.splitlines() if line.lstrip().startswith("File "))
+    assert f'File "{Path(afa.__file__).parent}/' not in done.stderr, "a traceback through the package"
