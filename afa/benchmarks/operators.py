@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for (name, _), seconds in fastest.items():
         calls.setdefault(name, []).append(seconds)
     rows: dict[str, dict[str, float]] = {}
-    for name, spent in sorted(calls.items(), key=lambda call: -sum(call[1])):
-        gflop = counted.get(name, 0) / 1e9
-        rows[name] = {"calls": len(spent), "s": sum(spent), "gflop": gflop, "beyond_s": sum(spent) - gflop / rate}
+    for name, spent in calls.items():
+        seconds, gflop = sum(spent), counted.get(name, 0) / 1e9
+        rows[name] = {"calls": len(spent), "s": seconds, "gflop": gflop, "beyond_s": seconds - gflop / rate}
+    rows = dict(sorted(rows.items(), key=lambda row: -row[1]["s"]))
     total = sum(fastest.values())
     floor = floor_flops(config, args.classes, classification=args.stage == "classification") / 1e9
     result = {
