@@ -7,6 +7,8 @@ import torch
 from golden import Agreement
 from run_tool import RunTool, run_in_process
 
+pytest_plugins = ["processor_time"]
+
 
 @pytest.fixture
 def agreement(record_property: Callable[[str, object], None]) -> Agreement:

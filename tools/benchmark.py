@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.errors import UserError, run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     from afa.benchmarks import crf, data, eval, growth, operators, par, regularised, step
     from afa.data.files import write_json
 
@@ -31,7 +32,7 @@ def main() -> None:
         benchmark.add_arguments(command)
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
         command.set_defaults(run=benchmark.run)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.json and not args.json.parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
     figures = args.run(args)

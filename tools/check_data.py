@@ -6,6 +6,7 @@ Exit code 0 when nothing is wrong, 1 when something is, 2 when there is no such 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.config import load_config
@@ -15,7 +16,7 @@ from afa.data.parallel import usable_cores
 from afa.errors import run_command
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, check, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG", help="configuration (YAML) whose data set is checked")
@@ -24,11 +25,11 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="file for the whole report as JSON")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    arguments = parser.parse_intermixed_args()
-    report = check_data(load_config(arguments.config, arguments.overrides).dataset, workers=arguments.workers)
+    args = parser.parse_intermixed_args(arguments)
+    report = check_data(load_config(args.config, args.overrides).dataset, workers=args.workers)
     print(report.as_text())
-    if arguments.json is not None:
-        write_json(arguments.json, report.as_dict())
+    if args.json is not None:
+        write_json(args.json, report.as_dict())
     return 0 if report.ok else 1
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.errors import UserError, run_command
 from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_network_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
     add_crf_arguments(parser)
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     args.overrides += split_scales(args)
     args.overrides += prediction_overrides(args)
     for name in ("count", "cell"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,19 @@ if TYPE_CHECKING:
 SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Open, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help="run, checkpoint folder, or file of weights")
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="file or folder to write")
     parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
     parser.add_argument("--config", help="configuration (YAML) of weights that come with none")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
 
-    destination: Path = arguments.destination
-    suffixes = SUFFIXES.get(arguments.format)
+    destination: Path = args.destination
+    suffixes = SUFFIXES.get(args.format)
     if suffixes and destination.suffix not in suffixes:
-        raise UserError(
-            f"{destination}: --format {arguments.format} writes a file that ends in {' or '.join(suffixes)}"
-        )
+        raise UserError(f"{destination}: --format {args.format} writes a file that ends in {' or '.join(suffixes)}")
     if not suffixes and any(destination.suffix in known for known in SUFFIXES.values()):
         raise UserError(f"{destination}: --format huggingface writes a folder: name one")
 
@@ -47,9 +46,9 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("afa").setLevel(logging.INFO)
 
-    opened = open_checkpoint(arguments.source, arguments.config)
+    opened = open_checkpoint(args.source, args.config)
     try:
-        write(opened, destination, arguments.format)
+        write(opened, destination, args.format)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{destination} could not be written: {error}") from error
     print(f"wrote {destination}: {len(opened.class_names)} classes and the background")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.data.parallel import usable_cores
@@ -21,7 +22,7 @@ from afa.evaluation.arguments import (
 )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_arguments(parser)
     add_batch_argument(parser)
@@ -36,7 +37,7 @@ def main() -> int:
         "--output", type=Path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
     add_crf_arguments(parser)
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     args.overrides += split_scales(args)
     args.overrides += prediction_overrides(args)
     if args.limit is not None and args.limit < 1:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.errors import UserError, run_command
@@ -42,10 +43,10 @@ class Collector:
         return "\n".join([*lines, ""])
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"also put the table into {DOCUMENT.relative_to(ROOT)}")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         import pytest
     except ImportError as error:
@@ -53,7 +54,7 @@ def main() -> int:
 
     collector = Collector()
     os.chdir(ROOT)
-    arguments = ["tests", "-k", "reference", "-o", "pythonpath=.", "-p", "no:cacheprovider", "--tb=no"]
+    arguments = ["tests", "-k", "reference", "-p", "no:cacheprovider", "--tb=no"]
     with open(os.devnull, "w") as quiet:
         stdout, sys.stdout = sys.stdout, quiet
         try:

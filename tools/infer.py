@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa.errors import UserError, run_command
@@ -22,7 +23,7 @@ from afa.evaluation.arguments import (
 from afa.evaluation.pictures import find_pictures
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: cam.background=0.4")
     add_crf_arguments(parser)
-    args = parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args(arguments)
     args.pictures += [Path(text) for text in split_scales(args)]
     args.set += prediction_overrides(args)
 

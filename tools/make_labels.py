@@ -7,13 +7,14 @@ python tools/make_labels.py data/mine/class_labels.csv --folders data/mine/image
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from afa.data.make_labels import write_label_file
 from afa.data.parallel import usable_cores
 from afa.errors import run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, write the file, say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUTPUT", help="labels file to write: .json or .csv")
@@ -23,16 +24,16 @@ def main() -> None:
     parser.add_argument("--class-names", help="file with one class name per line (default: classes.txt beside OUTPUT)")
     parser.add_argument("--ignore-index", type=int, default=255, help="mask value of no class (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     count, names = write_label_file(
-        arguments.output,
-        masks=arguments.masks,
-        folders=arguments.folders,
-        class_names=arguments.class_names,
-        ignore_index=arguments.ignore_index,
-        workers=arguments.workers,
+        args.output,
+        masks=args.masks,
+        folders=args.folders,
+        class_names=args.class_names,
+        ignore_index=args.ignore_index,
+        workers=args.workers,
     )
-    print(f"{arguments.output}: {count} images, {len(names)} classes")
+    print(f"{args.output}: {count} images, {len(names)} classes")
 
 
 if __name__ == "__main__":

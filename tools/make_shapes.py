@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from afa.data.parallel import usable_cores
 from afa.data.shapes import ShapesStyle, make_shapes
 from afa.errors import run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments and make the data set."""
     parser = argparse.ArgumentParser(description="Make the small data set of the demonstration, in VOC layout.")
     parser.add_argument("root", help="folder of the data set")
@@ -18,14 +19,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     root = make_shapes(
-        arguments.root,
-        train=arguments.train,
-        val=arguments.val,
-        seed=arguments.seed,
-        style=ShapesStyle(size=arguments.size),
-        workers=arguments.workers,
+        args.root,
+        train=args.train,
+        val=args.val,
+        seed=args.seed,
+        style=ShapesStyle(size=args.size),
+        workers=args.workers,
     )
     print(f"the data set lies in {root}")
 

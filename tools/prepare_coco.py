@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from afa.data.manifest import describe_counts
 from afa.data.parallel import usable_cores
@@ -10,7 +11,7 @@ from afa.data.prepare_coco import CROWD_CHOICES, prepare_coco
 from afa.errors import run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, prepare, say what came of it."""
     parser = argparse.ArgumentParser(
         description="Build masks, lists and image-level labels from COCO's annotations. "
@@ -24,8 +25,8 @@ def main() -> None:
         help="crowd regions, always beneath other objects: their class, or ignored (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    arguments = parser.parse_args()
-    prepared = prepare_coco(arguments.root, crowd=arguments.crowd, workers=arguments.workers)
+    args = parser.parse_args(arguments)
+    prepared = prepare_coco(args.root, crowd=args.crowd, workers=args.workers)
     print("\n".join([*describe_counts("coco", prepared.counts), *prepared.notes]))
     print(f"ready: dataset.type=coco dataset.root={prepared.root}")
 

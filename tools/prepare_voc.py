@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from afa.data.manifest import describe_counts
 from afa.data.parallel import usable_cores
@@ -10,7 +11,7 @@ from afa.data.prepare_voc import LABEL_SOURCES, prepare_voc
 from afa.errors import run_command
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, prepare, say what came of it."""
     parser = argparse.ArgumentParser(
         description="Build SegmentationClassAug, lists and image-level labels from VOC 2012 and SBD. "
@@ -26,13 +27,13 @@ def main() -> None:
         help="image-level labels: classes of the masks, or of the boxes in Annotations (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     prepared = prepare_voc(
-        arguments.root,
-        download=arguments.download,
-        sbd=arguments.sbd,
-        labels_from=arguments.labels_from,
-        workers=arguments.workers,
+        args.root,
+        download=args.download,
+        sbd=args.sbd,
+        labels_from=args.labels_from,
+        workers=args.workers,
     )
     print("\n".join([*describe_counts("voc", prepared.counts), *prepared.notes]))
     print(f"ready: dataset.root={prepared.root}")

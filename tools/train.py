@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from afa.config import describe_settings, load_config
 from afa.errors import run_command
@@ -17,12 +18,12 @@ class _PrintSettings(argparse.Action):
         parser.exit()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
     parser.add_argument("--settings", nargs=0, action=_PrintSettings, help="list every setting and leave")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
 
     # The configuration is checked before PyTorch, which takes seconds, is even imported.

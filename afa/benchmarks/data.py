@@ -18,7 +18,6 @@ import cv2
 import imageio.v3 as imageio
 import numpy as np
 import torch
-import torchvision.io
 from PIL import Image
 
 from afa.benchmarks.pictures import make_jpegs
@@ -175,8 +174,9 @@ def _decode_opencv(path: Path) -> np.ndarray:
 
 
 def _decode_torchvision(path: Path) -> np.ndarray:
-    mode = torchvision.io.ImageReadMode.RGB
-    return torchvision.io.decode_jpeg(torchvision.io.read_file(str(path)), mode).permute(1, 2, 0).numpy()
+    import torchvision.io as io  # as long as PyTorch's own import: here, and in the round that warms up
+
+    return io.decode_jpeg(io.read_file(str(path)), io.ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
 def _rate(seconds: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mmcv
 import numpy as np
 import torch
 
@@ -65,6 +64,8 @@ def resize(image: np.ndarray, size: tuple[int, int], resampling: str = "pil") ->
     Returns:
         uint8 [*size, 3].
     """
+    import mmcv  # takes longer than most of what this package does without it
+
     height, width = size
     return mmcv.imresize(image, (width, height), interpolation="bilinear", backend=_BACKENDS[resampling])
 

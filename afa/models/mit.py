@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 
@@ -112,6 +111,28 @@ class MixFeedForward(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """[B, N, C] -> [B, N, C]."""
         return self.fc2(F.gelu(self.dwconv(self.fc1(tokens), grid)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a residual branch of each image is dropped at random, and what stays is scaled up.
+
+    The draws are those of ``timm.layers.DropPath``, whose import takes as long as PyTorch's own.
+
+    Args:
+        drop_prob: Chance of being dropped, in [0, 1).
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """[B, ...] -> [B, ...]."""
+        if self.drop_prob == 0 or not self.training:
+            return branch
+        keep = 1 - self.drop_prob
+        kept = branch.new_empty(branch.shape[0], *(1,) * (branch.ndim - 1)).bernoulli_(keep)
+        return branch * kept.div_(keep)
 
 
 class Block(nn.Module):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from forked import ForkedTool
+from run_tool import RunTool
 from samples import (
     MEAN,
     NAMES,
-    ROOT,
     STD,
     Harmful,
     published,
@@ -129,8 +127,6 @@ def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(tm
 
 @pytest.mark.parametrize(("layout", "name"), [("afa", "a.pth"), ("released", "a"), ("huggingface", "a.safetensors")])
 def test_command_refuses_a_destination_of_another_layout(
-    layout: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: str, name: str, tmp_path: Path, run_tool: RunTool
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["convert_weights.py", str(tmp_path), str(tmp_path / name), "--format", layout])
-    with pytest.raises(UserError, match="writes a"):
-        runpy.run_path(str(ROOT / "tools/convert_weights.py"))["main"]()
+    assert "writes a" in refused(run_tool("convert_weights.py", tmp_path, tmp_path / name, "--format", layout))

@@ -13,7 +13,7 @@ from torch import Tensor
 from afa.config import Config, ModelConfig, config_from_dict
 from afa.models import AFANet, build_network
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 NUM_CLASSES = 6
 SMALL_MODEL = {
     "encoder": "custom",

@@ -16,11 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Forked from a process that has imported everything and done nothing else.
-CONTEXT.set_forkserver_preload(["afa.engine.training", "afa.data.check", "afa.evaluation.opening"])
+CONTEXT.set_forkserver_preload(
+    [
+        "afa.engine.training",
+        "afa.data.check",
+        "afa.evaluation.opening",
+        "mmcv",  # imported where the package needs it
+        "torch._dynamo",  # imported by PyTorch's optimisers
+    ]
+)
 
 
 class Forked:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from run_tool import Result
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -80,7 +81,7 @@ def write_config(path: Path, settings: ModelConfig, **dataset: str) -> None:
     path.write_text(yaml.safe_dump({"model": vars(settings), "dataset": {"root": "/nowhere", **dataset}}))
 
 
-def refused(outcome: subprocess.CompletedProcess[str]) -> str:
+def refused(outcome: subprocess.CompletedProcess[str] | Result) -> str:
     """The one line of a refusal."""
     assert outcome.returncode == 2, outcome.stderr
     assert outcome.stdout == ""
