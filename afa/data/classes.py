@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from afa.errors import UserError
@@ -44,6 +45,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the class names in {path} ({_reason(error)}): write one name per line") from error
+    lines = [unicodedata.normalize("NFC", line) for line in lines]
     names = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not names:
         raise UserError(f"{path} holds no class name: write one name per line")

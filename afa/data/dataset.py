@@ -60,6 +60,18 @@ class TrainingImages(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def fingerprint(self) -> str:
+        """What the training list and its labels hold, as 32 hexadecimal digits.
+
+        It changes with the names, their order, an image's classes and the class names. It does not depend on where
+        the data set lies, on the kind of the labels file, or on how a file spells the same name.
+        """
+        ids = ((row.nonzero().flatten() + 1).tolist() for row in self.class_labels)
+        content = [self.layout.class_names, list(zip(self.names, ids, strict=True))]
+        # Lone surrogates (file names that are not UTF-8) have no bytes in UTF-8: json writes them in ASCII.
+        return hashlib.blake2b(json.dumps(content).encode("ascii"), digest_size=16).hexdigest()
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Give the sample at a position of the stream.
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from afa.data.files import write_text
-from afa.data.images import IMAGE_SUFFIXES, DamagedImage
+from afa.data.images import DamagedImage
+from afa.data.names import image_key
 from afa.errors import UserError
 
 IGNORE = 255
@@ -103,13 +104,6 @@ def write_labels(path: Path, labels: Mapping[str, Iterable[str]]) -> None:
         for name, classes in labels.items()
     )
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def image_key(name: str) -> str:
-    """An image's name as the lists have it: without an image suffix, with forward slashes."""
-    name = name.strip().replace("\\", "/")
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
 
 
 def one_hot(class_ids: Iterable[int], num_classes: int) -> np.ndarray:

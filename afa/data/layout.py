@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
 from afa.data.files import find_files
 from afa.data.images import IMAGE_SUFFIXES
-from afa.data.labels import LABEL_FILES, image_key
+from afa.data.labels import LABEL_FILES
+from afa.data.names import image_key
 from afa.errors import UserError
 
 if TYPE_CHECKING:
