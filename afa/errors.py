@@ -11,6 +11,8 @@ from typing import NoReturn
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
+_LONGEST_MESSAGE = 600  # characters
+
 # How the allocators of PyTorch, CUDA and numpy say it; what a loader process raised arrives as text.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
 
@@ -18,7 +20,8 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 class UserError(Exception):
     """A mistake that the user can mend.
 
-    The message is one line: what is wrong, where, and how to mend it.
+    The message is one line: what is wrong, where, and how to mend it. What it quotes from files cannot break that, see
+    :func:`one_line`.
 
     Attributes:
         said: Whether another process of the job says it.
@@ -27,7 +30,33 @@ class UserError(Exception):
     said = False
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, longest: int = _LONGEST_MESSAGE) -> str:
+    """Text as one line that a terminal shows as it stands.
+
+    Line breaks and runs of blanks become one blank. Characters that move the cursor, turn the direction of writing or
+    cannot be seen are escaped (``\\x1b``). Of a long text the middle is left out.
+
+    Args:
+        text: Any text; names in it may come from files of strangers.
+        longest: Characters that are kept, at least 20.
+    """
+    text = " ".join(text.split())
+    shown = "".join(character if character.isprintable() else _escaped(character) for character in _cut(text, longest))
+    return _cut(shown, longest)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    head = longest // 2
+    return f"{text[:head]} ... {text[len(text) - (longest - head - 5) :]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,12 +94,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if not is_out_of_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        print(f"error: memory ran out: take smaller images, batches or scales ({reason})", file=sys.stderr)
+        print(f"error: memory ran out: take smaller images, batches or scales ({one_line(reason)})", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
     except OSError as error:
         if error.strerror is None:  # not the system's: a library's
             raise
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print(f"error: {one_line(f'{where}{error.strerror}')}", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
     sys.exit(code)

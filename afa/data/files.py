@@ -1,40 +1,83 @@
-"""Finding files, and writing them so that nothing half-written stays behind."""
+"""Finding and reading files, and writing them so that nothing half-written stays behind."""
 
 from __future__ import annotations
 
+import codecs
+import errno
 import json
+import math
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from afa.errors import UserError
 
+MAX_TEXT_BYTES = 2**28
+"""Text and JSON files above this size are refused unless the reader says otherwise: they are something else."""
 _UNFINISHED = ".part"
+# Only these can stand for a number that a float cannot hold.
+_HUGE_NUMBER = re.compile(r"[eE]\+?\d{3}|\d{309}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder that takes the place of ``path`` when the block ends without an error.
 
+    Its permissions are those that ``open(path, "w")`` would give: of a new file what the umask leaves, of one that is
+    there what it has. So what is private stays private. Where the file system knows no permissions, it goes without.
+
     Args:
         path: The file to write; its folder is made if needed.
 
     Yields:
         The temporary path, with the same suffix; the file exists and is empty.
+
+    Raises:
+        OSError: The folder or file cannot be written, or ``path`` is a folder, a device or a pipe.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f"{_UNFINISHED}{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
+    before = _permissions(path)
+    temporary = _create_beside(path, 0o666 if before is None else before | 0o600)
+    wanted = stat.S_IMODE(temporary.stat().st_mode) if before is None else before
     try:
         yield temporary
-        temporary.chmod(0o644)
+        # Some writers (safetensors) put a file of their own in its place.
+        if stat.S_IMODE(temporary.stat().st_mode) != wanted:
+            with suppress(OSError):
+                temporary.chmod(wanted)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _permissions(path: Path) -> int | None:
+    """The permissions of the file that will be replaced; None where there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"It is {_kind(mode)}, which no file may replace", str(path))
+    return stat.S_IMODE(mode) & 0o777
+
+
+def _create_beside(path: Path, mode: int) -> Path:
+    """Create an empty hidden file. Its name is short, so that it fits wherever the name of ``path`` does."""
+    while True:
+        temporary = path.with_name(f".{secrets.token_hex(4)}{_UNFINISHED}{path.suffix}")
+        try:
+            # The system takes the umask away from the mode: no chmod, which some file systems refuse, is needed.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:
+            continue
+        return temporary
 
 
 def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -82,17 +125,147 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+def read_bytes(path: Path, what: str = "the file", *, largest: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a whole file. A pipe or a device, on which reading could wait for ever, is refused at once.
+
+    Args:
+        path: The file.
+        what: What it is, for the error, such as ``the labels file``.
+        largest: Bytes above which it is refused.
+
+    Raises:
+        UserError: It is missing, no plain file, too large, or cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{what} {path} is {_kind(mode)}, not a file")
+        # Not to wait, should a pipe take its place meanwhile.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            content = file.read(min(largest, os.fstat(handle).st_size) + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} is missing") from error
+    except PermissionError as error:
+        raise UserError(f"{what} {path} may not be read (permissions)") from error
+    except (OSError, ValueError) as error:  # ValueError: no path, it holds a NUL
+        raise UserError(f"{what} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > largest:
+        raise UserError(f"{what} {path} is too large: at most {largest:,} bytes are read")
+    return content
+
+
+def read_text(path: Path, what: str = "the file", *, largest: int = MAX_TEXT_BYTES) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark; every line ends in ``\\n``.
+
+    Args:
+        path: The file.
+        what: What it is, for the error.
+        largest: Bytes above which it is refused.
+
+    Raises:
+        UserError: As for :func:`read_bytes`, or it is not UTF-8, or no text.
+    """
+    content = read_bytes(path, what, largest=largest)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{what} {path} is text in UTF-16: save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{what} {path} is no text: it holds NUL characters")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, what: str = "the file", *, largest: int = MAX_TEXT_BYTES) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file, in UTF-8.
+        what: What it is, for the error.
+        largest: Bytes above which it is refused.
+
+    Raises:
+        UserError: As for :func:`read_text`; or it is not JSON, holds NaN, an infinity or a number too large for a
+            float, a key twice in one object, or is nested too deep.
+    """
+    text = read_text(path, what, largest=largest)
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite if _HUGE_NUMBER.search(text) else None,
+        )
+    except RecursionError as error:
+        raise UserError(f"{what} {path} is nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} {path} is not valid JSON: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{what} {path} cannot be right: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key '{twice}' stands twice in one object")
+    return table
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("it holds a number that is too large")
+    return number
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def write_text(path: Path, text: str, *, surrogates: str = "strict") -> None:
+    """Write a UTF-8 text file atomically.
+
+    Args:
+        path: The file.
+        text: Its content.
+        surrogates: How :meth:`str.encode` treats what UTF-8 cannot hold: names of files in another encoding.
+
+    Raises:
+        UserError: The text holds such a name, and ``surrogates`` does not say what to do with it.
+    """
+    try:
+        content = text.encode("utf-8", surrogates)
+    except UnicodeEncodeError as error:
+        line = text[text.rfind("\n", 0, error.start) + 1 :].split("\n", 1)[0]
+        raise UserError(f"{path} cannot hold a name that is not UTF-8: rename the file of '{line}'") from error
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    """Write a text file atomically, one item per line."""
+    """Write a text file atomically, one item per line.
+
+    Raises:
+        UserError: An item has a line break in it.
+    """
+    for line in lines:
+        if "\n" in line or "\r" in line:
+            raise UserError(f"{path} cannot hold the name {line!r}, for it has a line break in it: rename it")
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically; equal content gives equal bytes."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically; equal content gives equal bytes.
+
+    Names that are not UTF-8 are escaped, as JSON allows; they are read as they were.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", surrogates="backslashreplace")
