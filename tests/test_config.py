@@ -251,7 +251,7 @@ def test_several_mistakes_together() -> None:
         ("train: {steps: 5", "not readable as YAML"),
         ("base: nowhere.yaml", "no such configuration file"),
         ("base: itself.yaml", "leads back"),
-        ("base: 5\ntrain: {steps: 5}", "no such configuration file"),
+        ("base: 5\ntrain: {steps: 5}", "base: '5' is no file name: put it in quotes"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:

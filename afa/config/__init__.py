@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from afa.config.reading import apply_overrides, config_differences, config_from_dict, config_to_dict, load_config
+from afa.config.reading import (
+    config_differences,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    load_config,
+)
 from afa.config.settings import (
     VARIANTS,
     AffinityConfig,
@@ -43,10 +49,10 @@ __all__ = [
     "TestConfig",
     "TrainConfig",
     "ValidationConfig",
-    "apply_overrides",
     "config_differences",
     "config_from_dict",
     "config_to_dict",
+    "config_to_yaml",
     "describe_settings",
     "load_config",
 ]

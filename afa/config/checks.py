@@ -1,40 +1,41 @@
-"""What a configuration must keep to. Each check raises :class:`UserError` with one line that begins with ``source``."""
+"""What a configuration must keep to. Each check raises :class:`UserError` with one line that begins with its source."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from afa.config.settings import VARIANTS, Config, each_setting
+from afa.config.values import shown
 from afa.errors import UserError
 
 
 def check_keys(tree: Any, kind: type, prefix: str, source: str) -> None:
     """Refuse keys that ``kind`` does not have; names the nearest. ``prefix`` is where the section lies."""
     if not isinstance(tree, Mapping):
-        raise UserError(f"{source}: '{prefix.rstrip('.')}' is a section: give its settings below it, not '{tree}'")
+        raise UserError(f"{source}: '{prefix.rstrip('.')}' is a section: give its settings below it, not {shown(tree)}")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     defaults = kind()
     for key, value in tree.items():
         if key not in fields:
-            raise UserError(f"{source}: unknown key '{prefix}{key}'{_suggest(str(key), prefix, fields)}")
+            raise UserError(f"{source}: unknown key {shown(f'{prefix}{key}')}{_suggest(str(key), prefix, fields)}")
         section = getattr(defaults, key)
         if dataclasses.is_dataclass(section):
             check_keys(value, type(section), f"{prefix}{key}.", source)
         elif isinstance(value, Mapping):
-            raise UserError(f"{source}: '{prefix}{key}' is a setting, not a section: give it a value, not '{value}'")
+            raise UserError(f"{source}: '{prefix}{key}' is a setting, not a section: give it one value")
 
 
-def check_ranges(config: Config, source: str) -> None:
-    """Refuse values outside of their choices or range."""
+def check_ranges(config: Config, source_of: Callable[[str], str]) -> None:
+    """Refuse values outside of their choices or range. ``source_of`` says who gave a setting its value."""
     for key, value, item in each_setting(config):
-        limits = item.metadata
+        limits, source = item.metadata, source_of(key)
         if limits["choices"] is not None and value not in limits["choices"]:
             near = difflib.get_close_matches(str(value), limits["choices"], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"{source}: {key}: '{value}' is none of {', '.join(limits['choices'])}{hint}")
+            raise UserError(f"{source}: {key}: {shown(value)} is none of {', '.join(limits['choices'])}{hint}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
@@ -48,6 +49,8 @@ def check_ranges(config: Config, source: str) -> None:
                 raise UserError(f"{source}: {key}: {number} must be greater than {limits['above']}")
             if limits["below"] is not None and number >= limits["below"]:
                 raise UserError(f"{source}: {key}: {number} must be less than {limits['below']}")
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise UserError(f"{source}: {key}: {number} is too large")
 
 
 def check_agreement(config: Config, source: str) -> None:

@@ -39,10 +39,14 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    path: bool = False,
 ) -> Any:
-    """A configuration field with its help text and, where given, its choices or range (for lists: of each item)."""
+    """A configuration field with its help text and, where given, its choices or range (for lists: of each item).
+
+    ``path`` says that it is the path of a file or folder.
+    """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, **limits}
+    metadata = {"help": help, "choices": choices, "path": path, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -53,18 +57,21 @@ class DatasetConfig:
     """Images, image-level labels and, for evaluation only, masks."""
 
     type: str = setting("voc", "layout of the files", choices=("voc", "coco", "folder"))
-    root: str = setting("data/VOC2012", "folder of the data set")
+    root: str = setting("data/VOC2012", "folder of the data set", path=True)
     train_split: str = setting("train_aug", "name of the training list")
     val_split: str = setting("val", "name of the validation list")
-    name_list_dir: str | None = setting(None, "folder of the lists SPLIT.txt; default: where the layout keeps them")
+    name_list_dir: str | None = setting(
+        None, "folder of the lists SPLIT.txt; default: where the layout keeps them", path=True
+    )
     mask_dir: str | None = setting(
-        None, "folder of the masks, in root or as it is; default: where the layout keeps them"
+        None, "folder of the masks, in root or as it is; default: where the layout keeps them", path=True
     )
     labels: str | None = setting(
         None,
         "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks",
+        path=True,
     )
-    class_names: str | None = setting(None, "file with one class name per line, background left out")
+    class_names: str | None = setting(None, "file with one class name per line, background left out", path=True)
     image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
     image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
     ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
@@ -97,7 +104,9 @@ class ModelConfig:
         "MiT variant; custom needs widths, depths and heads",
         choices=(*VARIANTS, "custom"),
     )
-    pretrained: str | None = setting(None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1")
+    pretrained: str | None = setting(
+        None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1", path=True
+    )
     widths: list[int] | None = setting(None, "channels of the four stages; default: the variant's", minimum=1)
     depths: list[int] | None = setting(None, "blocks of the four stages; default: the variant's", minimum=1)
     heads: list[int] | None = setting(None, "attention heads of the four stages; default: the variant's", minimum=1)
@@ -216,7 +225,7 @@ class OptimiserConfig:
 class TrainConfig:
     """How long, where, how often."""
 
-    output: str = setting("work_dirs/voc", "folder that receives everything the run writes")
+    output: str = setting("work_dirs/voc", "folder that receives everything the run writes", path=True)
     steps: int = setting(20000, "training steps", minimum=1)
     batch_size: int = setting(2, "images per process and forward pass", minimum=1)
     accumulate: int = setting(1, "forward passes whose gradients are averaged into one step", minimum=1)

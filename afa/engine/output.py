@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from afa.config import Config, config_differences, config_from_dict, config_to_dict, load_config
+from afa.config import Config, config_differences, config_from_dict, config_to_dict, config_to_yaml, load_config
 from afa.data.files import write_json, write_text
 from afa.engine.checkpoint import CheckpointStore
 from afa.errors import UserError
@@ -99,7 +97,7 @@ def write_config(output: Path, config: Mapping[str, Any]) -> None:
         UserError: The folder cannot be written.
     """
     try:
-        write_text(output / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_text(output / CONFIG, config_to_yaml(config))
     except OSError as error:
         raise UserError(f"train.output: {output / CONFIG} cannot be written: {error.strerror}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from afa.config import Config, TestConfig, apply_overrides, config_from_dict, config_to_dict
+from afa.config import Config, TestConfig, config_from_dict, config_to_dict
 from afa.data.layout import find_class_names
 from afa.device import allow_tf32, choose_device
 from afa.errors import UserError
@@ -91,8 +91,7 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
             raise UserError(
                 f"override '{override}': {section} is fixed by the checkpoint; open are {', '.join(_OPEN_SECTIONS)}"
             )
-    apply_overrides(tree, overrides)
-    return config_from_dict(tree, source="overrides")
+    return config_from_dict(tree, source="the checkpoint's configuration", overrides=overrides)
 
 
 def build_crf(settings: TestConfig, negligible: float | None = None) -> DenseCRF:
