@@ -2,15 +2,16 @@
 
 Names inside the project are those of the released AFA program: ``encoder.*``, ``decoder.*``, ``attn_proj.*`` and
 ``classifier.*``. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's library has names of
-its own and keeps keys and values apart, which AFA stacks in one matrix, keys first.
+its own and keeps keys and values apart, which AFA stacks in one matrix, keys first. mmsegmentation's first SegFormer
+has the released names below ``backbone.*`` and ``decode_head.*``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from afa.config import ModelConfig
 from afa.errors import UserError
 from afa.models import VARIANTS
+from afa.weights.files import shown
 
 _BLOCK_PARTS = {
     "norm1": "layer_norm_1",
@@ -50,16 +52,21 @@ _PARTS_FROM_HUGGINGFACE = {theirs: ours for ours, theirs in (*_NEWER_BLOCK_PARTS
 _EMBEDDING_PARTS = {"proj": "proj", "norm": "layer_norm"}
 _HEAD_PARTS = {"linear_fuse.conv": "linear_fuse", "linear_fuse.bn": "batch_norm", "linear_pred": "classifier"}
 
-_THEIR_BLOCK = re.compile(r"(?:segformer\.)?(?:encoder\.block\.(\d)|stages\.(\d)\.blocks)\.(\d+)\.(.+)")
+# Made by every mmsegmentation head and not used by SegFormer's; beside it; for ImageNet.
+_MMSEGMENTATION_HEADS = ("decode_head.conv_seg.", "auxiliary_head.", "backbone.head.")
+
+_THEIR_BLOCK = re.compile(r"(?:segformer\.)?(?:encoder\.block\.(\d)|stages\.(\d)\.blocks)\.(\d+)\.(.+)", re.ASCII)
 _THEIR_EMBEDDING = re.compile(
-    r"(?:segformer\.)?(?:encoder\.patch_embeddings\.(\d)|stages\.(\d)\.patch_embeddings)\.(proj|layer_norm)"
+    r"(?:segformer\.)?(?:encoder\.patch_embeddings\.(\d)|stages\.(\d)\.patch_embeddings)\.(proj|layer_norm)",
+    re.ASCII,
 )
-_THEIR_NORM = re.compile(r"(?:segformer\.)?(?:encoder\.layer_norm\.(\d)|stages\.(\d)\.layer_norm)")
-_THEIR_PROJECTION = re.compile(r"decode_head\.(?:linear_c|linear_projections)\.(\d)\.proj")
-_OUR_BLOCK = re.compile(r"encoder\.block(\d)\.(\d+)\.(.+)")
-_OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)")
-_OUR_NORM = re.compile(r"encoder\.norm(\d)")
-_OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj")
+_THEIR_NORM = re.compile(r"(?:segformer\.)?(?:encoder\.layer_norm\.(\d)|stages\.(\d)\.layer_norm)", re.ASCII)
+_THEIR_PROJECTION = re.compile(r"decode_head\.(?:linear_c|linear_projections)\.(\d)\.proj", re.ASCII)
+_ANY_BLOCK = re.compile(r"encoder\.block([1-4])\.(\d+)\.", re.ASCII)
+_OUR_BLOCK = re.compile(r"encoder\.block(\d)\.(\d+)\.(.+)", re.ASCII)
+_OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)", re.ASCII)
+_OUR_NORM = re.compile(r"encoder\.norm(\d)", re.ASCII)
+_OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Recognised(NamedTuple):
     Attributes:
         kind: What the file seems to be, in words.
         tensors: Name -> tensor. Names that could not be translated stay as they are.
-        dropped: Heads for ImageNet, which no AFA network has.
+        dropped: Heads for ImageNet and the like, which no AFA network has.
         encoder: Shape of the encoder, None where the file holds no whole Mix Transformer.
         num_classes: C of the decoder, None where there is none.
     """
@@ -103,28 +110,33 @@ class Recognised(NamedTuple):
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
     """Tell by its names what a checkpoint is, and translate it."""
-    dropped: list[str] = []
-    translated = dict(tensors)
+    heads: tuple[str, ...] = ()
     if "patch_embed1.proj.weight" in tensors:
-        family = "SegFormer ImageNet weights"
-        dropped = [name for name in tensors if name.startswith("head.")]
-        translated = {f"encoder.{name}": tensor for name, tensor in tensors.items() if name not in dropped}
+        family, heads = "SegFormer ImageNet weights", ("head.",)
+    elif "backbone.patch_embed1.proj.weight" in tensors:
+        family, heads = "SegFormer trained with mmsegmentation", _MMSEGMENTATION_HEADS
     elif any(_THEIR_EMBEDDING.match(name) for name in tensors):
         if any(name.startswith("decode_head.") for name in tensors):
             family = "Hugging Face SegformerForSemanticSegmentation"
         elif "classifier.weight" in tensors:
-            family = "Hugging Face SegformerForImageClassification"
-            dropped = [name for name in tensors if name.startswith("classifier.")]
+            family, heads = "Hugging Face SegformerForImageClassification", ("classifier.",)
         else:
             family = "Hugging Face SegformerModel"
-        translated = _from_huggingface({name: tensor for name, tensor in tensors.items() if name not in dropped})
     elif "encoder.patch_embed1.proj.weight" in tensors:
         family = "AFA checkpoint" if "classifier.weight" in tensors else "part of an AFA checkpoint"
     else:
-        return Recognised(_foreign_kind(tensors), translated, dropped, None, None)
+        return Recognised(_foreign_kind(tensors), dict(tensors), [], None, None)
+    dropped = [name for name in tensors if name.startswith(heads)]
+    translated = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
+    if family == "SegFormer ImageNet weights":
+        translated = _renamed(translated, lambda name: f"encoder.{name}")
+    elif family.startswith("Hugging Face"):
+        translated = _from_huggingface(translated)
+    elif heads == _MMSEGMENTATION_HEADS:
+        translated = _renamed(translated, _from_mmsegmentation)
     encoder = encoder_shape(translated)
     prediction = translated.get("decoder.linear_pred.weight")
-    num_classes = None if prediction is None else len(prediction)
+    num_classes = len(prediction) if _is_filled(prediction, 4) else None
     details = [str(encoder)] if encoder else []
     if num_classes is not None:
         details.append(f"{num_classes} classes with the background")
@@ -134,17 +146,20 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
 
 def encoder_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
     """Read widths, depths, reductions and MLP ratio off the shapes of ``encoder.*``; None if a stage is missing."""
+    blocks: dict[str, set[str]] = {}
+    for name in tensors:
+        if match := _ANY_BLOCK.match(name):
+            blocks.setdefault(match[1], set()).add(match[2])
     widths, depths, reductions, ratios = [], [], [], []
     for stage in range(1, 5):
         embedding = tensors.get(f"encoder.patch_embed{stage}.proj.weight")
         hidden = tensors.get(f"encoder.block{stage}.0.mlp.fc1.weight")
-        if embedding is None or hidden is None:
+        if not _is_filled(embedding, 4) or not _is_filled(hidden, 2):
             return None
-        blocks = (re.match(rf"encoder\.block{stage}\.(\d+)\.", name) for name in tensors)
         reduction = tensors.get(f"encoder.block{stage}.0.attn.sr.weight")
         widths.append(len(embedding))
-        depths.append(1 + max(int(block[1]) for block in blocks if block))
-        reductions.append(1 if reduction is None else reduction.shape[-1])
+        depths.append(len(blocks[str(stage)]))
+        reductions.append(reduction.shape[-1] if _is_filled(reduction, 4) else 1)
         ratios.append(len(hidden) / len(embedding))
     return EncoderShape(tuple(widths), tuple(depths), tuple(reductions), ratios[0])
 
@@ -164,7 +179,7 @@ def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
     """
     seen = recognise(tensors)
     head, fusion = seen.tensors.get("attn_proj.weight"), seen.tensors.get("decoder.linear_fuse.conv.weight")
-    if seen.encoder is None or seen.num_classes is None or head is None or fusion is None:
+    if seen.encoder is None or seen.num_classes is None or not _is_filled(head, 4) or not _is_filled(fusion, 4):
         raise UserError(f"not a whole AFA network: it seems to be {article(seen.kind)}")
     variant = seen.encoder.variant
     if variant is None:
@@ -242,17 +257,50 @@ def _our_module(module: str) -> str | None:
     return None
 
 
-def _from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
+def _from_mmsegmentation(name: str) -> str:
+    for theirs, ours in (("backbone.", "encoder."), ("decode_head.", "decoder.")):
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _from_huggingface_name(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    ours = _our_module(module)
+    return f"{ours}.{kind}" if ours else name
+
+
+def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Where two names mean one place, neither may win without a word: the second is left over."""
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        ours = _our_module(module)
-        result[f"{ours}.{kind}" if ours else name] = tensor
-    for name in [name for name in result if re.fullmatch(r".*\.attn\.k\.(weight|bias)", name)]:
-        before, kind = name.split(".k.")
-        if f"{before}.v.{kind}" in result:
-            result[f"{before}.kv.{kind}"] = torch.cat([result.pop(name), result.pop(f"{before}.v.{kind}")])
+        new = rename(name)
+        result[f"{new} (again: {name})" if new in result else new] = tensor
     return result
+
+
+def _from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = _renamed(tensors, _from_huggingface_name)
+    for name in list(result):
+        match = re.fullmatch(r"(.*\.attn)\.k\.(weight|bias)", name)
+        if match is None:
+            continue
+        key, value = result[name], result.get(f"{match[1]}.v.{match[2]}")
+        both = f"{match[1]}.kv.{match[2]}"
+        if (
+            value is not None
+            and both not in result
+            and key.ndim
+            and (key.shape, key.dtype) == (value.shape, value.dtype)
+        ):
+            del result[name], result[f"{match[1]}.v.{match[2]}"]
+            result[both] = torch.cat([key, value])
+    return result
+
+
+def _is_filled(tensor: Tensor | None, dimensions: int) -> TypeGuard[Tensor]:
+    """Whether a file holds what a shape can be read off: so many dimensions, none of them empty."""
+    return tensor is not None and tensor.ndim == dimensions and tensor.numel() > 0
 
 
 def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
@@ -266,7 +314,7 @@ def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
         depths = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50" if bottleneck else "34", (3, 4, 23, 3): "101"}
         depths[3, 8, 36, 3] = "152"
         return f"ResNet-{depths[counts]}" if counts in depths else "ResNet"
-    if "backbone.patch_embed1.proj.weight" in names or "backbone.layers.0.0.projection.weight" in names:
+    if "backbone.layers.0.0.projection.weight" in names:
         return "SegFormer trained with mmsegmentation"
     if "cls_token" in names and "blocks.0.attn.qkv.weight" in names:
         return "Vision Transformer (ViT, DeiT)"
@@ -276,4 +324,4 @@ def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
         return "VGG or AlexNet"
     if any(name.startswith("exp_avg") for name in names):
         return "optimiser state"
-    return f"none of the known kinds (its first names: {', '.join(list(tensors)[:3])})"
+    return f"none of the known kinds (its first names: {', '.join(shown(name) for name in list(tensors)[:3])})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from afa.errors import UserError
 from afa.models import AFANet, MixTransformer
+from afa.weights.files import shown
 from afa.weights.layouts import Recognised, article, encoder_shape, recognise
-from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_weights_file
+from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_source
+from afa.weights.versions import listed
 
 logger = logging.getLogger(__name__)
 
-_LISTED = 6
+_NAMED = 6
 _HEADS = ("decoder.", "attn_proj.", "classifier.")
 
 
@@ -26,18 +28,19 @@ def load_encoder(encoder: MixTransformer, source: str | Path) -> None:
     Args:
         encoder: The encoder of a network, changed in place.
         source: SegFormer's ImageNet files, Hugging Face Segformers, or AFA checkpoints (their encoder): a file, a
-            folder, or a name on the Hugging Face hub such as ``nvidia/mit-b1``. Heads are left out.
+            folder, or a name on the Hugging Face hub such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY``
+            names one of several versions in a file.
 
     Raises:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
             The encoder is then unchanged.
     """
-    file = read_weights_file(find_pretrained(source))
+    file = read_source(source, find_pretrained)
     seen = recognise(file.tensors)
     wanted = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(_HEADS)}
-    _check(wanted, found, seen, file.path, num_classes=None)
-    encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in found.items()})
+    fitting = _fitting(wanted, found, seen, file.path, num_classes=None)
+    encoder.load_state_dict(_below("encoder.", fitting))
     _report("encoder", seen, file)
 
 
@@ -51,16 +54,25 @@ def load_network(network: AFANet, source: str | Path) -> None:
     Raises:
         UserError: As :func:`load_encoder`, or another number of classes. The network is then unchanged.
     """
-    file = read_weights_file(find_weights(source))
-    load_recognised(network, file)
+    load_recognised(network, read_source(source, find_weights))
 
 
 def load_recognised(network: AFANet, file: WeightsFile) -> None:
     """As :func:`load_network`, from a file that has been read."""
     seen = recognise(file.tensors)
-    _check(network.state_dict(), seen.tensors, seen, file.path, num_classes=network.num_classes)
-    network.load_state_dict(seen.tensors)
+    wanted = network.state_dict()
+    network.load_state_dict(_fitting(wanted, seen.tensors, seen, file.path, num_classes=network.num_classes))
     _report("network", seen, file)
+
+
+def check_names_and_shapes(network: AFANet, file: WeightsFile) -> None:
+    """As :func:`load_recognised`, but only look. The network may lie on PyTorch's meta device and take no memory.
+
+    Raises:
+        UserError: As :func:`load_network`.
+    """
+    seen = recognise(file.tensors)
+    _check(network.state_dict(), _complete(network.state_dict(), seen.tensors), seen, file.path, network.num_classes)
 
 
 def load_segmenter(network: AFANet, source: str | Path) -> None:
@@ -73,14 +85,14 @@ def load_segmenter(network: AFANet, source: str | Path) -> None:
     Raises:
         UserError: As :func:`load_network`.
     """
-    file = read_weights_file(find_pretrained(source))
+    file = read_source(source, find_pretrained)
     seen = recognise(file.tensors)
     heads = ("attn_proj.", "classifier.")
     wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(heads)}
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(heads)}
-    _check(wanted, found, seen, file.path, num_classes=network.num_classes)
-    network.encoder.load_state_dict(_below("encoder.", found))
-    network.decoder.load_state_dict(_below("decoder.", found))
+    fitting = _fitting(wanted, found, seen, file.path, num_classes=network.num_classes)
+    network.encoder.load_state_dict(_below("encoder.", fitting))
+    network.decoder.load_state_dict(_below("decoder.", fitting))
     _report("encoder and decoder", seen, file)
 
 
@@ -88,16 +100,41 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _fitting(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], seen: Recognised, path: Path, num_classes: int | None
+) -> dict[str, Tensor]:
+    """What is to be loaded, in the network's own types. Whatever does not fit is refused before anything is changed."""
+    complete = _complete(wanted, found)
+    _check(wanted, complete, seen, path, num_classes)
+    fitting = {name: tensor.to(wanted[name].dtype) for name, tensor in complete.items()}
+    broken = [name for name, tensor in fitting.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(
+            f"{path} holds values that are not finite ({listed(broken)}): "
+            "it is damaged, or its training diverged; take an earlier one"
+        )
+    return fitting
+
+
+def _complete(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BatchNorm of PyTorch before 0.4.1 did not count its batches; nothing depends on the count."""
+    complete = dict(found)
+    for name in wanted:
+        norm, _, kind = name.rpartition(".")
+        if kind == "num_batches_tracked" and f"{norm}.running_mean" in found:
+            complete.setdefault(name, torch.zeros((), dtype=torch.long))
+    return complete
+
+
 def _check(
     wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], seen: Recognised, path: Path, num_classes: int | None
 ) -> None:
-    """Refuse whatever does not fit, before anything is changed."""
+    """Refuse names, shapes and types that do not fit."""
     missing = [name for name in wanted if name not in found]
     left_over = [name for name in found if name not in wanted]
-    other = [name for name in wanted if name in found and wanted[name].shape != found[name].shape]
-    other_type = [
-        name for name in wanted if name in found and wanted[name].is_floating_point() != found[name].is_floating_point()
-    ]
+    both = [name for name in wanted if name in found]
+    other = [name for name in both if wanted[name].shape != found[name].shape]
+    other_type = [name for name in both if _kind(wanted[name].dtype) != _kind(found[name].dtype)]
     shape = encoder_shape(wanted)
     if seen.encoder is not None and shape is not None and str(seen.encoder) != str(shape):
         raise UserError(
@@ -117,12 +154,6 @@ def _check(
     ]
     if problems:
         raise UserError(f"{path} does not fit: it seems to be {article(seen.kind)}; {'; '.join(problems)}")
-    broken = [name for name, tensor in found.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise UserError(
-            f"{path} holds values that are not finite ({', '.join(_shortened(broken))}): "
-            "it is damaged, or its training diverged; take an earlier one"
-        )
 
 
 def _how_to_set(seen: Recognised) -> str:
@@ -132,12 +163,15 @@ def _how_to_set(seen: Recognised) -> str:
 
 
 def _listing(what: str, names: Sequence[str]) -> list[str]:
-    return [f"{what} ({len(names)}): {', '.join(_shortened(names))}"] if names else []
+    return [f"{what} ({len(names)}): {listed(list(names))}"] if names else []
 
 
-def _shortened(names: Collection[str]) -> list[str]:
-    listed = list(names)[:_LISTED]
-    return [*listed, "..."] if len(names) > _LISTED else listed
+def _kind(dtype: torch.dtype) -> str:
+    """What numbers of one kind can take each other's place."""
+    if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return "real"
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return "whole" if dtype in whole else str(dtype)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -145,5 +179,9 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _report(part: str, seen: Recognised, file: WeightsFile) -> None:
-    dropped = f", without {' and '.join(seen.dropped)}" if seen.dropped else ""
-    logger.info("%s from %s: %s%s, sha256 %s", part, file.path, seen.kind, dropped, file_checksum(file.path))
+    dropped = [*seen.dropped, *file.left_out]
+    without = f", without {' and '.join(shown(name) for name in dropped[:_NAMED])}" if dropped else ""
+    more = f" and {len(dropped) - _NAMED} more" if len(dropped) > _NAMED else ""
+    version = f" ({shown(file.version)})" if file.version else ""
+    checksum = file_checksum(file.path)
+    logger.info("%s from %s%s: %s%s%s, sha256 %s", part, file.path, version, seen.kind, without, more, checksum)
