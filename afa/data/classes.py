@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
+from afa.data.files import read_text
 from afa.errors import UserError
 
 # Class 0 is the background everywhere and is not listed: name i (from 0) has the id i + 1.
@@ -29,6 +32,56 @@ CLASS_NAMES_FILE = "classes.txt"
 MAX_CLASSES = 254  # masks are 8 bit: 0 is background, 255 is ignore
 
 
+# How labelling tools call what is no class, with blanks, hyphens and underscores left out.
+_NO_CLASSES = ("background", "bg", "ignore", "ignored", "void", "unlabeled", "unlabelled", "dontcare")
+_COLOUR_MAP_LINE = re.compile(r".*:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*(:.*)?")
+_NUMBERED_LINE = re.compile(r"(\d{1,4})\s*[\s:.,;=)]\s*(.+)")
+_NAME_AND_NUMBERS = re.compile(r"(.+?)\s*[\s:,;=(]\s*[\d\s:,;.]+\)?")
+
+
+def class_key(name: str) -> str:
+    """A class name in the one spelling in which names are compared: accents composed, ``_`` and blanks alike."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a name stands for the background or for pixels that count for nothing, as ``__ignore__`` does.
+
+    Names that only contain such a word, as "background music", are classes.
+    """
+    return re.sub(r"[\W_]", "", unicodedata.normalize("NFC", name).casefold()) in _NO_CLASSES
+
+
+def check_class_names(names: Sequence[str], places: Sequence[str]) -> None:
+    """Refuse names that cannot all be classes, or that a list of them cannot hold.
+
+    Args:
+        names: In the order of their ids.
+        places: Where each of them stands, for the error.
+
+    Raises:
+        UserError: One is the background or the like, is empty, begins with ``#`` or has a line break in it; two are
+            equal when written another way; or there are too many.
+    """
+    seen: dict[str, int] = {}
+    for number, (name, place) in enumerate(zip(names, places, strict=True)):
+        if is_no_class(name):
+            raise UserError(
+                f"{place}: '{name}' is no class: leave it out. Class 0 is always the background; the remaining names "
+                "have the ids 1, 2, ... in their order, which masks and labels must keep to"
+            )
+        key = class_key(name)
+        if not key or name.startswith("#") or "\n" in name or "\r" in name:
+            raise UserError(f"{place}: {name!r} can be no class name, for a list could not hold it: rename it")
+        if key in seen:
+            first = seen[key]
+            how = "twice" if names[first] == name else f"twice, once as '{names[first]}' ({places[first]})"
+            raise UserError(f"{place}: the class '{name}' is named {how}: leave one of the two out or rename it")
+        seen[key] = number
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{places[-1]}: there are {len(names)} classes; masks of 8 bit hold at most {MAX_CLASSES}")
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Read class names, one per line; empty lines and lines that begin with ``#`` are left out.
 
@@ -39,25 +92,28 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         The names in the order of their ids.
 
     Raises:
-        UserError: The file is missing, empty, or names a class twice or the background.
+        UserError: The file is missing, empty, numbers its lines from 0, maps colours, or its names are refused by
+            :func:`check_class_names`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class names in {path} ({_reason(error)}): write one name per line") from error
-    lines = [unicodedata.normalize("NFC", line) for line in lines]
-    names = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-    if not names:
+    if not path.exists():
+        raise UserError(f"the class names {path} are missing: write one name per line, background left out")
+    text = unicodedata.normalize("NFC", read_text(path, "the file of class names"))
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not lines:
         raise UserError(f"{path} holds no class name: write one name per line")
-    if names[0].lower() == "background":
-        raise UserError(f"{path} begins with 'background': leave it out, class 0 is always the background")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} names the class '{twice}' twice")
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; masks of 8 bit hold at most {MAX_CLASSES}")
+    names, places = tuple(line for _, line in lines), [f"{path}, line {number}" for number, _ in lines]
+    numbered = [_NUMBERED_LINE.fullmatch(name) for name in names]
+    if len(names) > 1 and all(match and int(match[1]) == number for number, match in enumerate(numbered)):
+        raise UserError(
+            f"{path} numbers its lines from 0 ('{names[0]}'): write the bare names; ids count from 1, in the order of "
+            "the lines, and the background is left out"
+        )
+    for name, place in zip(names, places, strict=True):
+        if _COLOUR_MAP_LINE.fullmatch(name):
+            raise UserError(f"{place}: '{name}' gives a class its colour: write the bare class name, one per line")
+        for form in (_NUMBERED_LINE.fullmatch(name), _NAME_AND_NUMBERS.fullmatch(name)):
+            if form and is_no_class(form[form.re.groups]):
+                raise UserError(f"{place}: '{name}' is no class: write bare class names, background left out")
+    check_class_names(names, places)
     return names
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else "not UTF-8 text"

@@ -10,8 +10,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,31 +81,97 @@ def _create_beside(path: Path, mode: int) -> Path:
         return temporary
 
 
-def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files below a folder, hidden ones left out.
+@dataclass(frozen=True)
+class FilesBelow:
+    """The files of some kinds below a folder, by the names of their images.
 
     Args:
-        folder: Its sub-folders are searched too.
-        suffixes: In lower case, with their dots.
+        folder: The folder.
+        found: Image name, see :func:`afa.data.names.image_key` -> path below the folder.
+        doubles: Image name -> two files that have it.
+        others: The files of other kinds, as paths below the folder.
+    """
 
-    Returns:
-        Path below the folder without suffix, separated by ``/`` -> the file.
+    folder: Path
+    found: Mapping[str, str]
+    doubles: Mapping[str, tuple[str, str]]
+    others: tuple[str, ...]
+
+    def path(self, key: str) -> Path | None:
+        """The file of a name; None where there is none.
+
+        Raises:
+            UserError: Two files have the name.
+        """
+        if key in self.doubles:
+            first, second = (self.folder / file for file in self.doubles[key])
+            raise UserError(
+                f"{second} and {first} have the same name without their suffixes (blanks around it, and how an accent "
+                "is spelled, do not count): rename one"
+            )
+        return self.folder / self.found[key] if key in self.found else None
+
+    def checked(self) -> FilesBelow:
+        """These files.
+
+        Raises:
+            UserError: Two of them have one name.
+        """
+        for key in self.doubles:
+            self.path(key)
+        return self
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> FilesBelow:
+    """The files below a folder, what is hidden left out.
+
+    Args:
+        folder: Its sub-folders are searched too, and those that links lead to; it need not exist.
+        suffixes: Of the wanted files, in lower case, with their dots.
 
     Raises:
-        UserError: Two files differ in their suffixes alone.
+        OSError: A folder cannot be read.
     """
-    found: dict[str, Path] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for file in sorted(files):
-            path = Path(parent, file)
-            if path.suffix.lower() not in suffixes or file.startswith("."):
-                continue
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise UserError(f"{path} and {found[name]} have the same name without their suffixes: rename one")
-            found[name] = path
-    return found
+    # images, which knows the suffixes that names leave out, imports this module.
+    from afa.data.names import image_key
+
+    found: dict[str, str] = {}
+    doubles: dict[str, tuple[str, str]] = {}
+    others = []
+    for file in _walk(folder, "", ()) if folder.is_dir() else ():
+        if os.path.splitext(file)[1].lower() not in suffixes:
+            others.append(file)
+            continue
+        key = image_key(file)
+        if key in found:
+            doubles.setdefault(key, (found[key], file))
+        found[key] = file
+    return FilesBelow(folder, found, doubles, tuple(others))
+
+
+def _walk(folder: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """The files below a folder in the order of their names; a link to a folder above it is not followed."""
+    status = os.stat(folder / below)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder / below) as entries:
+        listed = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    yield from (f"{below}{name}" for name, is_folder in listed if not is_folder)
+    for name, is_folder in listed:
+        if is_folder:
+            yield from _walk(folder, f"{below}{name}/", (*above, here))
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files below a folder by the names of their images, see :func:`files_below`.
+
+    Raises:
+        UserError: Two files have one name.
+        OSError: A folder cannot be read.
+    """
+    files = files_below(folder, suffixes).checked()
+    return {name: folder / file for name, file in files.found.items()}
 
 
 def missing_files(paths: Iterable[Path]) -> list[Path]:
