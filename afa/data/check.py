@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from afa.data.images import EXIF_ORIENTATION, MASK_MODES, DamagedImage, open_quietly, read_image, read_mask
-from afa.data.labels import classes_in_mask, read_labels
+from afa.data.labels import classes_in_mask, quoted, read_labels
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
 from afa.data.parallel import map_files
-from afa.errors import UserError
+from afa.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from afa.config import DatasetConfig
@@ -47,9 +47,14 @@ REMEDIES: Mapping[str, str] = {
     "unlabelled-image": "add the image to the labels file, or make a new one with tools/make_labels.py",
     "label-contradiction": "correct the labels, or make them from the masks with tools/make_labels.py",
     "absent-class": "harmless where the object is ignored or tiny; else correct labels or mask",
+    "no-class": "write the class ids 1 to K into masks or labels: 0 is the background, dataset.ignore_index counts for "
+    "nothing",
+    "unseen-class": "harmless where the list is a small part; else correct masks, labels or classes.txt: what no image "
+    "shows is neither learnt nor scored",
+    "passed-over": "convert the files, for example to PNG, or take them out of the folder",
     "empty-labels": "name the image's classes in the labels file, or take it out of the training list",
 }
-_WARNINGS = ("absent-class", "missing-training-mask", "no-masks")
+_WARNINGS = ("absent-class", "missing-training-mask", "no-masks", "unseen-class", "passed-over")
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Report:
 
     def as_text(self) -> str:
         """The report for people: counts, then each kind of problem with the first files and the remedy."""
-        lines = [f"{self.root}: layout {self.type}, {self.classes} classes"]
+        lines = [f"{one_line(self.root)}: layout {self.type}, {self.classes} classes"]
         for split, count in self.counts.items():
             expected = self.expected.get(split)
             lines.append(f"{split}: {count} images" + ("" if expected is None else f", expected {expected}"))
@@ -121,7 +126,7 @@ class Report:
             by_kind.setdefault(problem.kind, []).append(problem)
         for kind, problems in by_kind.items():
             lines.append(f"{problems[0].severity}: {kind} ({len(problems)})")
-            lines += [f"  {problem.file}: {problem.message}" for problem in problems[:_SHOWN]]
+            lines += ["  " + one_line(f"{problem.file}: {problem.message}") for problem in problems[:_SHOWN]]
             if len(problems) > _SHOWN:
                 lines.append(f"  ... and {len(problems) - _SHOWN} more (--json lists all)")
             lines.append(f"  to mend it: {REMEDIES[kind]}")
@@ -158,6 +163,8 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
     """
     layout = find_layout(config)
     report = Report(str(layout.root), layout.type, layout.num_classes)
+    if note := layout.passed_over():
+        report.problems.append(Problem("passed-over", "", str(layout.images), note))
     splits = {split: _names(layout, split, report) for split in (config.train_split, config.val_split)}
     _check_counts(layout, splits, report)
     labels = _labels(layout, report)
@@ -188,13 +195,30 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
             )
     digests: dict[bytes, _Job] = {}
     results = map_files(_check_files, jobs, workers=workers, description="checking")
-    for job, (digest, problems) in zip(jobs, results, strict=True):
+    shown: dict[str, set[int]] = {}
+    for job, (digest, classes, problems) in zip(jobs, results, strict=True):
         report.problems += problems
+        if classes is not None:
+            shown.setdefault(job.split, set()).update(classes)
         twin = digests.setdefault(digest, job) if digest else job
         if twin.split != job.split and twin.name != job.name:
             message = f"same content as {twin.image} in '{twin.split}'"
             report.problems.append(Problem("same-content", job.split, str(job.image), message))
+    for split, seen in shown.items():
+        unseen = [name for number, name in enumerate(layout.class_names, 1) if number not in seen]
+        if not seen:
+            message = f"no image of '{split}' shows any of the {layout.num_classes} classes"
+            report.problems.append(Problem("no-class", split, _origin(layout, split, config), message))
+        elif unseen:
+            message = f"no image of '{split}' shows {quoted(unseen)}"
+            report.problems.append(Problem("unseen-class", split, _origin(layout, split, config), message))
     return report
+
+
+def _origin(layout: Layout, split: str, config: DatasetConfig) -> str:
+    """Where the classes of a split's images come from."""
+    of_file = split == config.train_split and layout.labels is not None
+    return str(layout.labels if of_file else layout.split_masks(split))
 
 
 def _names(layout: Layout, split: str, report: Report) -> list[str]:
@@ -238,8 +262,13 @@ def _labels(layout: Layout, report: Report) -> dict[str, tuple[int, ...]] | None
     return {name: tuple(int(index) + 1 for index in np.flatnonzero(vector)) for name, vector in labels.items()}
 
 
-def _check_files(job: _Job) -> tuple[bytes, list[Problem]]:
-    """Check an image and its mask; returns the digest of the image file, empty where it is missing, and problems."""
+def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
+    """Check an image and its mask.
+
+    Returns:
+        The digest of the image file, empty where it is missing; the classes for which the image counts in its split:
+        of the labels in training, else of the mask; None where they are unknown; and problems.
+    """
     digest, size, problems = _check_image(job)
     classes = None
     if job.mask is not None:
@@ -257,7 +286,8 @@ def _check_files(job: _Job) -> tuple[bytes, list[Problem]]:
     known = labels if labels is not None else classes
     if job.is_training and known is not None and not known:
         problems.append(Problem("empty-labels", job.split, str(job.image), "the image has no class"))
-    return digest, problems
+    counting = known if job.is_training else classes
+    return digest, None if counting is None else set(counting), problems
 
 
 def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem]]:

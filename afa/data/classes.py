@@ -28,6 +28,7 @@ COCO_CLASS_NAMES: tuple[str, ...] = (
     "hair drier", "toothbrush",
 )  # fmt: skip
 
+_LONGEST_NAME = 200
 CLASS_NAMES_FILE = "classes.txt"
 MAX_CLASSES = 254  # masks are 8 bit: 0 is background, 255 is ignore
 
@@ -60,8 +61,8 @@ def check_class_names(names: Sequence[str], places: Sequence[str]) -> None:
         places: Where each of them stands, for the error.
 
     Raises:
-        UserError: One is the background or the like, is empty, begins with ``#`` or has a line break in it; two are
-            equal when written another way; or there are too many.
+        UserError: One is the background or the like, is empty or too long, begins with ``#`` or has a line break or
+            another control character in it; two are equal when written another way; or there are too many.
     """
     seen: dict[str, int] = {}
     for number, (name, place) in enumerate(zip(names, places, strict=True)):
@@ -71,7 +72,7 @@ def check_class_names(names: Sequence[str], places: Sequence[str]) -> None:
                 "have the ids 1, 2, ... in their order, which masks and labels must keep to"
             )
         key = class_key(name)
-        if not key or name.startswith("#") or "\n" in name or "\r" in name:
+        if not key or name.startswith("#") or len(name) > _LONGEST_NAME or not name.isprintable():
             raise UserError(f"{place}: {name!r} can be no class name, for a list could not hold it: rename it")
         if key in seen:
             first = seen[key]
@@ -98,7 +99,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if not path.exists():
         raise UserError(f"the class names {path} are missing: write one name per line, background left out")
     text = unicodedata.normalize("NFC", read_text(path, "the file of class names"))
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, " ".join(line.split())) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not lines:
         raise UserError(f"{path} holds no class name: write one name per line")
@@ -110,6 +111,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             "the lines, and the background is left out"
         )
     for name, place in zip(names, places, strict=True):
+        if len(name) > _LONGEST_NAME:
+            raise UserError(f"{place}: '{name}' is too long for a class name: write one name per line")
         if _COLOUR_MAP_LINE.fullmatch(name):
             raise UserError(f"{place}: '{name}' gives a class its colour: write the bare class name, one per line")
         for form in (_NUMBERED_LINE.fullmatch(name), _NAME_AND_NUMBERS.fullmatch(name)):

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from afa.data.files import missing_files, write_json
+from afa.data.files import missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
-from afa.data.labels import IGNORE, classes_in_mask, one_hot, read_labels
+from afa.data.labels import IGNORE, classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
+from afa.data.notices import say_once
 from afa.data.transforms import normalise, training_transform
 from afa.errors import UserError
 
@@ -41,7 +42,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         seed: Seed of the augmentation.
 
     Raises:
-        UserError: Something is missing; the message says what and how to get it.
+        UserError: Something is missing; the message says what and how to get it. Or no image has any class.
     """
 
     def __init__(self, config: DatasetConfig, augmentation: AugmentationConfig, *, seed: int) -> None:
@@ -52,6 +53,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
             _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
         labels = find_labels(self.layout, self.split, self.names, config.ignore_index)
         self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
+        self._say_what_is_given()
         self.seed = seed
         self._config = config
         self._augmentation = augmentation
@@ -99,6 +101,36 @@ class TrainingImages(Dataset[dict[str, Any]]):
             "valid_box": torch.from_numpy(valid_box),
             "name": self.names[index],
         }
+
+    def _say_what_is_given(self) -> None:
+        """Log which classes the images have, and refuse images of which nothing can be learnt."""
+        layout, split = self.layout, f"'{self.split}'"
+        counts = [int(count) for count in self.class_labels.sum(dim=0).tolist()]
+        shown = [count for count in counts if count]
+        if not shown:
+            origin = f"the masks in {layout.split_masks(self.split)}" if layout.labels is None else str(layout.labels)
+            values = f" (they show nothing but 0 and {self._config.ignore_index})" if layout.labels is None else ""
+            raise UserError(
+                f"no image of {split} has a class, so there is nothing to learn: give the classes, ids 1 to "
+                f"{layout.num_classes}, in {origin}{values}"
+            )
+        say_once(
+            f"training on {len(self.names)} images of {split}: {len(shown)} of {len(counts)} classes, each in "
+            f"{min(shown)} to {max(shown)} images",
+            logging.INFO,
+        )
+        absent = [name for name, count in zip(layout.class_names, counts, strict=True) if not count]
+        if absent:
+            say_once(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
+        without = [self.names[index] for index in (~self.class_labels.bool().any(dim=1)).nonzero().flatten().tolist()]
+        if without:
+            say_once(
+                f"{len(without)} of the {len(self.names)} images of {split} have no class, the first is '{without[0]}'"
+            )
+        if len(self.names) > 1 and bool((self.class_labels == self.class_labels[0]).all()):
+            say_once(
+                f"all images of {split} have the same classes: nothing tells images with a class from those without"
+            )
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
         """Read an image; where it is damaged and may be skipped, the next one of the list that can be read."""
@@ -241,13 +273,7 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
         "ignore_index": ignore_index,
         "num_classes": layout.num_classes,
     }
-    table: dict[str, list[int]] = {}
-    try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        if content["made_from"] == made_from:
-            table = content["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # No usable cache: the masks are read.
+    table = _cached(cache, made_from, layout.num_classes)
     if any(name not in table for name in names):
         logger.warning("no labels file in %s: taking the image-level labels of '%s' from its masks", layout.root, split)
 
@@ -259,9 +285,29 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
             table = dict(zip(names, pool.map(read, names), strict=True))
         try:
             write_json(cache, {"made_from": made_from, "labels": table})
-        except OSError:
+        except (OSError, UserError):
             logger.warning("%s cannot be written: the labels are taken from the masks again next time", cache)
     return {name: one_hot(table[name], layout.num_classes) for name in names}
+
+
+def _cached(cache: Path, made_from: Mapping[str, Any], num_classes: int) -> dict[str, list[int]]:
+    """Image name -> class ids of an earlier start; empty where there are none, or none of the same masks."""
+    if not cache.exists():
+        return {}
+    try:
+        content = read_json(cache)
+        if not isinstance(content, dict) or content.get("made_from") != made_from:
+            return {}
+        table = content.get("labels")
+        if not isinstance(table, dict) or not all(
+            isinstance(ids, list) and all(is_class_id(class_id, num_classes) for class_id in ids)
+            for ids in table.values()
+        ):
+            raise UserError(f"{cache} holds something else than class ids from 1 to {num_classes}")
+    except UserError as error:
+        logger.warning("%s: the labels are taken from the masks again", error)
+        return {}
+    return table
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:

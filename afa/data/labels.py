@@ -118,6 +118,12 @@ def is_class_id(value: object, num_classes: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= int(value) <= num_classes
 
 
+def quoted(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message: the first ones, and how many there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
 def classes_in_mask(mask: np.ndarray, num_classes: int, ignore_index: int = IGNORE, *, path: Path) -> list[int]:
     """The ids of the classes in a mask, ascending; background and ignored pixels do not count.
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
-from afa.data.files import find_files
+from afa.data.files import FilesBelow, files_below
 from afa.data.images import IMAGE_SUFFIXES
 from afa.data.labels import LABEL_FILES
-from afa.data.names import image_key
+from afa.data.lists import read_list
+from afa.data.names import passed_over
+from afa.data.notices import say_once
 from afa.errors import UserError
 
 if TYPE_CHECKING:
     from afa.config import DatasetConfig
 
 LISTS = "ImageSets/Segmentation"
+MASK_SUFFIXES = (".png",)
+"""Of the files that are taken for masks, in lower case."""
 _KNOWN_NAMES = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 HOW_TO_PREPARE = {
     "voc": "tools/prepare_voc.py builds it",
@@ -40,7 +44,9 @@ class Layout:
         labels: File with the image-level labels; None where there is none.
         class_names: K names, background left out.
         by_split: Images and masks lie in one sub-folder per split (COCO).
-        found: For own folders, whose images may have any suffix: image name -> path.
+
+    An image or mask of a name may have any suffix that is read, and spell the name in its own way, see
+    :func:`afa.data.names.image_key`.
     """
 
     type: str
@@ -51,7 +57,8 @@ class Layout:
     labels: Path | None
     class_names: tuple[str, ...]
     by_split: bool = False
-    found: Mapping[str, Path] | None = None
+    _files: dict[Path, FilesBelow] = field(default_factory=dict, compare=False, repr=False)
+    _names: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -59,14 +66,22 @@ class Layout:
         return len(self.class_names)
 
     def image(self, name: str, split: str) -> Path:
-        """The image of a name in the lists."""
-        if self.found is not None:
-            return self.found.get(name, self.images / f"{name}.jpg")
-        return self.images / self._sub_folder(split) / f"{name}.jpg"
+        """The image of a name in the lists; where it would be, if there is none.
+
+        Raises:
+            UserError: Two files have the name.
+        """
+        folder = self.images / self._sub_folder(split)
+        return self._below(folder, IMAGE_SUFFIXES).path(name) or folder / f"{name}.jpg"
 
     def mask(self, name: str, split: str) -> Path:
-        """The mask of a name in the lists."""
-        return self.masks / self._sub_folder(split) / f"{name}.png"
+        """The mask of a name in the lists; where it would be, if there is none.
+
+        Raises:
+            UserError: Two files have the name.
+        """
+        folder = self.split_masks(split)
+        return self._below(folder, MASK_SUFFIXES).path(name) or folder / f"{name}.png"
 
     def split_masks(self, split: str) -> Path:
         """The folder in which a split's masks lie."""
@@ -78,9 +93,15 @@ class Layout:
         Raises:
             UserError: As :meth:`names`, for own folders, whose splits may share a folder of masks.
         """
-        if not self.split_masks(split).is_dir():
-            return False
-        return self.found is None or any(self.mask(name, split).is_file() for name in self.names(split))
+        folder = self.split_masks(split)
+        if self.type != "folder" or not folder.is_dir():
+            return folder.is_dir()
+        found = self._below(folder, MASK_SUFFIXES).found
+        return any(name in found for name in self.names(split))
+
+    def passed_over(self) -> str | None:
+        """What to say of an own folder's images that are of a kind that is not read; None where there are none."""
+        return passed_over(self._below(self.images, IMAGE_SUFFIXES).others) if self.type == "folder" else None
 
     def list_file(self, split: str) -> Path:
         """The list of a split."""
@@ -92,26 +113,41 @@ class Layout:
         An own folder without a list takes the images below ``images/SPLIT``, sorted.
 
         Raises:
-            UserError: There is neither a list nor such a folder, or it is empty, or names an image twice.
+            UserError: There is neither a list nor such a folder, or it is empty, names an image twice, or holds
+                something else than :func:`afa.data.lists.read_list` reads.
         """
-        path = self.list_file(split)
-        if path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise UserError(f"the list {path} is no text in UTF-8: write one image name per line") from error
-            names = [image_key(line) for line in lines if line.strip()]
-        elif self.found is not None and any(name.startswith(f"{split}/") for name in self.found):
-            names = sorted(name for name in self.found if name.startswith(f"{split}/"))
-        else:
-            raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}")
+        if split not in self._names:
+            self._names[split] = self._find_names(split)
+        return list(self._names[split])
+
+    def _find_names(self, split: str) -> list[str]:
+        path, sub = self.list_file(split), self._sub_folder(split)
+        images = self._below(self.images / sub, IMAGE_SUFFIXES)
+        if path.exists():
+            folders = (self.images.name, sub, f"{sub}2014") if self.by_split else (self.images.name,)
+            return read_list(path, images=images, folders=folders, masks=self.masks.name)
+        names = sorted(name for name in images.found if name.startswith(f"{split}/")) if self.type == "folder" else []
         if not names:
-            raise UserError(f"the list {path} is empty: write one image name per line")
-        if len(set(names)) != len(names):
-            seen: set[str] = set()
-            twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise UserError(f"the list {path} names the image '{twice}' twice")
+            there = self._splits()
+            others = f"; there are: {', '.join(there)}" if there else ""
+            raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}{others}")
         return names
+
+    def _splits(self) -> list[str]:
+        """The splits that there are."""
+        found = {path.stem for path in self.lists.glob("*.txt") if path.name not in (CLASS_NAMES_FILE, *LABEL_FILES)}
+        if self.type == "folder":
+            names = self._below(self.images, IMAGE_SUFFIXES).found
+            found |= {name.split("/", 1)[0] for name in names if "/" in name}
+        return sorted(found)
+
+    def _below(self, folder: Path, suffixes: Sequence[str]) -> FilesBelow:
+        """The files of a folder; it is searched once."""
+        if folder not in self._files:
+            self._files[folder] = files_below(folder, suffixes)
+            if self.type == "folder":
+                self._files[folder].checked()
+        return self._files[folder]
 
     def _sub_folder(self, split: str) -> str:
         # "train_1250" and "val2014" are parts of the folders "train" and "val".
@@ -128,7 +164,8 @@ def find_layout(config: DatasetConfig) -> Layout:
         Its layout.
 
     Raises:
-        UserError: The root, its image folder, or the class names of an own folder are missing.
+        UserError: The root, its image folder, or the class names of an own folder are missing; two images of an own
+            folder have one name; or ``ignore_index`` is a class.
     """
     root = Path(config.root)
     if not root.is_dir():
@@ -141,17 +178,25 @@ def find_layout(config: DatasetConfig) -> Layout:
     lists = root if config.type == "folder" else root / LISTS
     if config.name_list_dir is not None:
         lists = _below(root, config.name_list_dir)
-    return Layout(
+    class_names = find_class_names(config)
+    if 1 <= config.ignore_index <= len(class_names):
+        raise UserError(
+            f"dataset.ignore_index={config.ignore_index} is the id of the class "
+            f"'{class_names[config.ignore_index - 1]}': take a value above {len(class_names)}, or 0"
+        )
+    layout = Layout(
         type=config.type,
         root=root,
         images=images,
         masks=_mask_folder(config, root),
         lists=lists,
         labels=_label_file(config, root, lists),
-        class_names=find_class_names(config),
+        class_names=class_names,
         by_split=config.type == "coco",
-        found=find_files(images, IMAGE_SUFFIXES) if config.type == "folder" else None,
     )
+    if note := layout.passed_over():
+        say_once(f"{images}: {note}")
+    return layout
 
 
 def find_class_names(config: DatasetConfig) -> tuple[str, ...]:
@@ -195,5 +240,9 @@ def _label_file(config: DatasetConfig, root: Path, lists: Path) -> Path | None:
         if not path.is_file():
             raise UserError(f"the labels file {path} (dataset.labels) is missing: tools/make_labels.py makes one")
         return path
-    candidates = [folder / name for folder in (root, lists) for name in LABEL_FILES]
-    return next((path for path in candidates if path.is_file()), None)
+    found = [folder / name for folder in dict.fromkeys((root, lists)) for name in LABEL_FILES]
+    found = [path for path in found if path.is_file()]
+    if len(found) > 1:
+        others = ", ".join(map(str, found[1:]))
+        say_once(f"there are several labels files: {found[0]} is taken, {others} is not (dataset.labels names another)")
+    return found[0] if found else None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from afa.data.classes import CLASS_NAMES_FILE, MAX_CLASSES, read_class_names
-from afa.data.files import find_files, write_lines
+from afa.data.classes import CLASS_NAMES_FILE, check_class_names, class_key, read_class_names
+from afa.data.files import FilesBelow, files_below, write_lines
 from afa.data.images import IMAGE_SUFFIXES, read_mask
-from afa.data.labels import classes_in_mask, write_labels
+from afa.data.labels import classes_in_mask, quoted, write_labels
+from afa.data.layout import MASK_SUFFIXES
+from afa.data.names import passed_over
+from afa.data.notices import say_once
 from afa.data.parallel import map_files
 from afa.errors import UserError
 
@@ -22,7 +26,7 @@ def labels_from_masks(
     """The classes that each mask of a folder shows.
 
     Args:
-        masks: Folder of PNG masks; sub-folders are searched too.
+        masks: Folder of masks; sub-folders are searched too.
         class_names: K names, background left out.
         ignore_index: Mask value that counts for nothing.
         workers: Processes.
@@ -31,15 +35,35 @@ def labels_from_masks(
         Image name (the mask's path below the folder, without suffix) -> class names, sorted by image name.
 
     Raises:
-        UserError: There is no mask, or one is damaged or holds a value that is no class.
+        UserError: There is no mask, two have one name, one is damaged or holds a value that is no class, or none shows
+            a class.
     """
     masks = Path(masks)
-    names = _files_below(masks, (".png",))
-    if not names:
-        raise UserError(f"there is no PNG mask in {masks}")
+    if not 0 <= ignore_index <= 255 or 1 <= ignore_index <= len(class_names):
+        raise UserError(
+            f"the value {ignore_index} cannot mean ignore: take 0, or one from {len(class_names) + 1} to 255"
+        )
+    files = _files_below(masks, MASK_SUFFIXES)
+    if not files.found:
+        others = f"; other files lie there, the first is {files.others[0]}" if files.others else ""
+        raise UserError(f"there is no mask ({', '.join(MASK_SUFFIXES)}) in {masks}{others}")
+    names = sorted(files.found)
     count = partial(_mask_classes, len(class_names), ignore_index)
-    found = map_files(count, list(names.values()), workers=workers, description="masks")
-    return {name: [class_names[number - 1] for number in ids] for name, ids in zip(names, found, strict=True)}
+    found = map_files(count, [masks / files.found[name] for name in names], workers=workers, description="masks")
+    labels = {name: [class_names[number - 1] for number in ids] for name, ids in zip(names, found, strict=True)}
+    shown = {class_name for classes in labels.values() for class_name in classes}
+    if not shown:
+        raise UserError(
+            f"none of the {len(names)} masks in {masks} shows a class: they hold nothing but 0 (background) and "
+            f"{ignore_index} (ignore); write the ids 1 to {len(class_names)} for the classes"
+        )
+    absent = [class_name for class_name in class_names if class_name not in shown]
+    if absent:
+        say_once(f"no mask in {masks} shows {quoted(absent)}")
+    empty = [name for name, classes in labels.items() if not classes]
+    if empty:
+        say_once(f"{len(empty)} of the {len(names)} masks in {masks} show no class, the first is that of '{empty[0]}'")
+    return labels
 
 
 def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
@@ -52,16 +76,28 @@ def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
         Image name (its path below the folder, without suffix) -> its class, sorted by image name.
 
     Raises:
-        UserError: There is no image, or one lies in no sub-folder.
+        UserError: There is no image, one lies in no sub-folder, two have one name, or the name of a folder cannot be
+            that of a class.
     """
     images = Path(images)
-    names = _files_below(images, IMAGE_SUFFIXES)
-    if not names:
-        raise UserError(f"there is no image in {images}")
-    for name, path in names.items():
-        if "/" not in name:
+    files = _files_below(images, IMAGE_SUFFIXES)
+    note = passed_over(files.others)
+    if note:
+        say_once(f"{images}: {note}")
+    if not files.found:
+        raise UserError(f"there is no image in {images}: {', '.join(IMAGE_SUFFIXES)} files are read")
+    labels: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    for name in sorted(files.found):
+        path = images / files.found[name]
+        if path.parent == images:
             raise UserError(f"{path} lies in no sub-folder: its class is unknown; move it into a folder named after it")
-    return {name: [path.parent.name] for name, path in names.items()}
+        class_name = unicodedata.normalize("NFC", path.parent.name)
+        labels[name] = [class_name]
+        places.setdefault(class_name, str(path.parent))
+    shown = sorted(places)
+    check_class_names(shown, [f"the folder {places[class_name]}" for class_name in shown])
+    return labels
 
 
 def write_label_file(
@@ -91,7 +127,7 @@ def write_label_file(
     """
     output = Path(output)
     names_file = output.parent / CLASS_NAMES_FILE if class_names is None else Path(class_names)
-    if output.suffix not in OUTPUT_SUFFIXES:
+    if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
     if masks is not None:
         names = read_class_names(names_file)
@@ -99,26 +135,26 @@ def write_label_file(
     elif folders is not None:
         labels = labels_from_folders(folders)
         shown = sorted({name for classes in labels.values() for name in classes})
-        if len(shown) > MAX_CLASSES:
-            raise UserError(f"{folders} has {len(shown)} class folders; at most {MAX_CLASSES} classes are possible")
-        names = read_class_names(names_file) if names_file.is_file() else tuple(shown)
-        unknown = [name for name in shown if name not in names]
+        names = read_class_names(names_file) if names_file.exists() else tuple(shown)
+        known = {class_key(name): name for name in names}
+        unknown = [name for name in shown if class_key(name) not in known]
         if unknown:
             raise UserError(
                 f"the folder name '{unknown[0]}' is no class of {names_file}: add it there, or delete the file"
             )
-        if not names_file.is_file():
-            write_lines(names_file, list(names))
+        labels = {image: [known[class_key(name)] for name in classes] for image, classes in labels.items()}
     else:
         raise UserError("say what the labels come from: a folder of masks, or a folder of class folders")
     write_labels(output, labels)
+    if not names_file.exists():
+        write_lines(names_file, list(names))
     return len(labels), names
 
 
-def _files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def _files_below(folder: Path, suffixes: Sequence[str]) -> FilesBelow:
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist")
-    return dict(sorted(find_files(folder, suffixes).items()))
+    return files_below(folder, suffixes).checked()
 
 
 def _mask_classes(num_classes: int, ignore_index: int, path: Path) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from afa.data.files import read_json
+from afa.errors import UserError
 
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "manifest.unfinished.json"
@@ -34,11 +36,16 @@ class Prepared:
 
 def read_counts(root: Path) -> dict[str, int]:
     """Split -> number of images as ``ROOT/manifest.json`` has it; empty where there is none."""
-    try:
-        counts = json.loads((root / MANIFEST).read_text(encoding="utf-8"))["counts"]
-        return {str(split): int(count) for split, count in counts.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not (root / MANIFEST).exists():
         return {}
+    try:
+        content = read_json(root / MANIFEST)
+    except UserError:
+        return {}
+    counts = content.get("counts") if isinstance(content, dict) else None
+    if not isinstance(counts, dict):
+        return {}
+    return {split: count for split, count in counts.items() if type(count) is int}
 
 
 def describe_counts(layout_type: str, counts: Mapping[str, int]) -> list[str]:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from collections.abc import Sequence
 
 from afa.data.images import IMAGE_SUFFIXES
+
+OTHER_IMAGE_SUFFIXES = (
+    ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps", ".exr", ".gif", ".hdr",
+    ".heic", ".heics", ".heif", ".hif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl",
+    ".jxr", ".mpo", ".nef", ".nrw", ".orf", ".pbm", ".pcx", ".pef", ".pgm", ".pnm", ".ppm", ".ps", ".psd",
+    ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".svg", ".tga", ".wbmp", ".wmf", ".xcf",
+)  # fmt: skip
+"""Files of these kinds are images too. Those that are not read either are passed over, which is said."""
 
 
 def image_key(name: str) -> str:
@@ -27,3 +37,17 @@ def image_key(name: str) -> str:
         if not stem or f"{dot}{suffix.lower()}" not in IMAGE_SUFFIXES:
             return f"{root}{folder}{slash}{file}"
         file = stem.rstrip()
+
+
+def passed_over(files: Sequence[str]) -> str | None:
+    """What to say of image files whose kind is not read; None where there are none.
+
+    Args:
+        files: Paths of files that were not taken.
+    """
+    images = [file for file in files if os.path.splitext(file)[1].lower() in OTHER_IMAGE_SUFFIXES]
+    if not images:
+        return None
+    kinds = sorted({os.path.splitext(file)[1].lower() for file in images})
+    first = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+    return f"{len(images)} image files are passed over, for files of the kind {', '.join(kinds)} are not read: {first}"
