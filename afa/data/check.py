@@ -51,10 +51,11 @@ REMEDIES: Mapping[str, str] = {
     "nothing",
     "unseen-class": "harmless where the list is a small part; else correct masks, labels or classes.txt: what no image "
     "shows is neither learnt nor scored",
+    "note": "harmless if it is meant",
     "passed-over": "convert the files, for example to PNG, or take them out of the folder",
     "empty-labels": "name the image's classes in the labels file, or take it out of the training list",
 }
-_WARNINGS = ("absent-class", "missing-training-mask", "no-masks", "unseen-class", "passed-over")
+_WARNINGS = ("absent-class", "missing-training-mask", "no-masks", "unseen-class", "passed-over", "note")
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,11 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
     """
     layout = find_layout(config)
     report = Report(str(layout.root), layout.type, layout.num_classes)
-    if note := layout.passed_over():
-        report.problems.append(Problem("passed-over", "", str(layout.images), note))
     splits = {split: _names(layout, split, report) for split in (config.train_split, config.val_split)}
+    for note in layout.notes:
+        report.problems.append(Problem("note", "", str(layout.root), note))
+    if passed_over := layout.passed_over():
+        report.problems.append(Problem("passed-over", "", str(layout.images), passed_over))
     _check_counts(layout, splits, report)
     labels = _labels(layout, report)
     jobs = []

@@ -18,7 +18,7 @@ from afa.data.files import missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
 from afa.data.labels import IGNORE, classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
-from afa.data.notices import say_once
+from afa.data.notices import say
 from afa.data.transforms import normalise, training_transform
 from afa.errors import UserError
 
@@ -53,11 +53,11 @@ class TrainingImages(Dataset[dict[str, Any]]):
             _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
         labels = find_labels(self.layout, self.split, self.names, config.ignore_index)
         self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
-        self._say_what_is_given()
         self.seed = seed
         self._config = config
         self._augmentation = augmentation
         self._reported: set[str] = set()
+        self._say_what_is_given()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,6 +105,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
     def _say_what_is_given(self) -> None:
         """Log which classes the images have, and refuse images of which nothing can be learnt."""
         layout, split = self.layout, f"'{self.split}'"
+        _say_notes(layout)
         counts = [int(count) for count in self.class_labels.sum(dim=0).tolist()]
         shown = [count for count in counts if count]
         if not shown:
@@ -114,23 +115,19 @@ class TrainingImages(Dataset[dict[str, Any]]):
                 f"no image of {split} has a class, so there is nothing to learn: give the classes, ids 1 to "
                 f"{layout.num_classes}, in {origin}{values}"
             )
-        say_once(
+        say(
             f"training on {len(self.names)} images of {split}: {len(shown)} of {len(counts)} classes, each in "
             f"{min(shown)} to {max(shown)} images",
             logging.INFO,
         )
         absent = [name for name, count in zip(layout.class_names, counts, strict=True) if not count]
         if absent:
-            say_once(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
+            say(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
         without = [self.names[index] for index in (~self.class_labels.bool().any(dim=1)).nonzero().flatten().tolist()]
         if without:
-            say_once(
-                f"{len(without)} of the {len(self.names)} images of {split} have no class, the first is '{without[0]}'"
-            )
+            say(f"{len(without)} of the {len(self.names)} images of {split} have no class, the first is '{without[0]}'")
         if len(self.names) > 1 and bool((self.class_labels == self.class_labels[0]).all()):
-            say_once(
-                f"all images of {split} have the same classes: nothing tells images with a class from those without"
-            )
+            say(f"all images of {split} have the same classes: nothing tells images with a class from those without")
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
         """Read an image; where it is damaged and may be skipped, the next one of the list that can be read."""
@@ -166,6 +163,7 @@ class EvaluationImages(Dataset[dict[str, Any]]):
         self.layout = find_layout(config)
         self.split = split or config.val_split
         self.names = self.layout.names(self.split)[:limit]
+        _say_notes(self.layout)
         self._config = config
         known = read_labels(self.layout.labels, self.layout.class_names) if self.layout.labels else {}
         self._labels = {name: known[name] for name in self.names if name in known}
@@ -214,6 +212,13 @@ class EvaluationImages(Dataset[dict[str, Any]]):
             "class_labels": torch.from_numpy(labels),
             "name": name,
         }
+
+
+def _say_notes(layout: Layout) -> None:
+    for note in layout.notes:
+        say(note)
+    if passed_over := layout.passed_over():
+        say(f"{layout.images}: {passed_over}")
 
 
 def _require(kind: str, split: str, paths: Sequence[Path]) -> None:

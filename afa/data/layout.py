@@ -14,7 +14,6 @@ from afa.data.images import IMAGE_SUFFIXES
 from afa.data.labels import LABEL_FILES
 from afa.data.lists import read_list
 from afa.data.names import passed_over
-from afa.data.notices import say_once
 from afa.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ class Layout:
         labels: File with the image-level labels; None where there is none.
         class_names: K names, background left out.
         by_split: Images and masks lie in one sub-folder per split (COCO).
+        notes: What the user should know of the files that were found so far.
 
     An image or mask of a name may have any suffix that is read, and spell the name in its own way, see
     :func:`afa.data.names.image_key`.
@@ -57,6 +57,7 @@ class Layout:
     labels: Path | None
     class_names: tuple[str, ...]
     by_split: bool = False
+    notes: list[str] = field(default_factory=list, compare=False, repr=False)
     _files: dict[Path, FilesBelow] = field(default_factory=dict, compare=False, repr=False)
     _names: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -125,7 +126,7 @@ class Layout:
         images = self._below(self.images / sub, IMAGE_SUFFIXES)
         if path.exists():
             folders = (self.images.name, sub, f"{sub}2014") if self.by_split else (self.images.name,)
-            return read_list(path, images=images, folders=folders, masks=self.masks.name)
+            return read_list(path, images=images, folders=folders, masks=self.masks.name, note=self.notes.append)
         names = sorted(name for name in images.found if name.startswith(f"{split}/")) if self.type == "folder" else []
         if not names:
             there = self._splits()
@@ -184,18 +185,23 @@ def find_layout(config: DatasetConfig) -> Layout:
             f"dataset.ignore_index={config.ignore_index} is the id of the class "
             f"'{class_names[config.ignore_index - 1]}': take a value above {len(class_names)}, or 0"
         )
+    labels, others = _label_files(config, root, lists)
     layout = Layout(
         type=config.type,
         root=root,
         images=images,
         masks=_mask_folder(config, root),
         lists=lists,
-        labels=_label_file(config, root, lists),
+        labels=labels,
         class_names=class_names,
         by_split=config.type == "coco",
+        _files={images: files_below(images, IMAGE_SUFFIXES).checked()} if config.type == "folder" else {},
     )
-    if note := layout.passed_over():
-        say_once(f"{images}: {note}")
+    if others:
+        unread = ", ".join(map(str, others))
+        layout.notes.append(
+            f"there are several labels files: {labels} is taken, {unread} is not (dataset.labels names another)"
+        )
     return layout
 
 
@@ -234,15 +240,13 @@ def _mask_folder(config: DatasetConfig, root: Path) -> Path:
     return augmented if config.type == "voc" and augmented.is_dir() else root / "SegmentationClass"
 
 
-def _label_file(config: DatasetConfig, root: Path, lists: Path) -> Path | None:
+def _label_files(config: DatasetConfig, root: Path, lists: Path) -> tuple[Path | None, list[Path]]:
+    """The labels file, None where there is none, and those that are not taken."""
     if config.labels is not None:
         path = _below(root, config.labels)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"the labels file {path} (dataset.labels) is missing: tools/make_labels.py makes one")
-        return path
+        return path, []
     found = [folder / name for folder in dict.fromkeys((root, lists)) for name in LABEL_FILES]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        others = ", ".join(map(str, found[1:]))
-        say_once(f"there are several labels files: {found[0]} is taken, {others} is not (dataset.labels names another)")
-    return found[0] if found else None
+    found = [path for path in found if path.exists()]
+    return (found[0], found[1:]) if found else (None, [])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from afa.data.files import FilesBelow, read_text
 from afa.data.images import IMAGE_SUFFIXES
 from afa.data.names import image_key
-from afa.data.notices import say_once
 from afa.errors import UserError
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
@@ -18,7 +17,9 @@ _LONGEST_LINE = 4096  # No path is longer.
 _FLAGGED = re.compile(r"(\S.*?)\s+(-1|0|\+?1)")
 
 
-def read_list(path: Path, *, images: FilesBelow, folders: Sequence[str], masks: str) -> list[str]:
+def read_list(
+    path: Path, *, images: FilesBelow, folders: Sequence[str], masks: str, note: Callable[[str], object]
+) -> list[str]:
     """Read the names of a split's images, in the order of the list.
 
     - ``NAME`` or a path per line. Of a path the name is what follows the folder of the images:
@@ -32,6 +33,7 @@ def read_list(path: Path, *, images: FilesBelow, folders: Sequence[str], masks: 
         images: The images that there are.
         folders: Names of the folders below which image names begin.
         masks: Name of the folder of the masks.
+        note: Called with what the user should know.
 
     Raises:
         UserError: The list cannot be read, is empty, holds something else, names an image twice or one outside of the
@@ -57,12 +59,15 @@ def read_list(path: Path, *, images: FilesBelow, folders: Sequence[str], masks: 
     # A name may itself hold blanks: what is an image as it stands is a name.
     are_names = any(is_there(name_of(line)) for _, line in lines)
     names: dict[str, tuple[int, str]] = {}
-    for number, line in _flagged(path, lines) or lines if not are_names else lines:
+    mask_folders: set[str] = set()
+    for number, line in lines if are_names else _flagged(path, lines, note) or lines:
         pair = None if are_names else _PAIR.fullmatch(line)
         name = name_of(pair[1] if pair else line)
         place = f"{path}, line {number}"
         if pair:
-            _check_pair(place, pair[1], pair[2], masks)
+            _check_pair(place, pair[1], pair[2])
+            above = PurePosixPath(image_key(pair[2])).parts[:-1]
+            mask_folders.update(above[-1:] if masks not in above else ())
         elif not is_there(name) and len(line.split()) > 1 and is_there(name_of(line.split()[0])):
             raise UserError(f"{place}: '{line}' is no image's name: write one name per line and nothing else")
         if name.startswith("/") or ".." in name.split("/"):
@@ -72,10 +77,15 @@ def read_list(path: Path, *, images: FilesBelow, folders: Sequence[str], masks: 
             how = f"twice, first in line {first}" + ("" if spelling == line else f" as '{spelling}'")
             raise UserError(f"{place}: the list names the image '{name}' {how}: leave one of the two out")
         names[name] = number, line
+    if mask_folders:
+        others = "', '".join(sorted(mask_folders))
+        note(f"the list {path} names masks in '{others}'; those in '{masks}' are taken (dataset.mask_dir names others)")
     return list(names)
 
 
-def _flagged(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, str]] | None:
+def _flagged(
+    path: Path, lines: Sequence[tuple[int, str]], note: Callable[[str], object]
+) -> list[tuple[int, str]] | None:
     """The lines with the flag 1 of one of VOC's lists of a class; None where it is none.
 
     The flag -1 marks such a list. Without it a number behind a name may mean anything.
@@ -87,18 +97,10 @@ def _flagged(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, st
     chosen = [(number, name) for number, name, flag in flagged if flag == 1]
     if not chosen:
         raise UserError(f"the list {path} marks no image with 1: it has no positive example")
-    say_once(
-        f"the list {path} marks {len(chosen)} of {len(lines)} names with 1: these are taken, those with 0 and -1 not"
-    )
+    note(f"the list {path} marks {len(chosen)} of {len(lines)} names with 1: only these are taken")
     return chosen
 
 
-def _check_pair(place: str, image: str, mask: str, masks: str) -> None:
-    one, other = (PurePosixPath(image_key(text)) for text in (image, mask))
-    if one.name != other.name:
+def _check_pair(place: str, image: str, mask: str) -> None:
+    if PurePosixPath(image_key(image)).name != PurePosixPath(image_key(mask)).name:
         raise UserError(f"{place}: the mask '{mask}' has another name than the image '{image}': name it as the image")
-    if other.parent.name not in ("", masks):
-        say_once(
-            f"the list {place.rpartition(', line ')[0]} names masks in '{other.parent.name}'; those in '{masks}' are "
-            "taken (dataset.mask_dir names another folder)"
-        )

@@ -13,7 +13,7 @@ from afa.data.images import IMAGE_SUFFIXES, read_mask
 from afa.data.labels import classes_in_mask, quoted, write_labels
 from afa.data.layout import MASK_SUFFIXES
 from afa.data.names import passed_over
-from afa.data.notices import say_once
+from afa.data.notices import say
 from afa.data.parallel import map_files
 from afa.errors import UserError
 
@@ -59,10 +59,10 @@ def labels_from_masks(
         )
     absent = [class_name for class_name in class_names if class_name not in shown]
     if absent:
-        say_once(f"no mask in {masks} shows {quoted(absent)}")
+        say(f"no mask in {masks} shows {quoted(absent)}")
     empty = [name for name, classes in labels.items() if not classes]
     if empty:
-        say_once(f"{len(empty)} of the {len(names)} masks in {masks} show no class, the first is that of '{empty[0]}'")
+        say(f"{len(empty)} of the {len(names)} masks in {masks} show no class, the first is that of '{empty[0]}'")
     return labels
 
 
@@ -83,7 +83,7 @@ def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
     files = _files_below(images, IMAGE_SUFFIXES)
     note = passed_over(files.others)
     if note:
-        say_once(f"{images}: {note}")
+        say(f"{images}: {note}")
     if not files.found:
         raise UserError(f"there is no image in {images}: {', '.join(IMAGE_SUFFIXES)} files are read")
     labels: dict[str, list[str]] = {}

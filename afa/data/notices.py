@@ -1,8 +1,7 @@
-"""What users should know of their data, said once by one process."""
+"""What users should know of their data, said by one process of a run."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 
@@ -11,12 +10,11 @@ from afa.errors import one_line
 logger = logging.getLogger(__name__)
 
 
-@functools.cache
-def say_once(message: str, level: int = logging.WARNING) -> None:
-    """Log a line unless this process has said it, or another process of the same run says it.
+def say(message: str, level: int = logging.WARNING) -> None:
+    """Log a line, unless another process of the same run says it.
 
     Args:
-        message: One line.
+        message: What there is to say.
         level: Of the logging module.
     """
     if os.environ.get("RANK", "0") in ("", "0"):
