@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from afa.config.checks import check_training
 from afa.config.reading import (
     config_differences,
     config_from_dict,
@@ -49,6 +50,7 @@ __all__ = [
     "TestConfig",
     "TrainConfig",
     "ValidationConfig",
+    "check_training",
     "config_differences",
     "config_from_dict",
     "config_to_dict",

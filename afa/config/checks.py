@@ -114,6 +114,47 @@ def check_agreement(config: Config, source: str) -> None:
         refuse("train.precision=fp16 needs a GPU; on the CPU use bf16 or float32")
 
 
+def check_training(config: Config) -> list[str]:
+    """What makes a training pointless, which reading and using a configuration need not care about.
+
+    Returns:
+        Remarks on what can be meant, but rarely is: one line each.
+
+    Raises:
+        UserError: A part of the network would never be trained, yet be scored and stored.
+    """
+    steps, schedule, loss = config.train.steps, config.schedule, config.loss
+    if steps <= schedule.cls_until + 1:
+        raise UserError(
+            f"train.steps={steps} ends before the decoder is trained for the first time, which it is after "
+            f"{schedule.cls_until + 1} steps (schedule.cls_until={schedule.cls_until}): raise train.steps above that, "
+            "or lower schedule.cls_until"
+        )
+    for name, part in (("cls", "the classifier"), ("seg", "the decoder")):
+        if getattr(loss, name) == 0:
+            raise UserError(f"loss.{name}=0: {part} would never be trained: give it a weight above 0")
+    first_propagated = max(schedule.refined_until, schedule.cls_until) + 1
+    if loss.aff == 0 and steps > first_propagated:
+        raise UserError(
+            f"loss.aff=0: the affinity head would never be trained, yet make the decoder's labels after "
+            f"{first_propagated} steps (schedule.refined_until={schedule.refined_until}): give loss.aff a weight above "
+            f"0, or raise schedule.refined_until to {steps - 1}"
+        )
+    remarks = []
+    if schedule.refined_until < schedule.cls_until:
+        remarks.append(
+            f"schedule.refined_until={schedule.refined_until} is below schedule.cls_until={schedule.cls_until}: the "
+            "refined label is never used"
+        )
+    warmup = config.optimiser.warmup_steps
+    if warmup >= steps:
+        remarks.append(
+            f"optimiser.warmup_steps={warmup} is not below train.steps={steps}: the learning rate never reaches "
+            "optimiser.lr"
+        )
+    return remarks
+
+
 def _suggest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
     everywhere = {name.rsplit(".", 1)[-1]: name for name, _, _ in each_setting(Config())}
     here = {name: f"{prefix}{name}" for name in fields}

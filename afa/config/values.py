@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from afa.config.yaml_text import Unquoted, parse_yaml
-from afa.errors import UserError
+from afa.errors import UserError, one_line
 from afa.paths import expand_home
 
 _LONGEST_SHOWN = 80
@@ -106,10 +106,7 @@ def shown(value: Any) -> str:
         return "a section"
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _MOST_BITS:
         return "a number of hundreds of digits"
-    text = "".join(
-        letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value)[: _LONGEST_SHOWN + 1]
-    )
-    return f"'{text}'" if len(text) <= _LONGEST_SHOWN else f"'{text[:_LONGEST_SHOWN]}...'"
+    return f"'{one_line(str(value), _LONGEST_SHOWN)}'"
 
 
 def _fit_one(given: Any, declared: Declared, expand: bool) -> Any:
@@ -129,7 +126,7 @@ def _fit_one(given: Any, declared: Declared, expand: bool) -> Any:
     if isinstance(value, float):
         if declared.kind is float:
             return value
-        if value.is_integer():  # such as 1e3
+        if isinstance(given, Unquoted) and "." not in given.text and value.is_integer():  # 1e3
             return int(value)
     raise UserError(f"{shown(given)} is not a {_missed(value, declared)}")
 

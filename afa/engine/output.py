@@ -23,16 +23,19 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 
 _SHOWN_DIFFERENCES = 5
+_IMAGES = "images"
 
-# Settings that may change while a run goes on: how it goes about its work, and what it may take to go on at all. Some
-# change what comes out (docs/reliability.md, "Where results can differ").
+# Settings that may change while a run goes on: where things lie (a fingerprint tells whether they are the same), how
+# the run goes about its work, what it records and when, and what it may take to go on at all. Some change what comes
+# out (docs/reliability.md, "Where results can differ").
 _FREE_SETTINGS = {
-    "dataset": {"root", "bad_image"},
+    "dataset": {"root", "name_list_dir", "mask_dir", "labels", "class_names", "bad_image", "read_timeout"},
     "train": {
         "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
-        "non_finite", "non_finite_limit", "pictures_every", "checkpoint_every", "keep_checkpoints", "resume",
+        "non_finite", "non_finite_limit", "log_every", "pictures_every", "checkpoint_every", "keep_checkpoints",
+        "resume",
     },
-    "validation": {"batch_size"},
+    "validation": {"every", "cam", "batch_size"},
     "test": {field.name for field in dataclasses.fields(Config().test)},
 }  # fmt: skip
 
@@ -42,11 +45,12 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
 
     Args:
         output: Folder of the run.
-        facts: ``config``, ``class_names`` and ``global_batch`` of the run to come.
+        facts: ``config``, ``class_names``, ``global_batch`` and ``images`` (the fingerprint of the training images) of
+            the run to come.
         resume: Whether going on is wanted.
 
     Raises:
-        UserError: What lies there belongs to another configuration, or going on is not wanted.
+        UserError: What lies there belongs to another configuration or other training images, or going on is not wanted.
     """
     store = CheckpointStore(output)
     steps = store.steps()
@@ -56,11 +60,23 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
     if old is None:
         return bool(steps)
     new = _comparable(facts)
-    lines = config_differences(old, {key: value for key, value in new.items() if key in old})
+    compared = [key for key in old if key in new and key != _IMAGES]
+    lines = config_differences({key: old[key] for key in compared}, {key: new[key] for key in compared})
     if lines:
         more = f"; and {len(lines) - _SHOWN_DIFFERENCES} more" if len(lines) > _SHOWN_DIFFERENCES else ""
         raise UserError(
             f"{output} holds a run of another configuration ({'; '.join(lines[:_SHOWN_DIFFERENCES])}{more}): "
+            "choose another train.output, or delete the folder"
+        )
+    if steps and old.get(_IMAGES) is None:
+        logger.warning(
+            "%s does not say what its run was trained on: that the training list and the labels are still the same was "
+            "not checked",
+            output,
+        )
+    elif steps and old[_IMAGES] != facts[_IMAGES]:
+        raise UserError(
+            f"{output} holds a run with another training list, or with other labels: bring back those of its start, "
             "choose another train.output, or delete the folder"
         )
     return bool(steps)
@@ -126,7 +142,7 @@ def _earlier_run(output: Path, store: CheckpointStore) -> dict[str, Any] | None:
         except UserError:
             continue  # A damaged checkpoint is reported when the run is restored.
         # Settings that came into being after the run have their defaults.
-        config = config_from_dict(facts["config"], source=str(store.path(step)))
+        config = config_from_dict(facts.get("config", {}), source=str(store.path(step)))
         return _comparable({**facts, "config": config_to_dict(config)})
     try:
         return _comparable({"config": config_to_dict(load_config(output / CONFIG))})
@@ -142,4 +158,4 @@ def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
         else settings
         for section, settings in facts["config"].items()
     }
-    return {**config, **{key: facts[key] for key in ("class_names", "global_batch") if key in facts}}
+    return {**config, **{key: facts[key] for key in ("class_names", "global_batch", _IMAGES) if key in facts}}

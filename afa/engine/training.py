@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from afa.config import Config, config_to_dict
+from afa.config import Config, check_training, config_to_dict
 from afa.data.dataset import TrainingImages
 from afa.engine.loop import LOST_LOADER, TrainingRun, killed_loader
 from afa.engine.output import check_output
@@ -38,11 +38,14 @@ def train(config: Config) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
+    remarks = check_training(config)
     try:
         with (
             ProcessRuntime.start(config.train, global_counts=config.loss.normalisation == "global") as runtime,
             StopSignals() as stop,
         ):
+            for remark in remarks if runtime.is_main else ():
+                logger.warning("%s", remark)
             return _prepare(config, runtime, stop).go()
     except (MemoryError, RuntimeError) as error:
         if LOST_LOADER in str(error):
@@ -74,7 +77,12 @@ def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> Trai
             "train.accumulate, or start fewer processes"
         )
     output = Path(settings.output)
-    facts = {"config": config_to_dict(config), "class_names": class_names, "global_batch": global_batch}
+    facts = {
+        "config": config_to_dict(config),
+        "class_names": class_names,
+        "global_batch": global_batch,
+        "images": images.fingerprint,
+    }
     going_on = runtime.on_main(lambda: check_output(output, facts, resume=settings.resume))
 
     torch.manual_seed(settings.seed)

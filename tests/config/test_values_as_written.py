@@ -127,6 +127,8 @@ def test_nothing_is_put_in_the_place_of_a_name(file: Path, monkeypatch: pytest.M
 WRONG = {
     "train.steps=true": "'true' is not a whole number",
     "train.steps=1.5": "'1.5' is not a whole number",
+    "train.steps=1000.0": "'1000.0' is not a whole number",
+    "train.steps=1e-1": "'1e-1' is not a whole number",
     "train.steps='5'": "take the quotes off",
     "train.steps=010": "not a plain decimal number",
     "train.steps=0x10": "not a plain decimal number",

@@ -67,7 +67,13 @@ def config_count(data: Path, folder: Path, cases: int, seed: int = 0) -> Counter
             kind, settings = mutate_settings(settings, rng)
             path.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
         # What a mutation leaves alone must not make the trial long.
-        trial = ["train.steps=1", f"train.output={output}", "train.device=cpu", "validation.cam=false"]
+        trial = [
+            "train.steps=1",
+            "schedule.cls_until=-1",
+            f"train.output={output}",
+            "train.device=cpu",
+            "validation.cam=false",
+        ]
         trial += ["train.compile=false", "train.workers=0"]
         refusal = None
         try:
@@ -171,7 +177,12 @@ def test_a_damaged_image_may_be_skipped(data: Path, tmp_path: Path) -> None:
 def test_a_damaged_picture_of_a_validation_may_be_skipped(data: Path, tmp_path: Path) -> None:
     own = shutil.copytree(data, tmp_path / "data")
     config = faults.write_config(
-        tmp_path / "config.yaml", own, tmp_path / "run", train={"steps": 2}, dataset={"bad_image": "skip"}
+        tmp_path / "config.yaml",
+        own,
+        tmp_path / "run",
+        train={"steps": 2},
+        schedule={"cls_until": 0},
+        dataset={"bad_image": "skip"},
     )
     mask = own / "SegmentationClass" / "val_00002.png"
     mask.write_bytes(b"")

@@ -115,7 +115,7 @@ def test_classification_losses_agree_over_a_run(data: Path, tmp_path: Path) -> N
             data,
             tmp_path / f"run{processes}",
             model=NO_DROPOUT,
-            schedule={"cls_until": 1000},
+            schedule={"cls_until": 18},
             train={"batch_size": 4 // processes, "steps": 20, "log_every": 1},
             validation={"cam": False},
         )
@@ -134,7 +134,7 @@ def test_accumulated_micro_batches_are_one_batch_to_the_classification_loss(data
             data,
             tmp_path / f"run{accumulate}",
             model=NO_DROPOUT,
-            schedule={"cls_until": 1000},
+            schedule={"cls_until": faults.STEPS - 2},
             train={"batch_size": 4 // accumulate, "accumulate": accumulate, "log_every": 1},
             validation={"cam": False},
         )
