@@ -134,8 +134,8 @@ EXPECTED = {
 }
 # Settings of this project that the released program has no value for.
 OWN = (
-    r"method|dataset\.(name_list_dir|mask_dir|labels|class_names|bad_image)|augmentation\.resampling"
-    r"|cam\.reuse_training_forward|model\.fused_attention|schedule\.released_decoder_passes"
+    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|bad_image|max_pixels)"
+    r"|augmentation\.resampling|cam\.reuse_training_forward|model\.fused_attention|schedule\.released_decoder_passes"
     r"|validation\.(every|batch_size)|test\.batch_size"
     r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|"
     r"keep_checkpoints|resume|.*timeout.*)"

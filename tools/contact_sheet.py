@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa.errors import UserError, run_command
+from afa.errors import UserError, one_line, run_command
 from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_picture(args.output, sheet)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
-    print(f"{count} images in {args.output}")
+    print(f"{count} images in {one_line(str(args.output))}")
     return 0
 
 

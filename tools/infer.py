@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa.errors import UserError, run_command
+from afa.errors import UserError, one_line, run_command
 from afa.evaluation import results
 from afa.evaluation.arguments import (
     add_batch_argument,
@@ -20,7 +20,7 @@ from afa.evaluation.arguments import (
     prediction_overrides,
     split_scales,
 )
-from afa.evaluation.pictures import find_pictures
+from afa.evaluation.pictures import describe_files, find_pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not args.pictures:
         raise UserError("no picture was named: give image files or folders after the checkpoint")
-    if not args.fps > 0:
-        raise UserError(f"--fps {args.fps} must be greater than 0")
-    pictures = find_pictures(args.pictures, without=args.out)
+    if not 0.01 <= args.fps <= 100:
+        raise UserError(f"--fps {args.fps}: a GIF shows from 0.01 to 100 frames per second")
+    pictures, passed_over = find_pictures(args.pictures, without=args.out)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.labels import read_labels
@@ -89,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Inference(predictor, args.out, wanted, labels)
     failed = work.run(pictures)
     left_out = f", {work.left_out} without labels left out" if work.left_out else ""
-    print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed{left_out}; the results lie in {args.out}")
+    place = one_line(str(args.out))
+    print(f"{len(pictures)} pictures: {len(work.done)} done, {failed} failed{left_out}; the results lie in {place}")
+    if passed_over:
+        print(f"passed over, as no images that can be read: {describe_files(passed_over)}")
     for message in work.failures:
         print(f"  failed: {message}", file=sys.stderr)
     return 1 if failed else 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from afa.config.settings import MAX_PIXELS
 from afa.data.make_labels import write_label_file
 from afa.data.parallel import usable_cores
-from afa.errors import run_command
+from afa.errors import UserError, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,18 +20,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUTPUT", help="labels file to write: .json or .csv")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--masks", help="folder of PNG masks: an image has the classes that its mask shows")
+    source.add_argument("--masks", help="folder of masks: an image has the classes that its mask shows")
     source.add_argument("--folders", help="folder of images in sub-folders: the sub-folder's name is the class")
     parser.add_argument("--class-names", help="file with one class name per line (default: classes.txt beside OUTPUT)")
+    parser.add_argument("--mask-palette", metavar="FILE", help="colours of the classes, where masks are colour images")
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger masks (default: %(default)s)"
+    )
     parser.add_argument("--ignore-index", type=int, default=255, help="mask value of no class (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     args = parser.parse_args(arguments)
+    if args.max_pixels < 1:
+        raise UserError(f"--max-pixels {args.max_pixels}: at least 1 is needed")
     count, names = write_label_file(
         args.output,
         masks=args.masks,
         folders=args.folders,
         class_names=args.class_names,
         ignore_index=args.ignore_index,
+        mask_palette=args.mask_palette,
+        max_pixels=args.max_pixels,
         workers=args.workers,
     )
     print(f"{args.output}: {count} images, {len(names)} classes")

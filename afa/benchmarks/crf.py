@@ -17,6 +17,7 @@ from torch import Tensor
 
 from afa.benchmarks.pictures import noise_image
 from afa.benchmarks.timing import time_in_turn
+from afa.data.images import read_image
 from afa.errors import UserError
 from afa.ops.dense_crf import DenseCRF
 
@@ -121,11 +122,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path, size: list[int]) -> Tensor:
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise UserError(f"{path} cannot be read as a picture")
-    pixels = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1].transpose(2, 0, 1)))
+    pixels = cv2.resize(read_image(path), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _probabilities(classes: int, present: int, size: list[int]) -> Tensor:

@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         paths = (
             _find(arguments.images, arguments.count) if arguments.images else make_jpegs(Path(folder), arguments.count)
         )
+        for path in paths:
+            read_image(path)  # What cannot be read is said in one line, before other decoders meet it.
         samples = {
             "baseline (Pillow)": _Baseline(arguments.crop),
             "afa, resampling pil": _Sample(arguments.crop, "pil"),
@@ -134,7 +136,7 @@ class _Baseline:
 
     def __call__(self, path: Path, position: int) -> torch.Tensor:
         rng, size = np.random.default_rng(position), self.crop_size
-        image = Image.open(path).convert("RGB")
+        image = Image.open(path, formats=("JPEG",)).convert("RGB")
         scale = rng.uniform(0.5, 2.0)
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
         if rng.random() < 0.5:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_PIXELS = 65_000_000
+"""Pixels of an image or mask up to which a loader process stays below some 1.5 GB."""
+
 
 @dataclass(frozen=True)
 class EncoderVariant:
@@ -71,6 +74,11 @@ class DatasetConfig:
         "image-level labels (.txt .csv .json, or the released .npy); default: labels file of the layout, else masks",
         path=True,
     )
+    mask_palette: str | None = setting(
+        None,
+        "for masks that are colour images: file that lists the classes' colours (docs/data.md), in root or as it is",
+        path=True,
+    )
     class_names: str | None = setting(None, "file with one class name per line, background left out", path=True)
     image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
     image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
@@ -79,6 +87,13 @@ class DatasetConfig:
         "stop",
         "a damaged image: stop, or say so and skip it (in training another is drawn, in evaluation it is left out)",
         choices=("stop", "skip"),
+    )
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "images and masks of more pixels are refused before they are decoded; a loader process takes up to 10 bytes "
+        "per pixel in training, 25 in evaluation",
+        minimum=1,
+        maximum=10_000_000_000,
     )
 
 

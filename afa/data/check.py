@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.images import EXIF_ORIENTATION, MASK_MODES, DamagedImage, open_quietly, read_image, read_mask
+from afa.data.files import open_plain
+from afa.data.images import ColourMask, DamagedImage, TooManyPixels, decode, to_class_ids, to_rgb
 from afa.data.labels import classes_in_mask, quoted, read_labels
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
+from afa.data.palette import MaskPalette
 from afa.data.parallel import map_files
 from afa.errors import UserError, one_line
 
@@ -33,6 +34,7 @@ REMEDIES: Mapping[str, str] = {
     "missing-image": "fetch the file again, or take its name out of the list",
     "unreadable-image": "fetch the file again, or take its name out of the list (dataset.bad_image=skip trains on)",
     "truncated-image": "fetch the file again, or take its name out of the list (dataset.bad_image=skip trains on)",
+    "too-many-pixels": "raise dataset.max_pixels if the file is really that large, else make it anew",
     "exif-rotation": "EXIF is not applied: turn the pixels themselves (mogrify -auto-orient FILE), and masks with them",
     "image-channels": "save it as 8-bit RGB or greyscale (convert FILE -alpha remove -colorspace sRGB -depth 8 FILE)",
     "missing-mask": "put the mask there, or take the name out of the list",
@@ -40,7 +42,7 @@ REMEDIES: Mapping[str, str] = {
     "no-labels": "training needs image-level labels: write a labels file as docs/data.md shows",
     "no-masks": "without masks there is training and inference, but no score: put masks there to have one",
     "unreadable-mask": "fetch or make the mask again",
-    "mask-channels": "save the class ids as greyscale or palette PNG; the prepare tools write such masks",
+    "mask-channels": "save the class ids as greyscale or palette PNG, or list the colours in dataset.mask_palette",
     "mask-values": "use 0 for background, 1 to K for the classes, dataset.ignore_index for pixels of no class",
     "mask-size": "make image and mask the same size (has one of them been resized or turned?)",
     "labels-file": "correct the file, or make a new one with tools/make_labels.py",
@@ -147,6 +149,8 @@ class _Job:
     is_training: bool
     class_names: tuple[str, ...]
     ignore_index: int
+    palette: MaskPalette | None
+    max_pixels: int
 
 
 def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
@@ -194,6 +198,8 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
                     is_training=is_training,
                     class_names=layout.class_names,
                     ignore_index=config.ignore_index,
+                    palette=layout.palette,
+                    max_pixels=config.max_pixels,
                 )
             )
     digests: dict[bytes, _Job] = {}
@@ -303,20 +309,32 @@ def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem
         report("missing-image", "there is no such file")
         return b"", None, problems
     try:
-        content = job.image.read_bytes()
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        height, width = read_image(job.image).shape[:2]
-        with open_quietly(BytesIO(content)) as image:
-            orientation, mode = image.getexif().get(EXIF_ORIENTATION, 1), image.mode
-    except (DamagedImage, OSError) as error:
-        truncated = "truncated" in str(error).replace(str(job.image), "")
-        report("truncated-image" if truncated else "unreadable-image", str(error))
+        image = decode(job.image, max_pixels=job.max_pixels)
+        height, width = to_rgb(image).shape[:2]
+        digest = _digest(job.image)
+    except (UserError, OSError) as error:
+        report(_unreadable(error, job.image), str(error))
         return b"", None, problems
-    if orientation not in (0, 1):
-        report("exif-rotation", f"EXIF orientation {orientation}")
-    if mode not in _PLAIN_MODES:
-        report("image-channels", f"colour mode {mode} instead of RGB or greyscale with 8 bits")
+    if image.orientation != 1:
+        report("exif-rotation", f"EXIF orientation {image.orientation}")
+    if image.image.mode not in _PLAIN_MODES:
+        report("image-channels", f"colour mode {image.image.mode} instead of RGB or greyscale with 8 bits")
     return digest, (height, width), problems
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with open_plain(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def _unreadable(error: Exception, path: Path) -> str:
+    """The kind of problem of an image that cannot be read."""
+    if isinstance(error, TooManyPixels):
+        return "too-many-pixels"
+    return "truncated-image" if "truncated" in str(error).replace(str(path), "") else "unreadable-image"
 
 
 def _check_mask(job: _Job, size: tuple[int, int] | None) -> tuple[set[int] | None, list[Problem]]:
@@ -331,14 +349,14 @@ def _check_mask(job: _Job, size: tuple[int, int] | None) -> tuple[set[int] | Non
         report("missing-mask" if job.mask_needed else "missing-training-mask", "there is no such file")
         return None, problems
     try:
-        with open_quietly(path) as image:
-            if image.mode not in MASK_MODES:
-                report("mask-channels", f"{len(image.getbands())} channels ({image.mode}) instead of one of class ids")
-                return None, problems
-        mask = read_mask(path)
-    except (DamagedImage, OSError, SyntaxError, ValueError) as error:
-        report("unreadable-mask", str(error))
+        decoded = decode(path, "mask", max_pixels=job.max_pixels)
+        mask = to_class_ids(decoded, job.palette)
+    except DamagedImage as error:
+        kinds = {ColourMask: "mask-channels", TooManyPixels: "too-many-pixels"}
+        report(kinds.get(type(error), "unreadable-mask"), str(error))
         return None, problems
+    if decoded.orientation != 1:
+        report("exif-rotation", f"the mask has the EXIF orientation {decoded.orientation}")
     if size is not None and mask.shape != size:
         report("mask-size", f"{mask.shape[1]} x {mask.shape[0]} pixels, the image has {size[1]} x {size[0]}")
     try:

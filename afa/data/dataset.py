@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from afa.config.settings import MAX_PIXELS
 from afa.data.files import missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
 from afa.data.labels import IGNORE, classes_in_mask, is_class_id, one_hot, quoted, read_labels
@@ -51,7 +52,7 @@ class TrainingImages(Dataset[dict[str, Any]]):
         self.names = self.layout.names(self.split)
         if config.bad_image == "stop":
             _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
-        labels = find_labels(self.layout, self.split, self.names, config.ignore_index)
+        labels = find_labels(self.layout, self.split, self.names, config.ignore_index, max_pixels=config.max_pixels)
         self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
         self.seed = seed
         self._config = config
@@ -134,7 +135,8 @@ class TrainingImages(Dataset[dict[str, Any]]):
         for _ in range(min(_MAX_DAMAGED_IN_A_ROW, len(self.names))):
             name = self.names[index]
             try:
-                return read_image(self.layout.image(name, self.split)), index
+                path = self.layout.image(name, self.split)
+                return read_image(path, max_pixels=self._config.max_pixels), index
             except DamagedImage as error:
                 if self._config.bad_image == "stop":
                     raise DamagedImage(
@@ -191,9 +193,9 @@ class EvaluationImages(Dataset[dict[str, Any]]):
             UserError: Image or mask cannot be read, or do not fit together or to the classes.
         """
         name = self.names[index]
-        image = read_image(self.layout.image(name, self.split))
+        image = read_image(self.layout.image(name, self.split), max_pixels=self._config.max_pixels)
         path = self.layout.mask(name, self.split)
-        mask = read_mask(path)
+        mask = read_mask(path, palette=self.layout.palette, max_pixels=self._config.max_pixels)
         if mask.shape != image.shape[:2]:
             raise DamagedImage(
                 f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
@@ -232,7 +234,12 @@ def _require(kind: str, split: str, paths: Sequence[Path]) -> None:
 
 
 def find_labels(
-    layout: Layout, split: str, names: Sequence[str], ignore_index: int = IGNORE
+    layout: Layout,
+    split: str,
+    names: Sequence[str],
+    ignore_index: int = IGNORE,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> Mapping[str, np.ndarray]:
     """Image-level labels of a split: from the labels file, or, where the data set has none, from its masks.
 
@@ -244,6 +251,7 @@ def find_labels(
         split: Name of the list.
         names: Its image names.
         ignore_index: Mask value that counts for nothing.
+        max_pixels: Larger masks are refused.
 
     Returns:
         Image name -> float32 [K], for every name.
@@ -266,10 +274,12 @@ def find_labels(
             f"{layout.root} has no image-level labels (class_labels.json, .csv, .txt or cls_labels_onehot.npy) and no "
             f"masks in {folder} to take them from: {HOW_TO_PREPARE[layout.type]}"
         )
-    return _labels_from_masks(layout, split, names, ignore_index)
+    return _labels_from_masks(layout, split, names, ignore_index, max_pixels)
 
 
-def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_index: int) -> Mapping[str, np.ndarray]:
+def _labels_from_masks(
+    layout: Layout, split: str, names: Sequence[str], ignore_index: int, max_pixels: int
+) -> Mapping[str, np.ndarray]:
     cache = layout.root / ".class_labels_from_masks" / f"{split}.json"
     folder = layout.split_masks(split)
     made_from = {
@@ -277,6 +287,7 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
         "files": _fingerprint([layout.mask(name, split) for name in names]),
         "ignore_index": ignore_index,
         "num_classes": layout.num_classes,
+        "colours": None if layout.palette is None else [list(pair) for pair in layout.palette.ids],
     }
     table = _cached(cache, made_from, layout.num_classes)
     if any(name not in table for name in names):
@@ -284,7 +295,8 @@ def _labels_from_masks(layout: Layout, split: str, names: Sequence[str], ignore_
 
         def read(name: str) -> list[int]:
             path = layout.mask(name, split)
-            return classes_in_mask(read_mask(path), layout.num_classes, ignore_index, path=path)
+            mask = read_mask(path, palette=layout.palette, max_pixels=max_pixels)
+            return classes_in_mask(mask, layout.num_classes, ignore_index, path=path)
 
         with ThreadPoolExecutor() as pool:
             table = dict(zip(names, pool.map(read, names), strict=True))

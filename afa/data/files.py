@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from afa.errors import UserError
 
@@ -336,3 +336,44 @@ def write_json(path: Path, content: Any) -> None:
     Names that are not UTF-8 are escaped, as JSON allows; they are read as they were.
     """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", surrogates="backslashreplace")
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a plain file for reading; a named pipe, which may never have a writer, is not waited for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file, opened in binary mode.
+
+    Raises:
+        OSError: As of ``open``; a folder is an ``IsADirectoryError``.
+        UserError: It is a named pipe, a socket or a device; the message begins with the path.
+    """
+    require_plain_file(path)
+    # Not to wait, should a pipe take its place meanwhile.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _require_plain(os.fstat(handle).st_mode, path)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def require_plain_file(path: str | Path) -> None:
+    """Refuse what is no plain file before it is opened: opening a named pipe waits for a writer, maybe for ever.
+
+    Raises:
+        OSError: There is no such file; or, as an ``IsADirectoryError``, it is a folder.
+        UserError: It is a named pipe, a socket or a device; the message begins with the path.
+    """
+    _require_plain(os.stat(path).st_mode, path)
+
+
+def _require_plain(mode: int, path: str | Path) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {_kind(mode)}, not a file")

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
 from afa.data.files import FilesBelow, files_below
-from afa.data.images import IMAGE_SUFFIXES
+from afa.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from afa.data.labels import LABEL_FILES
 from afa.data.lists import read_list
 from afa.data.names import passed_over
+from afa.data.palette import MaskPalette, read_palette
 from afa.errors import UserError
 
 if TYPE_CHECKING:
     from afa.config import DatasetConfig
 
 LISTS = "ImageSets/Segmentation"
-MASK_SUFFIXES = (".png",)
-"""Of the files that are taken for masks, in lower case."""
 _KNOWN_NAMES = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 HOW_TO_PREPARE = {
     "voc": "tools/prepare_voc.py builds it",
@@ -44,6 +43,7 @@ class Layout:
         class_names: K names, background left out.
         by_split: Images and masks lie in one sub-folder per split (COCO).
         notes: What the user should know of the files that were found so far.
+        palette: For masks that are colour images: which colour is which class.
 
     An image or mask of a name may have any suffix that is read, and spell the name in its own way, see
     :func:`afa.data.names.image_key`.
@@ -57,6 +57,7 @@ class Layout:
     labels: Path | None
     class_names: tuple[str, ...]
     by_split: bool = False
+    palette: MaskPalette | None = None
     notes: list[str] = field(default_factory=list, compare=False, repr=False)
     _files: dict[Path, FilesBelow] = field(default_factory=dict, compare=False, repr=False)
     _names: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
@@ -195,6 +196,9 @@ def find_layout(config: DatasetConfig) -> Layout:
         labels=labels,
         class_names=class_names,
         by_split=config.type == "coco",
+        palette=None
+        if config.mask_palette is None
+        else read_palette(_below(root, config.mask_palette), class_names, config.ignore_index),
         _files={images: files_below(images, IMAGE_SUFFIXES).checked()} if config.type == "folder" else {},
     )
     if others:

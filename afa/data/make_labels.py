@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from afa.config.settings import MAX_PIXELS
 from afa.data.classes import CLASS_NAMES_FILE, check_class_names, class_key, read_class_names
 from afa.data.files import FilesBelow, files_below, write_lines
-from afa.data.images import IMAGE_SUFFIXES, read_mask
+from afa.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, read_mask
 from afa.data.labels import classes_in_mask, quoted, write_labels
-from afa.data.layout import MASK_SUFFIXES
 from afa.data.names import passed_over
 from afa.data.notices import say
+from afa.data.palette import MaskPalette, read_palette
 from afa.data.parallel import map_files
 from afa.errors import UserError
 
@@ -21,7 +22,13 @@ OUTPUT_SUFFIXES = (".json", ".csv")
 
 
 def labels_from_masks(
-    masks: str | Path, *, class_names: Sequence[str], ignore_index: int = 255, workers: int = 1
+    masks: str | Path,
+    *,
+    class_names: Sequence[str],
+    ignore_index: int = 255,
+    palette: MaskPalette | None = None,
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 1,
 ) -> dict[str, list[str]]:
     """The classes that each mask of a folder shows.
 
@@ -29,6 +36,8 @@ def labels_from_masks(
         masks: Folder of masks; sub-folders are searched too.
         class_names: K names, background left out.
         ignore_index: Mask value that counts for nothing.
+        palette: For masks that are colour images: which colour is which class.
+        max_pixels: Larger masks are refused.
         workers: Processes.
 
     Returns:
@@ -48,7 +57,7 @@ def labels_from_masks(
         others = f"; other files lie there, the first is {files.others[0]}" if files.others else ""
         raise UserError(f"there is no mask ({', '.join(MASK_SUFFIXES)}) in {masks}{others}")
     names = sorted(files.found)
-    count = partial(_mask_classes, len(class_names), ignore_index)
+    count = partial(_mask_classes, len(class_names), ignore_index, palette, max_pixels)
     found = map_files(count, [masks / files.found[name] for name in names], workers=workers, description="masks")
     labels = {name: [class_names[number - 1] for number in ids] for name, ids in zip(names, found, strict=True)}
     shown = {class_name for classes in labels.values() for class_name in classes}
@@ -107,6 +116,8 @@ def write_label_file(
     folders: str | Path | None = None,
     class_names: str | Path | None = None,
     ignore_index: int = 255,
+    mask_palette: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
     workers: int = 1,
 ) -> tuple[int, tuple[str, ...]]:
     """Write a labels file from masks or from folder names; from folders, the class names beside it too.
@@ -117,6 +128,9 @@ def write_label_file(
         folders: folder of images in sub-folders named after the classes.
         class_names: File of the class names; ``classes.txt`` beside the output by default.
         ignore_index: Mask value that counts for nothing.
+        mask_palette: For masks that are colour images: file with the classes' colours, see
+            :func:`afa.data.palette.read_palette`.
+        max_pixels: Larger masks are refused.
         workers: Processes.
 
     Returns:
@@ -131,7 +145,15 @@ def write_label_file(
         raise UserError(f"{output}: give a name that ends in {' or '.join(OUTPUT_SUFFIXES)}")
     if masks is not None:
         names = read_class_names(names_file)
-        labels = labels_from_masks(masks, class_names=names, ignore_index=ignore_index, workers=workers)
+        palette = None if mask_palette is None else read_palette(Path(mask_palette), names, ignore_index)
+        labels = labels_from_masks(
+            masks,
+            class_names=names,
+            ignore_index=ignore_index,
+            palette=palette,
+            max_pixels=max_pixels,
+            workers=workers,
+        )
     elif folders is not None:
         labels = labels_from_folders(folders)
         shown = sorted({name for classes in labels.values() for name in classes})
@@ -157,5 +179,8 @@ def _files_below(folder: Path, suffixes: Sequence[str]) -> FilesBelow:
     return files_below(folder, suffixes).checked()
 
 
-def _mask_classes(num_classes: int, ignore_index: int, path: Path) -> list[int]:
-    return classes_in_mask(read_mask(path), num_classes, ignore_index, path=path)
+def _mask_classes(
+    num_classes: int, ignore_index: int, palette: MaskPalette | None, max_pixels: int, path: Path
+) -> list[int]:
+    mask = read_mask(path, palette=palette, max_pixels=max_pixels)
+    return classes_in_mask(mask, num_classes, ignore_index, path=path)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from afa.data.classes import CLASS_NAMES_FILE
 from afa.data.files import remove_unfinished, replacing, write_json, write_lines
+from afa.data.images import read_mask
 from afa.data.labels import write_labels
 from afa.data.layout import LISTS
 from afa.data.manifest import MANIFEST, UNFINISHED_MANIFEST
@@ -302,8 +303,7 @@ def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, in
     name = _name(split, number)
     image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
     if image_path.exists() and mask_path.exists():
-        with Image.open(mask_path) as stored:
-            mask = np.array(stored)
+        mask = read_mask(mask_path)
     else:
         rng = np.random.default_rng((seed, _SPLITS.index(split), number))
         image, mask = draw_picture(rng, style)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 
 _BACKENDS = {"pil": "pillow", "opencv": "cv2"}
+_WHOLE_PIXELS = 1 << 26
+"""A training image of more pixels after scaling is not made whole: a phone's photo would take gigabytes."""
 
 
 def training_transform(
@@ -36,10 +39,6 @@ def training_transform(
     scale = rng.uniform(*scale_range)
     mirrored = rng.random() < mirror_probability
     height, width = (max(1, int(scale * side)) for side in image.shape[:2])
-    image = resize(image, (height, width), resampling)
-    if mirrored:
-        image = image[:, ::-1]
-
     canvas_height, canvas_width = max(crop_size, height), max(crop_size, width)
     image_y, image_x = int(rng.integers(canvas_height - height + 1)), int(rng.integers(canvas_width - width + 1))
     crop_y, crop_x = int(rng.integers(canvas_height - crop_size + 1)), int(rng.integers(canvas_width - crop_size + 1))
@@ -49,7 +48,14 @@ def training_transform(
     x0, x1 = max(image_x, crop_x) - crop_x, min(image_x + width, crop_x + crop_size) - crop_x
     top, left = crop_y - image_y, crop_x - image_x
     crop = np.zeros((crop_size, crop_size, 3), np.uint8)
-    crop[y0:y1, x0:x1] = image[top + y0 : top + y1, left + x0 : left + x1]
+    rows, columns = (top + y0, top + y1), (left + x0, left + x1)
+    if mirrored:
+        columns = (width - columns[1], width - columns[0])
+    if height * width > _WHOLE_PIXELS:
+        shown = resize_window(image, (height, width), rows, columns, resampling)
+    else:
+        shown = resize(image, (height, width), resampling)[slice(*rows), slice(*columns)]
+    crop[y0:y1, x0:x1] = shown[:, ::-1] if mirrored else shown
     return crop, np.array([y0, y1, x0, x1], np.int64)
 
 
@@ -68,6 +74,55 @@ def resize(image: np.ndarray, size: tuple[int, int], resampling: str = "pil") ->
 
     height, width = size
     return mmcv.imresize(image, (width, height), interpolation="bilinear", backend=_BACKENDS[resampling])
+
+
+def resize_window(
+    image: np.ndarray,
+    size: tuple[int, int],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    resampling: str = "pil",
+) -> np.ndarray:
+    """A part of what :func:`resize` gives, to within rounding, in the memory that the part takes.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: Height and width of the whole.
+        rows: First row of the part, and the one behind its last.
+        columns: The same of its columns.
+        resampling: ``pil`` or ``opencv``.
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    factors = image.shape[0] / size[0], image.shape[1] / size[1]
+    parts = (rows, columns)
+    if resampling == "opencv":
+        places = []
+        for (first, end), factor, side in zip(parts, factors, image.shape, strict=False):
+            place = ((np.arange(first, end) + 0.5) * factor - 0.5).clip(0, side - 1)
+            before = np.minimum(place.astype(np.int64), max(0, side - 2))
+            places.append((before, np.minimum(before + 1, side - 1), (place - before).astype(np.float32)))
+        (top, bottom, down), (left, right, across) = places
+        down, across = down[:, None, None], across[None, :, None]
+        upper = image[top[:, None], left] * (1 - across) + image[top[:, None], right] * across
+        lower = image[bottom[:, None], left] * (1 - across) + image[bottom[:, None], right] * across
+        return (upper * (1 - down) + lower * down + 0.5).astype(np.uint8)
+    # The filter reaches one pixel of the larger of both images to each side.
+    spans = [
+        (max(0, int(first * factor - max(1, factor)) - 1), int(np.ceil(end * factor + max(1, factor))) + 1)
+        for (first, end), factor in zip(parts, factors, strict=True)
+    ]
+    (top, bottom), (left, right) = spans
+    box = (
+        columns[0] * factors[1] - left,
+        rows[0] * factors[0] - top,
+        min(columns[1] * factors[1], image.shape[1]) - left,
+        min(rows[1] * factors[0], image.shape[0]) - top,
+    )
+    source = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
+    shape = (columns[1] - columns[0], rows[1] - rows[0])
+    return np.asarray(source.resize(shape, Image.Resampling.BILINEAR, box=box))
 
 
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from afa.data.files import replacing, write_json
+from afa.data.images import read_image
+from afa.data.names import image_key
 from afa.data.palette import palette_image
 from afa.errors import UserError, is_out_of_memory
-from afa.evaluation.pictures import Picture, free_name, read_picture
+from afa.evaluation.pictures import Picture, free_name
 from afa.evaluation.predict import long_side_size
 from afa.evaluation.predictor import Prediction, Predictor
 from afa.evaluation.progress import track
@@ -23,6 +28,8 @@ from afa.evaluation.results import WantedResults
 from afa.visual import overlay_cams, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
+# What keeps every result from being written, not one alone.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Read(NamedTuple):
@@ -56,13 +63,15 @@ class Inference:
         self.done: dict[str, Any] = {}
 
     def run(self, pictures: Sequence[Picture]) -> int:
-        """Predict all pictures; one that fails leaves the others unharmed.
+        """Predict all pictures; one that fails, or whose results cannot be written, leaves the others unharmed.
+
+        ``pictures.json`` says what was done, also where the run is ended early.
 
         Returns:
             Number of failures, which :attr:`failures` describes. :attr:`left_out` counts pictures without labels.
 
         Raises:
-            UserError: No picture has labels, or results cannot be written.
+            UserError: No picture has labels, or no results can be written: the disk is full, say.
         """
         if self.labels is not None:
             labelled = [picture for picture in pictures if picture.folder is None or self._is_labelled(picture)]
@@ -70,30 +79,47 @@ class Inference:
             if not labelled:
                 raise UserError(f"the labels file names none of the {len(pictures)} pictures: compare their names")
             pictures = labelled
-        gif_names: set[str] = set()
         try:
-            waiting = iter(track(pictures, len(pictures), "predicting"))
-            for folder, members in groupby(waiting, key=lambda picture: picture.folder):
-                frames = self._frames(members)
-                if self.wanted.gif and folder is not None:
-                    path = self.out / f"{free_name(folder.resolve().name, gif_names)}.gif"
-                    write_gif(path, frames, frames_per_second=self.wanted.frames_per_second)
-                else:
-                    for _ in frames:
-                        pass
-            write_json(self.out / "pictures.json", self.done)
+            self.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.out):
+                pass  # That nothing can be written is said before hours of work, not after.
+            try:
+                self._predict(pictures)
+            except BaseException:
+                with suppress(OSError):
+                    self._write_summary()
+                raise
+            self._write_summary()
         except OSError as error:
             raise UserError(f"results cannot be written to {self.out}: {error.strerror or error}") from error
         return len(self.failures)
+
+    def _predict(self, pictures: Sequence[Picture]) -> None:
+        gif_names: set[str] = set()
+        waiting = iter(track(pictures, len(pictures), "predicting"))
+        for folder, members in groupby(waiting, key=lambda picture: picture.folder):
+            frames = self._frames(members)
+            if self.wanted.gif and folder is not None:
+                path = self.out / f"{free_name(folder.resolve().name or 'pictures', gif_names)}.gif"
+                try:
+                    write_gif(path, frames, frames_per_second=self.wanted.frames_per_second)
+                except OSError as error:
+                    self._fail_to_write(str(path), error)
+            for _ in frames:
+                pass
+
+    def _write_summary(self) -> None:
+        write_json(self.out / "pictures.json", self.done)
 
     def _frames(self, pictures: Iterator[Picture]) -> Iterator[np.ndarray]:
         """Work the pictures off, those of one size that follow one another together; give each one's overlay."""
         waiting: list[_Read] = []
         for picture in pictures:
             try:
-                read = _Read(
-                    picture, read_picture(picture.path, upright=self.wanted.upright), self._class_labels(picture)
-                )
+                class_labels = self._class_labels(picture)
+                max_pixels = self.predictor.config.dataset.max_pixels
+                image = read_image(picture.path, max_pixels=max_pixels, upright=self.wanted.upright)
+                read = _Read(picture, image, class_labels)
             except UserError as error:
                 self._fail(str(error))
                 continue
@@ -126,7 +152,9 @@ class Inference:
             predictions = None
         if predictions is not None:
             for read, prediction in zip(group, predictions, strict=True):
-                yield self._write(read.picture, read.image, prediction)
+                overlay = self._written(read.picture, read.image, prediction)
+                if overlay is not None:
+                    yield overlay
         elif len(group) == 1:
             self._too_large(group[0].picture)
         else:
@@ -143,14 +171,34 @@ class Inference:
             raise UserError(
                 f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
             )
-        return self.labels[picture.key if picture.key in self.labels else picture.path.stem]
+        return self.labels[picture.key if picture.key in self.labels else image_key(picture.path.name)]
 
     def _is_labelled(self, picture: Picture) -> bool:
-        return self.labels is not None and (picture.key in self.labels or picture.path.stem in self.labels)
+        return self.labels is not None and (picture.key in self.labels or image_key(picture.path.name) in self.labels)
 
     def _fail(self, message: str) -> None:
         self.failures.append(message)
         tqdm.write(f"failed: {message}", file=sys.stderr)
+
+    def _fail_to_write(self, what: str, error: OSError) -> None:
+        """Note that something cannot be written.
+
+        Raises:
+            OSError: The same, where nothing else can be written either.
+        """
+        if error.errno in _DISK_ERRORS:
+            raise error
+        self._fail(f"{what} cannot be written: {error.strerror or error}")
+
+    def _written(self, picture: Picture, image: np.ndarray, prediction: Prediction) -> np.ndarray | None:
+        """Write what is wanted; returns the overlay, None where it failed."""
+        try:
+            return self._write(picture, image, prediction)
+        except OSError as error:
+            self._fail_to_write(f"the results of {picture.path}", error)
+        except MemoryError:
+            self._too_large(picture)
+        return None
 
     def _write(self, picture: Picture, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         """Write what is wanted; returns the overlay."""

@@ -1,18 +1,23 @@
-"""People's pictures: finding them, reading them, naming what is made of them."""
+"""People's pictures: finding them, naming what is made of them."""
 
 from __future__ import annotations
 
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
+from afa.data.images import IMAGE_SUFFIXES
+from afa.data.names import image_key
+from afa.errors import UserError, one_line
 
-from afa.data.images import EXIF_ORIENTATION, IMAGE_SUFFIXES, open_quietly, read_image
-from afa.errors import UserError
+_LONGEST_NAME = 251  # bytes: file systems allow 255, four of them are the result's suffix
+_NAMED = 3  # files of a kind that are passed over
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Picture:
     Attributes:
         path: The file.
         name: Of its results, without suffix; unique within a run, may hold folders.
-        key: Its name in a labels file: the path below the folder that was given, without suffix.
+        key: Its name in a labels file: the path below the folder that was given, as
+            :func:`afa.data.names.image_key` spells it.
         folder: The folder that was given; None for a file that was named itself.
     """
 
@@ -32,7 +38,20 @@ class Picture:
     folder: Path | None
 
 
-def find_pictures(arguments: Sequence[Path], without: Path) -> list[Picture]:
+class Found(NamedTuple):
+    """What :func:`find_pictures` found.
+
+    Attributes:
+        pictures: In the order in which they are to be looked at.
+        passed_over: Files of the folders that are no images, or of a kind that is not read, and folders that cannot be
+            listed.
+    """
+
+    pictures: list[Picture]
+    passed_over: list[Path]
+
+
+def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
     """List the pictures of files and folders, folders with all their sub-folders, frames in the order of their numbers.
 
     In a folder, files with an image's suffix count, those without any suffix, and empty ones: a picture that was lost
@@ -47,6 +66,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> list[Picture]:
         UserError: An argument does not exist, or is the folder of the results, or there is no picture.
     """
     found: list[tuple[Path, Path | None]] = []
+    passed_over: list[Path] = []
     seen: set[Path] = set()
     for argument in arguments:
         if argument.resolve() == without.resolve():
@@ -55,7 +75,9 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> list[Picture]:
                 "another folder, such as one within it"
             )
         if argument.is_dir():
-            members: list[tuple[Path, Path | None]] = [(path, argument) for path in _walk(argument, without.resolve())]
+            images, others = _walk(argument, without.resolve())
+            members: list[tuple[Path, Path | None]] = [(path, argument) for path in images]
+            passed_over += others
         elif argument.exists():
             members = [(argument, None)]
         else:
@@ -66,66 +88,80 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> list[Picture]:
                 seen.add(place)
                 found.append((path, folder))
     if not found:
-        raise UserError(f"no image in {', '.join(map(str, arguments))}: {', '.join(IMAGE_SUFFIXES)} files are read")
-    keys = [
-        (path.relative_to(folder) if folder else Path(path.name)).with_suffix("").as_posix() for path, folder in found
-    ]
-    names = _unique_names(found, keys)
-    return [Picture(path, name, key, folder) for (path, folder), name, key in zip(found, names, keys, strict=True)]
+        more = f"; passed over: {describe_files(passed_over)}" if passed_over else ""
+        raise UserError(
+            f"no image in {', '.join(map(str, arguments))}: {', '.join(IMAGE_SUFFIXES)} files are read{more}"
+        )
+    places = [path.relative_to(folder) if folder else Path(path.name) for path, folder in found]
+    names = _unique_names(found, [_without_suffix(place) for place in places])
+    return Found(
+        [
+            Picture(path, name, image_key(place.as_posix()), folder)
+            for (path, folder), name, place in zip(found, names, places, strict=True)
+        ],
+        passed_over,
+    )
 
 
-def read_picture(path: Path, *, upright: bool = True) -> np.ndarray:
-    """Read a picture as 8-bit RGB.
+def describe_files(paths: Sequence[Path]) -> str:
+    """How many files of each suffix there are, with the first ones' names: ``12 .heic (a.heic, b.heic, ...), 1 .txt``.
 
     Args:
-        path: Image file.
-        upright: Turn it as its EXIF orientation says, as viewers show it.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        DamagedImage: The file cannot be read.
+        paths: Of the files, and of folders.
     """
-    image = read_image(path)
-    if not upright:
-        return image
-    try:
-        with open_quietly(path) as file:
-            orientation = file.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError):
-        return image  # The pixels are fine, only their EXIF block is not.
-    return np.ascontiguousarray(_turn(image, orientation))
+    kinds: dict[str, list[str]] = {}
+    for path in paths:
+        kinds.setdefault("folders" if path.is_dir() else path.suffix.lower() or "without suffix", []).append(path.name)
+    parts = []
+    for kind, names in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0])):
+        more = ", ..." if len(names) > _NAMED else ""
+        shown = ", ".join(one_line(name, 60) for name in names[:_NAMED])
+        parts.append(f"{len(names)} {one_line(kind, 30)} ({shown}{more})")
+    return ", ".join(parts)
 
 
-def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation >= 5:  # 5 to 8: rows and columns are exchanged first
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image
+def _walk(folder: Path, without: Path) -> tuple[list[Path], list[Path]]:
+    """The files below a folder that may be images, and what is passed over; hidden ones do not count."""
+    images: list[Path] = []
+    others: list[Path] = []
+    entered: set[Path] = set()
 
+    def enter(place: Path) -> bool:
+        """Whether a folder is to be searched; links may lead to the same one again and again."""
+        place = place.resolve()
+        new = place != without and place not in entered
+        entered.add(place)
+        return new
 
-def _walk(folder: Path, without: Path) -> list[Path]:
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name).resolve() != without]
+    enter(folder)
+    for parent, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: others.append(Path(error.filename))
+    ):
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and enter(Path(parent, name))]
         for name in files:
             path = Path(parent, name)
-            if not name.startswith(".") and _may_be_image(path):
-                paths.append(path)
-    return sorted(paths, key=lambda path: _numbers_apart(path.relative_to(folder).as_posix()))
+            if not name.startswith("."):
+                (images if _may_be_image(path) else others).append(path)
+
+    def place(path: Path) -> list[tuple[int, int, str]]:
+        return _numbers_apart(path.relative_to(folder).as_posix())
+
+    return sorted(images, key=place), sorted(others, key=place)
 
 
 def _may_be_image(path: Path) -> bool:
     if path.suffix.lower() in IMAGE_SUFFIXES or not path.suffix:
         return True
     try:
-        return path.stat().st_size == 0
+        status = path.stat()
     except OSError:
         return True  # A broken link is reported when it is read.
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
+def _without_suffix(path: Path) -> str:
+    text = path.as_posix()
+    return text[: len(text) - len(path.suffix)]
 
 
 def _numbers_apart(text: str) -> list[tuple[int, int, str]]:
@@ -135,23 +171,39 @@ def _numbers_apart(text: str) -> list[tuple[int, int, str]]:
 
 
 def free_name(name: str, taken: set[str]) -> str:
-    """The name, with a number behind it where it is taken (also without regard to case); it is taken afterwards."""
-    number, candidate = 1, name
-    while candidate.lower() in taken:
+    """A name for a file, with a number behind it where it is taken; it is taken afterwards.
+
+    Names that differ in case or in how accents are composed are the same to some file systems. Names that no file may
+    have with a suffix behind them are cut.
+    """
+    number, candidate = 1, _cut(name)
+    while _folded(candidate) in taken:
         number += 1
-        candidate = f"{name}_{number}"
-    taken.add(candidate.lower())
+        candidate = _cut(name, f"_{number}")
+    taken.add(_folded(candidate))
     return candidate
 
 
+def _cut(name: str, end: str = "") -> str:
+    """The name with an end, its last part cut so that a file may have it."""
+    folder, slash, file = name.rpartition("/")
+    while len(os.fsencode(file + end)) > _LONGEST_NAME:
+        file = file[:-1]
+    return f"{folder}{slash}{file}{end}"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _unique_names(found: Sequence[tuple[Path, Path | None]], keys: Sequence[str]) -> list[str]:
-    """Names of the results: the keys, made longer only where two would be the same (also without regard to case)."""
+    """Names of the results: the keys, made longer only where two would be the same."""
     names = list(keys)
 
     def lengthen(longer: Sequence[str]) -> None:
-        counts = Counter(name.lower() for name in names)
+        counts = Counter(_folded(name) for name in names)
         for index, name in enumerate(list(names)):
-            if counts[name.lower()] > 1:
+            if counts[_folded(name)] > 1:
                 names[index] = longer[index]
 
     # a.png and a.jpg of one folder differ by their suffix, two a.png by the folder they come from.

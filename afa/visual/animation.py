@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import cv2
 import imageio.v2 as imageio
@@ -33,17 +32,17 @@ def write_gif(path: Path, frames: Iterable[np.ndarray], *, frames_per_second: fl
     factor = min(1.0, long_side / max(first.shape[:2]))
     size = (max(1, round(first.shape[0] * factor)), max(1, round(first.shape[1] * factor)))
     count = 0
-    with replacing(path) as temporary, closing(_writer(temporary, frames_per_second)) as writer:
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+        closing(imageio.get_writer(file, format="GIF", mode="I", duration=1000 / frames_per_second, loop=0)) as writer,
+    ):
         frame: np.ndarray | None = first
         while frame is not None:
             writer.append_data(_fit(frame, size))
             count += 1
             frame = next(iterator, None)
     return count
-
-
-def _writer(path: Path, frames_per_second: float) -> Any:
-    return imageio.get_writer(path, format="GIF", mode="I", duration=1000 / frames_per_second, loop=0)
 
 
 def _fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

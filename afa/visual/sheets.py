@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from afa.data.files import replacing
 from afa.data.palette import voc_palette
+from afa.errors import one_line
 
 _PAPER = (250, 250, 248)
 _INK = (34, 34, 38)
@@ -86,8 +88,11 @@ def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
         picture: uint8 RGB [H, W, 3], or a Pillow image such as a palette image.
     """
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    # Written by ourselves: Pillow does not say that a disk is full.
+    content = BytesIO()
+    image.save(content, Image.registered_extensions().get(path.suffix.lower()), quality=92)
     with replacing(path) as temporary:
-        image.save(temporary, quality=92)
+        temporary.write_bytes(content.getbuffer())
 
 
 def _fit(picture: np.ndarray, cell: int) -> np.ndarray:
@@ -115,6 +120,7 @@ def _wrap(
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = one_line(text)  # A font cannot measure line breaks, and file names may hold them.
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -74,6 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Path]]] = {
     "missing-image": (lambda root: image(root).unlink(), image),
     "unreadable-image": (lambda root: image(root).write_bytes(b"no picture"), image),
     "truncated-image": (lambda root: image(root).write_bytes(image(root).read_bytes()[:-200]), image),
+    "too-many-pixels": (lambda root: Image.new("1", (8100, 8100)).save(image(root), "PNG"), image),
     "exif-rotation": (lambda root: write_image(image(root), exif=exif(6)), image),
     "image-channels": (lambda root: Image.new("CMYK", (64, 48)).save(image(root)), image),
     "missing-mask": (lambda root: mask(root).unlink(), mask),

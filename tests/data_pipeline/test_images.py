@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -83,17 +82,6 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DamagedImage, match=f"{kind}.jpg") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
-
-
-def test_huge_pictures_are_refused_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_image(tmp_path / "large.png", (40, 40))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_image(tmp_path / "large.png").shape == (40, 40, 3)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DamagedImage, match=r"large\.png"):
-        read_image(tmp_path / "large.png")
 
 
 def test_masks_give_indices_not_colours(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_batch_that_is_too_large_runs_one_by_one(checkpoint: Path, tmp_path: P
     for number in range(4):
         save(tmp_path / "pictures" / f"{number}.png", 40, 72 if number == 3 else 56)
     inference = Inference(predictor, tmp_path / "out", WantedResults(cams=False, overlays=False))
-    assert inference.run(find_pictures([tmp_path / "pictures"], without=tmp_path / "out")) == 1
+    assert inference.run(find_pictures([tmp_path / "pictures"], without=tmp_path / "out").pictures) == 1
     assert sizes == [3, 1, 1, 1, 1]
     assert "3.png is too large for the memory" in inference.failures[0]
     assert set(inference.done) == {"0", "1", "2"}
