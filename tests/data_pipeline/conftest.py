@@ -1,23 +1,20 @@
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 
 import pytest
-from data_sources import TOOL_VARIABLES
-from forked import ForkedTool
+from run_tool import Result, RunTool
 
-RunTool = Callable[..., subprocess.CompletedProcess[str]]
+CheckedTool = Callable[..., Result]
 
 
-@pytest.fixture(scope="session")
-def run_tool() -> RunTool:
-    """Run a real command; its exit code must be the expected one, and no traceback may be seen."""
+@pytest.fixture
+def run_tool(run_tool: RunTool) -> CheckedTool:
+    """Call a command; its exit code must be the expected one."""
 
-    def run(tool: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = ForkedTool(tool, *arguments, variables=TOOL_VARIABLES).wait()
+    def run(tool: str, *arguments: object, code: int = 0) -> Result:
+        done = run_tool(tool, *arguments)
         assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
         return done
 
     return run

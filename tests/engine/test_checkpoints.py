@@ -224,13 +224,10 @@ def test_what_lies_beside_the_weights(undisturbed: Path) -> None:
     ("damage", "name"), [("zero length", WEIGHTS_FILE), ("truncated", TRAINING_FILE), ("bit flipped", FACTS_FILE)]
 )
 def test_a_run_goes_on_from_the_checkpoint_before(
-    config: Path, tmp_path: Path, undisturbed: Path, damage: str, name: str
+    config: Path, copied_run: Path, undisturbed: Path, damage: str, name: str
 ) -> None:
-    run = faults.Run(config, tmp_path / "log")
-    run.until_says("step 8/")
-    run.send(signal.SIGTERM)
-    assert run.wait() == 75, run.text()
-    file = max((tmp_path / "run" / "checkpoints").glob("step_*")) / name
+    (copied_run / "result.json").unlink()
+    file = max((copied_run / "checkpoints").glob("step_*")) / name
     data = bytearray(file.read_bytes())
     if damage == "zero length":
         data = bytearray()
@@ -239,11 +236,10 @@ def test_a_run_goes_on_from_the_checkpoint_before(
     else:
         data[len(data) // 2] ^= 4
     file.write_bytes(data)
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert "taking the one before" in again.text()
-    assert "Traceback" not in again.text()
-    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
+    assert "taking the one before" in again.text and "going on from step 12" in again.text
+    assert faults.outcome(copied_run) == faults.outcome(undisturbed)
 
 
 def test_files_that_cannot_grow_cost_checkpoints_not_the_run(config: Path, tmp_path: Path, undisturbed: Path) -> None:
@@ -256,14 +252,14 @@ def test_files_that_cannot_grow_cost_checkpoints_not_the_run(config: Path, tmp_p
     assert "Traceback" not in run.text()
     assert [line["step"] for line in faults.records(tmp_path / "run")] == faults.recorded_steps()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
+    """A disk of little more than 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", folder], capture_output=True)
@@ -277,16 +273,16 @@ def test_a_full_disk_costs_checkpoints_not_the_run(
     data: Path, tmp_path: Path, small_disk: Path, undisturbed: Path
 ) -> None:
     config = faults.write_config(tmp_path / "config.yaml", data, small_disk / "run")
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 2, run.text()
-    assert "could not be written, training goes on" in run.text()
-    assert "No space left on device" in run.text()
-    assert "Traceback" not in run.text()
-    assert f"step {faults.STEPS}/{faults.STEPS}" in run.text(), "the run itself went on to its end"
+    run = faults.run_here(config)
+    assert run.code == 2, run.text
+    assert "could not be written, training goes on" in run.text
+    assert "No space left on device" in run.text
+    assert "Traceback" not in run.text
+    assert f"step {faults.STEPS}/{faults.STEPS}" in run.text, "the run itself went on to its end"
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert "going on from step 3" in again.text()
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
+    assert "going on from step 3" in again.text
     assert faults.outcome(small_disk / "run") == faults.outcome(undisturbed)
 
 
@@ -294,18 +290,25 @@ def test_a_disk_that_is_full_for_a_while_costs_no_record(
     data: Path, tmp_path: Path, small_disk: Path, undisturbed: Path
 ) -> None:
     config = faults.write_config(tmp_path / "config.yaml", data, small_disk / "run", train={"checkpoint_every": 1000})
-    run = faults.Run(config, tmp_path / "log", ["train.steps=400", "validation.every=1000"])
-    run.until_says("step 4/")
     filler = small_disk / "filler"
-    filler.write_bytes(b"")
-    with pytest.raises(OSError), filler.open("ab", buffering=0) as file:  # noqa: PT012 - the loop is what fills
-        while True:
-            file.write(bytes(1024))
-    assert run.until_says("records cannot be written, training goes on")
-    filler.unlink()
-    assert run.until_says("records can be written again, none is missing")
-    run.send(signal.SIGTERM)
-    assert run.wait() == 75, run.text()
+
+    def fill() -> None:
+        filler.write_bytes(b"")
+        with pytest.raises(OSError), filler.open("ab", buffering=0) as file:  # noqa: PT012 - the loop is what fills
+            while True:
+                file.write(bytes(1024))
+
+    run = faults.run_here(
+        config,
+        "train.steps=400",
+        "validation.every=1000",
+        when={
+            "step 4/": fill,
+            "records cannot be written, training goes on": filler.unlink,
+            "records can be written again, none is missing": faults.stop_with(signal.SIGTERM),
+        },
+    )
+    assert run.code == 75, run.text
     steps = [line["step"] for line in faults.records(small_disk / "run")]
     assert steps == list(range(2, steps[-1] + 1, 2))
 
@@ -313,16 +316,16 @@ def test_a_disk_that_is_full_for_a_while_costs_no_record(
 def test_an_unwritable_place_for_checkpoints_costs_no_run(config: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("a file where a folder should be")
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 2
-    assert "could not be written, training goes on" in run.text()
-    assert f"step {faults.STEPS}/{faults.STEPS}" in run.text()
-    assert "Traceback" not in run.text()
+    run = faults.run_here(config)
+    assert run.code == 2
+    assert "could not be written, training goes on" in run.text
+    assert f"step {faults.STEPS}/{faults.STEPS}" in run.text
+    assert "Traceback" not in run.text
 
 
 def test_an_output_that_cannot_be_made_is_refused_at_once(config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    run = faults.Run(config, tmp_path / "log", [f"train.output={tmp_path}/file/run"])
-    assert run.wait() == 2
-    assert "cannot be written" in run.text()
-    assert faults.is_one_line(run.text())
+    run = faults.run_here(config, f"train.output={tmp_path}/file/run")
+    assert run.code == 2
+    assert "cannot be written" in run.text
+    assert faults.is_one_line(run.text)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,13 +16,10 @@ from unittest.mock import patch
 
 import faults
 import pytest
-from forked import Forked
 
-from afa.config import load_config
-from afa.engine.training import train
 from afa.evaluation import evaluate
 
-SHORT_KILLS, LONG_KILLS = 20, 120
+STREWN_KILLS, STREWN_KILLS_WITH_LOADERS = 20, 120
 
 
 def kill_until_done(config: Path, output: Path, log: Path, kills: int, rng: random.Random) -> Counter[str]:
@@ -94,25 +90,40 @@ def set_back(output: Path, rng: random.Random) -> None:
             path.rmdir()
 
 
-def check_kills(config: Path, tmp_path: Path, undisturbed: Path, kills: int, seed: int) -> Counter[str]:
-    counts = kill_until_done(config, tmp_path / "run", tmp_path / "log", kills, random.Random(seed))
+def test_killed_at_the_moments_that_differ_ends_bit_identical(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """One run, killed seven times; what the newest checkpoint is after each tells whether it was at that moment."""
+    kills = (
+        (("before a record", 2), 0),  # before there is any checkpoint
+        (("in the midst of a checkpoint", 3), 0),
+        (("before a checkpoint has its name", 6), 3),
+        (("before a record", 6), 6),
+        (("in a validation", 7), 7),
+        (("before a checkpoint has its name", 14), 12),
+        (("after a validation", 14), 14),
+    )
+    for dies, newest in kills:
+        run = faults.Run(config, tmp_path / "log", dies=dies)
+        assert run.wait() == faults.KILLED, (dies, run.text())
+        assert newest_step(tmp_path / "run" / "checkpoints") == newest, dies
+    last = faults.run_here(config)
+    assert last.code == 0 and "going on from step 14" in last.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list((tmp_path / "run").rglob("*.part*")), "something half-written stayed"
-    return counts
-
-
-def test_killed_at_random_moments_ends_bit_identical(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    counts = check_kills(config, tmp_path, undisturbed, SHORT_KILLS, seed=1)
-    assert counts["inside a checkpoint"] >= 3, counts
-    assert sum(name.startswith("newest checkpoint") for name in counts) >= 3, counts
 
 
 @pytest.mark.slow
-def test_killed_many_times_with_loader_processes(data: Path, tmp_path: Path, undisturbed: Path) -> None:
-    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2})
-    counts = check_kills(config, tmp_path, undisturbed, LONG_KILLS, seed=2)
-    assert counts["inside a checkpoint"] >= 20, counts
+@pytest.mark.parametrize(("workers", "kills"), [(0, STREWN_KILLS), (2, STREWN_KILLS_WITH_LOADERS)])
+def test_killed_at_random_moments_ends_bit_identical(
+    data: Path, tmp_path: Path, undisturbed: Path, workers: int, kills: int
+) -> None:
+    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": workers})
+    counts = kill_until_done(config, tmp_path / "run", tmp_path / "log", kills, random.Random(workers))
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "run").rglob("*.part*")), "something half-written stayed"
+    assert counts["inside a checkpoint"] >= kills // 7, counts
+    assert sum(name.startswith("newest checkpoint") for name in counts) >= 3, counts
 
 
 def test_every_step_is_recorded_once(undisturbed: Path) -> None:
@@ -131,130 +142,106 @@ def test_the_real_command_goes_on_after_a_kill(config: Path, tmp_path: Path, und
             break
     first.kill()
     assert first.wait() == faults.KILLED
-    second = faults.Run(config, tmp_path / "second")
-    assert second.wait() == 0, second.text()
-    assert "going on from step" in second.text()
+    second = faults.run_here(config)
+    assert second.code == 0, second.text
+    assert "going on from step" in second.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-    third = faults.Run(config, tmp_path / "third")
-    assert third.wait() == 0, third.text()
-    assert "already trained" in third.text()
 
 
-def test_killed_in_the_last_validation_validates_again(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 0
-    # What a kill between the last checkpoint and the end of the last validation leaves behind:
-    (tmp_path / "run" / "result.json").unlink()
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == faults.STEPS
+def test_what_is_done_is_not_done_again(config: Path, copied_run: Path) -> None:
+    before = {path: path.read_bytes() for path in copied_run.rglob("*") if path.is_file()}
+    again = faults.run_here(config)
+    assert again.code == 0 and "already trained: 14 steps are done" in again.text
+    assert {path: path.read_bytes() for path in copied_run.rglob("*") if path.is_file()} == before
 
 
-def test_elapsed_time_goes_on(config: Path, tmp_path: Path) -> None:
-    run = faults.Run(config, tmp_path / "log", ["train.log_every=1"])
-    run.until_says("step 9/")
-    run.send(signal.SIGTERM)
-    assert run.wait() == 75, run.text()
-    before = faults.records(tmp_path / "run")
-    (facts,) = (tmp_path / "run" / "checkpoints").glob("last/checkpoint.json")
-    assert json.loads(facts.read_text())["seconds"] >= before[-1]["time/seconds"]
-    again = faults.Run(config, tmp_path / "log", ["train.log_every=1"])
-    assert again.wait() == 0, again.text()
-    seconds = [line["time/seconds"] for line in faults.records(tmp_path / "run")]
-    assert seconds == sorted(seconds)
-    assert seconds[: len(before)] == [line["time/seconds"] for line in before]
+def test_killed_in_the_last_record_validates_again(config: Path, copied_run: Path, undisturbed: Path) -> None:
+    # What a kill between the last checkpoint and the end of the last record leaves behind:
+    (copied_run / "result.json").unlink()
+    lines = (copied_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied_run / "metrics.jsonl").write_text("".join(lines[:-1]) + lines[-1][:40])
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
+    assert faults.outcome(copied_run) == faults.outcome(undisturbed)
+    assert json.loads((copied_run / "result.json").read_text())["step"] == faults.STEPS
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 2)])
-def test_a_signal_saves_and_asks_to_be_requeued(
-    data: Path, tmp_path: Path, undisturbed: Path, number: signal.Signals, workers: int
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str
+)
+def test_a_signal_saves_what_the_same_command_goes_on_from(
+    config: Path, tmp_path: Path, undisturbed: Path, number: signal.Signals, code: int
 ) -> None:
-    config = faults.write_config(
-        tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": workers, "checkpoint_every": 1000}
-    )
-    run = faults.Run(config, tmp_path / "log")
-    run.until_says("step 4/")
-    run.send(number)
-    assert run.wait() == 75, run.text()
-    assert "asked to stop at step" in run.text()
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-    assert "Traceback" not in run.text()
+    stopped = faults.run_here(config, "train.checkpoint_every=1000", when={"step 4/": faults.stop_with(number)})
+    assert stopped.code == code, stopped.text
+    assert "asked to stop at step 4; the same command goes on from there" in stopped.text
+    assert newest_step(tmp_path / "run" / "checkpoints") == 4
+    if number == signal.SIGTERM:
+        before = faults.records(tmp_path / "run")
+        facts = json.loads((tmp_path / "run" / "checkpoints" / "last" / "checkpoint.json").read_text())
+        assert facts["seconds"] >= before[-1]["time/seconds"]
+        again = faults.run_here(config)
+        assert again.code == 0 and "going on from step 4" in again.text
+        assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
+        seconds = [line["time/seconds"] for line in faults.records(tmp_path / "run")]
+        assert seconds == sorted(seconds) and seconds[: len(before)] == [line["time/seconds"] for line in before]
 
 
 def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     """Clusters signal every process of a job, loader processes included."""
-    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2})
+    config = faults.write_config(
+        tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 2, "checkpoint_every": 1000}
+    )
     run = faults.Run(config, tmp_path / "log")
     run.until_says("step 4/")
     assert run.process.pid is not None
     os.killpg(run.process.pid, signal.SIGTERM)
     assert run.wait() == 75, run.text()
     assert "Traceback" not in run.text()
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-
-
-def train_and_stop_in_validation(config: Path) -> None:
-    predict_images = evaluate.predict_images
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def asked(*args: Any, **kwargs: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return predict_images(*args, **kwargs)
-
-    with patch.object(evaluate, "predict_images", asked):
-        sys.exit(train(load_config(config)))
 
 
 def test_a_signal_in_a_validation_does_not_wait_for_its_end(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    done = Forked(train_and_stop_in_validation, config).wait()
-    assert done.returncode == 75, done.stderr
-    assert "asked to stop at step 7; the same command goes on from there" in done.stderr
+    predict_images = evaluate.predict_images
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return predict_images(*args, **kwargs)
+
+    with patch.object(evaluate, "predict_images", asked):
+        stopped = faults.run_here(config)
+    assert stopped.code == 75, stopped.text
+    assert "asked to stop at step 7; the same command goes on from there" in stopped.text
     assert newest_step(tmp_path / "run" / "checkpoints") == 7
     assert not any("validation/segmentation_miou" in line for line in faults.records(tmp_path / "run"))
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
-
-
-def test_an_interrupt_saves(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    run = faults.Run(config, tmp_path / "log")
-    run.until_says("step 4/")
-    run.send(signal.SIGINT)
-    assert run.wait() == 130, run.text()
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
 
 
 def test_a_killed_loader_process_is_one_line(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"workers": 1})
-    run = faults.Run(config, tmp_path / "log")
-    run.until_says("step 4/")
-    assert run.process.pid is not None
-    for child in faults.children(run.process.pid):
-        os.kill(child, signal.SIGKILL)
-    assert run.wait() == 2, run.text()
-    assert "error: a loader process was killed" in run.text()
-    assert "Traceback" not in run.text()
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
+
+    def kill_loaders() -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    run = faults.run_here(config, when={"step 4/": kill_loaders})
+    assert run.code == 2, run.text
+    assert "error: a loader process was killed" in run.text
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
 
 
 def test_two_runs_do_not_share_a_folder(config: Path, tmp_path: Path) -> None:
     run = faults.Run(config, tmp_path / "log", ["train.steps=2000"])
     run.until_says("step 2/")
-    second = faults.Run(config, tmp_path / "second", ["train.steps=2000"])
-    assert second.wait() == 2
-    assert "another process trains in" in second.text()
-    assert faults.is_one_line(second.text())
+    second = faults.run_here(config, "train.steps=2000")
+    assert second.code == 2
+    assert "another process trains in" in second.text
+    assert faults.is_one_line(second.text)
     run.send(signal.SIGKILL)
     run.wait()

@@ -25,7 +25,7 @@ from afa.data.images import DamagedImage
 from afa.engine.training import train
 from afa.errors import UserError
 
-MUTATED_CONFIGS, MUTATED_IMAGES = 200, 200
+MUTATED_CONFIGS, MUTATED_IMAGES = 60, 200
 WRONG_VALUES: list[Any] = [
     -1, 0, -0.5, 1.5, 3, 1e9, float("nan"), float("inf"), "many", "", None, True, [], [1], [1, 2, 3, 4], [[1]],
     {"a": 1}, "${a}", "???", "ä\u2028ö",
@@ -148,28 +148,28 @@ def test_a_damaged_image_stops_a_run_that_goes_on_once_it_is_mended(
     file = own / "JPEGImages" / f"{names[permutation[4 * 4 + 1]]}.jpg"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 3])
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 2, run.text()
-    last = run.text().strip().splitlines()[-1]
+    run = faults.run_here(config)
+    assert run.code == 2, run.text
+    last = run.text.strip().splitlines()[-1]
     assert last.startswith(f"error: the image {file} cannot be read")
     assert "dataset.bad_image=skip" in last
     assert "stopped after step 4; the same command goes on from there" in last
-    assert "Traceback" not in run.text()
+    assert "Traceback" not in run.text
     file.write_bytes(content)
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0, again.text()
-    assert "going on from step 4" in again.text()
+    again = faults.run_here(config)
+    assert again.code == 0, again.text
+    assert "going on from step 4" in again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
 
 
 def test_a_damaged_image_may_be_skipped(data: Path, tmp_path: Path) -> None:
     own = shutil.copytree(data, tmp_path / "data")
     config = faults.write_config(
-        tmp_path / "config.yaml", own, tmp_path / "run", train={"workers": 1}, dataset={"bad_image": "skip"}
+        tmp_path / "config.yaml", own, tmp_path / "run", train={"workers": 1, "steps": 7}, dataset={"bad_image": "skip"}
     )
     file = own / "JPEGImages" / "train_00003.jpg"
     file.write_bytes(b"")
-    run = faults.Run(config, tmp_path / "log")
+    run = faults.Run(config, tmp_path / "log")  # whose loader process says it
     assert run.wait() == 0, run.text()
     assert f"{file} is an empty file; another image takes its place" in run.text()
 
@@ -186,9 +186,9 @@ def test_a_damaged_picture_of_a_validation_may_be_skipped(data: Path, tmp_path: 
     )
     mask = own / "SegmentationClass" / "val_00002.png"
     mask.write_bytes(b"")
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 0, run.text()
-    assert f"{mask} is an empty file; it is left out" in run.text()
+    run = faults.run_here(config)
+    assert run.code == 0, run.text
+    assert f"{mask} is an empty file; it is left out" in run.text
     assert json.loads((tmp_path / "run" / "result.json").read_text())["validation"]["images"] == 3
 
 
@@ -216,14 +216,14 @@ def test_a_damaged_mask_in_a_validation_loses_nothing(data: Path, tmp_path: Path
     mask = own / "SegmentationClass" / "val_00002.png"
     content = mask.read_bytes()
     mask.write_bytes(b"")
-    run = faults.Run(config, tmp_path / "log")
-    assert run.wait() == 2
-    assert run.text().strip().splitlines()[-1].startswith(f"error: the mask {mask} is an empty file")
-    assert "Traceback" not in run.text()
+    run = faults.run_here(config)
+    assert run.code == 2
+    assert run.text.strip().splitlines()[-1].startswith(f"error: the mask {mask} is an empty file")
+    assert "Traceback" not in run.text
     mask.write_bytes(content)
-    again = faults.Run(config, tmp_path / "log")
-    assert again.wait() == 0
-    assert "going on from step 7" in again.text()
+    again = faults.run_here(config)
+    assert again.code == 0
+    assert "going on from step 7" in again.text
     assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed)
 
 
@@ -261,23 +261,22 @@ def test_what_does_not_change_the_outcome_may_change(
     assert "already trained" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("train.batch_sise=3", "unknown key 'train.batch_sise'; did you mean 'train.batch_size'?"),
-        ("train.output={file}/run", "cannot be written"),  # the main process alone finds it out
-    ],
-)
-def test_a_mistake_is_one_line_under_torchrun(config: Path, override: str, said: str) -> None:
+def test_a_mistake_is_one_line_under_torchrun(config: Path) -> None:
     done = subprocess.run(
-        faults.command(config, override.format(file=config), processes=2),
+        faults.command(config, "train.batch_sise=3", processes=2),
         env=faults.environment(),
         capture_output=True,
         text=True,
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert said in lines[0]
-    assert "another process of this run is gone" not in done.stderr
+    assert lines == [f"error: {config}: unknown key 'train.batch_sise'; did you mean 'train.batch_size'?"]
     assert "exitcode  : 2" in done.stderr
     assert f'File "{Path(afa.__file__).parent}/' not in done.stderr, "a traceback through the package"
+
+
+def test_a_mistake_that_the_main_process_finds_is_said_by_it_alone(config: Path, tmp_path: Path) -> None:
+    group = faults.start_group(config, tmp_path / "log", 2, [f"train.output={config}/run"])
+    assert [run.wait() for run in group] == [2, 2]
+    said = [run.text() for run in group]
+    assert faults.is_one_line(said[0]) and "cannot be written" in said[0]
+    assert said[1] == ""

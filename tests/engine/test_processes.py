@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import faults
@@ -69,19 +71,24 @@ def save_losses_and_gradients(config_path: str, target: str) -> None:
             save_file(found, target)
 
 
-def world_size_differences(data: Path, folder: Path, normalisation: str) -> dict[str, tuple[float, float]]:
+def world_size_differences(
+    data: Path, folder: Path, normalisation: str, worlds: Sequence[int] = (2, 4)
+) -> dict[str, tuple[float, float]]:
     """How far 2 x 2 and 4 x 1 (processes x images) are from 1 x 4: largest difference in losses and in gradients."""
     folder.mkdir()
     config = faults.write_config(
         folder / "config.yaml", data, folder / "run", model=NO_DROPOUT, loss={"normalisation": normalisation}
     )
     found = {}
-    for processes in (1, 2, 4):
+    for processes in (1, *worlds):
         target = folder / f"{processes}.safetensors"
-        faults.call_in_group(save_losses_and_gradients, processes, str(config), str(target))
+        if processes == 1:
+            save_losses_and_gradients(str(config), str(target))
+        else:
+            faults.call_in_group(save_losses_and_gradients, processes, str(config), str(target))
         found[processes] = load_file(target)
     differences = {}
-    for processes in (2, 4):
+    for processes in worlds:
         assert found[processes].keys() == found[1].keys()
         largest = {
             kind: max(
@@ -103,45 +110,34 @@ def test_global_normalisation_does_not_depend_on_the_number_of_processes(data: P
 
 def test_counts_per_process_do_depend_on_it(data: Path, tmp_path: Path) -> None:
     """The default, as in the released program: otherwise the test above would show nothing."""
-    differences = world_size_differences(data, tmp_path / "process", "process")
+    differences = world_size_differences(data, tmp_path / "process", "process", worlds=(2,))
     assert max(losses for losses, _ in differences.values()) > 1e-3
 
 
-def test_classification_losses_agree_over_a_run(data: Path, tmp_path: Path) -> None:
-    losses = {}
-    for processes in (1, 2):
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2)])
+def test_shares_of_a_batch_are_one_batch_to_the_classification_loss(
+    data: Path, tmp_path: Path, processes: int, accumulate: int
+) -> None:
+    """Over a whole run, on several processes or in several micro-batches."""
+    losses = []
+    for number, shares in (("one", (1, 1)), ("many", (processes, accumulate))):
         config = faults.write_config(
-            tmp_path / f"{processes}.yaml",
+            tmp_path / f"{number}.yaml",
             data,
-            tmp_path / f"run{processes}",
-            model=NO_DROPOUT,
-            schedule={"cls_until": 18},
-            train={"batch_size": 4 // processes, "steps": 20, "log_every": 1},
-            validation={"cam": False},
-        )
-        group = faults.start_group(config, tmp_path / f"log{processes}", processes)
-        assert [run.wait() for run in group] == [0] * processes, group[0].text()
-        losses[processes] = [line["loss/cls"] for line in faults.records(tmp_path / f"run{processes}")]
-    assert len(losses[1]) == 20
-    assert losses[2] == pytest.approx(losses[1], abs=1e-4)
-
-
-def test_accumulated_micro_batches_are_one_batch_to_the_classification_loss(data: Path, tmp_path: Path) -> None:
-    losses = {}
-    for accumulate in (1, 2):
-        config = faults.write_config(
-            tmp_path / "config.yaml",
-            data,
-            tmp_path / f"run{accumulate}",
+            tmp_path / number,
             model=NO_DROPOUT,
             schedule={"cls_until": faults.STEPS - 2},
-            train={"batch_size": 4 // accumulate, "accumulate": accumulate, "log_every": 1},
+            train={"batch_size": 4 // (shares[0] * shares[1]), "accumulate": shares[1], "log_every": 1},
             validation={"cam": False},
         )
-        run = faults.Run(config, tmp_path / "log")
-        assert run.wait() == 0, run.text()
-        losses[accumulate] = [line["loss/cls"] for line in faults.records(tmp_path / f"run{accumulate}")]
-    assert losses[2] == pytest.approx(losses[1], abs=1e-4)
+        if shares[0] == 1:
+            assert faults.run_here(config).code == 0
+        else:
+            group = faults.start_group(config, tmp_path / "log", shares[0])
+            assert [run.wait() for run in group] == [0] * shares[0], group[0].text()
+        losses.append([line["loss/cls"] for line in faults.records(tmp_path / number)])
+    assert len(losses[0]) == faults.STEPS
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path: Path, undisturbed_pair: Path) -> None:
@@ -156,8 +152,6 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(data: Path, tmp_path
 
 
 def test_a_damaged_image_on_one_process_is_said_by_all_and_saved(data: Path, tmp_path: Path) -> None:
-    import shutil
-
     own = shutil.copytree(data, tmp_path / "data")
     config = faults.write_config(tmp_path / "config.yaml", own, tmp_path / "run", train={"batch_size": 2, "workers": 1})
     # Seen by the second process only, some steps into the run.
@@ -181,8 +175,8 @@ def test_a_damaged_image_on_one_process_is_said_by_all_and_saved(data: Path, tmp
 
 
 def test_evaluation_is_the_same_on_several_processes(data: Path, tmp_path: Path, undisturbed: Path) -> None:
-    for processes in (1, 3):
-        faults.call_in_group(save_table, processes, str(undisturbed), str(data), str(tmp_path / f"{processes}.json"))
+    save_table(str(undisturbed), str(data), str(tmp_path / "1.json"))
+    faults.call_in_group(save_table, 3, str(undisturbed), str(data), str(tmp_path / "3.json"))
     assert (tmp_path / "1.json").read_text() == (tmp_path / "3.json").read_text()
 
 
@@ -230,7 +224,25 @@ def kill_a_rank(config: Path, rank: int) -> tuple[int, str]:
     return process.wait(), text
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_that_lost_a_process_ends_and_goes_on(
+    data: Path, tmp_path: Path, undisturbed_pair: Path, rank: int
+) -> None:
+    config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"batch_size": 2})
+    group = faults.start_group(config, tmp_path / "log", 2, dies={rank: ("in a step", 8)})
+    codes = [run.wait() for run in group]
+    assert codes[rank] == faults.KILLED
+    assert codes[1 - rank] == 1, group[1 - rank].text()
+    assert "another process of this run is gone: the same command goes on" in group[1 - rank].text()
+    assert "Traceback" not in group[0].text() + group[1].text()
+    again = faults.start_group(config, tmp_path / "log", 2)
+    assert [run.wait() for run in again] == [0, 0], again[0].text()
+    assert "going on from step 7" in again[0].text()
+    assert faults.outcome(tmp_path / "run") == faults.outcome(undisturbed_pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_brings_a_killed_process_back(data: Path, tmp_path: Path, undisturbed_pair: Path, rank: int) -> None:
     config = faults.write_config(tmp_path / "config.yaml", data, tmp_path / "run", train={"batch_size": 2})
     code, text = kill_a_rank(config, rank)

@@ -1,23 +1,33 @@
-"""Tiny runs that can be started, killed and compared quickly, and damage of all kinds to what they read."""
+"""Tiny runs that can be started, stopped, killed and compared quickly, and damage of all kinds to what they read.
+
+Most tests call a run in this process (:func:`run_here`); one that is killed, or that belongs to a group of processes,
+gets a process of its own (:class:`Run`). Nothing waits for a moment to come by: a run says where it is, and what shall
+happen there is called by what it says.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import logging
 import os
 import random
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import yaml
-from forked import CONTEXT, Forked, enter
+from forked import Forked, enter, start_process
 
 from afa.data.shapes import ShapesStyle, make_shapes
 
@@ -44,6 +54,7 @@ def tiny_settings(data: Path, output: Path) -> dict[str, Any]:
             "decoder_width": 16,
         },
         "affinity": {"radius": 2},
+        "cam": {"scales": [1.0]},
         "par": {"iterations": 2, "dilations": [1, 2]},
         "schedule": {"cls_until": 3, "refined_until": 7},
         "optimiser": {"lr": 1e-3, "head_lr_factor": 1.0, "freeze_norms": False, "warmup_steps": 3},
@@ -86,6 +97,135 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
+@dataclass(frozen=True)
+class Done:
+    """What came of a run: its exit code, and all that it printed."""
+
+    code: int
+    text: str
+
+
+class _Watcher(logging.Handler):
+    """Calls something the first time that a message with some words is said."""
+
+    def __init__(self, when: Mapping[str, Callable[[], object]]) -> None:
+        super().__init__(logging.INFO)
+        self.waiting = dict(when)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        for words in [words for words in self.waiting if words in message]:
+            self.waiting.pop(words)()
+
+
+@contextlib.contextmanager
+def watched(when: Mapping[str, Callable[[], object]]) -> Iterator[_Watcher]:
+    """While the block runs, call something the first time that the package says some words."""
+    watcher, package = _Watcher(when), logging.getLogger("afa")
+    level = package.level
+    package.addHandler(watcher)
+    package.setLevel(logging.INFO)
+    try:
+        yield watcher
+    finally:
+        package.removeHandler(watcher)
+        package.setLevel(level)
+
+
+def run_here(config: Path, *overrides: str, when: Mapping[str, Callable[[], object]] | None = None) -> Done:
+    """A run in this process.
+
+    Args:
+        config: YAML file.
+        overrides: ``key=value`` settings.
+        when: What to call the first time that the run says some words. All of them must be said.
+    """
+    printed = io.StringIO()
+    listener = logging.StreamHandler(printed)
+    logging.getLogger("afa").addHandler(listener)
+    try:
+        with watched(when or {}) as watcher, contextlib.redirect_stderr(printed):
+            code = _code_of(config, overrides)
+    finally:
+        logging.getLogger("afa").removeHandler(listener)
+    assert not watcher.waiting, f"never said: {list(watcher.waiting)}\n{printed.getvalue()}"
+    return Done(code, printed.getvalue())
+
+
+def _code_of(config: Path, overrides: Sequence[str]) -> int:
+    from afa.config import load_config
+    from afa.engine.training import train
+    from afa.errors import run_command
+
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: train(load_config(config, overrides)))
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def stop_with(number: signal.Signals) -> Callable[[], None]:
+    """Send this process a signal."""
+    return partial(signal.raise_signal, number)
+
+
+def die() -> None:
+    """End this process as ``kill -9`` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Where a run may be killed: what stays differs. Each patches what the run calls at that moment, or waits for its words.
+def _in_the_midst_of_a_checkpoint(output: Path, step: int) -> contextlib.AbstractContextManager[object]:
+    part = output / "checkpoints"
+
+    def flush(descriptor: int, original: Callable[[int], None] = os.fsync) -> None:
+        if list(part.glob(f".part_step_{step:08d}/*")):
+            die()
+        original(descriptor)
+
+    return patch("os.fsync", flush)
+
+
+def _before_a_checkpoint_has_its_name(output: Path, step: int) -> contextlib.AbstractContextManager[object]:
+    def replace(source: Path, target: Path, original: Callable[[Path, Path], None] = os.replace) -> None:
+        if Path(target) == output / "checkpoints" / f"step_{step:08d}":
+            die()
+        original(source, target)
+
+    return patch("os.replace", replace)
+
+
+def _in_a_validation(output: Path, step: int) -> contextlib.AbstractContextManager[object]:
+    def predict(*_: object, **__: object) -> None:
+        die()
+
+    return patch("afa.evaluation.evaluate.predict_images", predict)
+
+
+def _in_a_step(output: Path, step: int) -> contextlib.AbstractContextManager[object]:
+    from afa.engine.optimisation import set_learning_rates as original
+
+    def set_learning_rates(optimiser: object, current: int, **settings: Any) -> dict[str, float]:
+        if current == step:
+            die()
+        return original(optimiser, current, **settings)  # type: ignore[arg-type]
+
+    return patch("afa.engine.loop.set_learning_rates", set_learning_rates)
+
+
+def _at_words(words: str, output: Path, step: int) -> contextlib.AbstractContextManager[object]:
+    return watched({words.format(step=step): die})
+
+
+MOMENTS: dict[str, Callable[[Path, int], contextlib.AbstractContextManager[object]]] = {
+    "in the midst of a checkpoint": _in_the_midst_of_a_checkpoint,
+    "before a checkpoint has its name": _before_a_checkpoint_has_its_name,
+    "in a step": _in_a_step,  # counted from 0
+    "before a record": partial(_at_words, "step {step}/"),
+    "in a validation": _in_a_validation,
+    "after a validation": partial(_at_words, "validation at step {step}:"),
+}
+
+
 class Run:
     """A run in a process forked from a warm one: the training itself, without the seconds that imports take.
 
@@ -94,6 +234,7 @@ class Run:
         log: File for everything that the process prints.
         overrides: ``key=value`` settings.
         limit_bytes: No file may grow beyond this, as if the disk were full there.
+        dies: One of :data:`MOMENTS`, and the step of it: there the process is killed.
         variables: Of the environment.
     """
 
@@ -104,13 +245,11 @@ class Run:
         overrides: Sequence[str] = (),
         *,
         limit_bytes: int | None = None,
+        dies: tuple[str, int] | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
-        self.process: ForkServerProcess = CONTEXT.Process(
-            target=_train, args=(config, list(overrides), log, limit_bytes, dict(variables or {}))
-        )
-        self.process.start()
+        self.process = start_process(_train, config, list(overrides), log, limit_bytes, dies, dict(variables or {}))
 
     def wait(self, seconds: float = 600) -> int:
         """Exit code; negative where a signal ended it."""
@@ -149,10 +288,17 @@ class Run:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
 
-def start_group(config: Path, log: Path, processes: int, overrides: Sequence[str] = ()) -> list[Run]:
-    """The processes of one run, as torchrun would start them; each has a log of its own."""
+def start_group(
+    config: Path,
+    log: Path,
+    processes: int,
+    overrides: Sequence[str] = (),
+    *,
+    dies: Mapping[int, tuple[str, int]] | None = None,
+) -> list[Run]:
+    """The processes of one run, as torchrun would start them; each has a log of its own. Some may be told to die."""
     return [
-        Run(config, log.with_name(f"{log.name}_{rank}"), overrides, variables=variables)
+        Run(config, log.with_name(f"{log.name}_{rank}"), overrides, dies=(dies or {}).get(rank), variables=variables)
         for rank, variables in enumerate(group_variables(processes))
     ]
 
@@ -186,21 +332,29 @@ def children(process: int) -> list[int]:
     return found
 
 
-def _train(config: Path, overrides: list[str], log: Path, limit_bytes: int | None, variables: dict[str, str]) -> None:
+def _train(
+    config: Path,
+    overrides: list[str],
+    log: Path,
+    limit_bytes: int | None,
+    dies: tuple[str, int] | None,
+    variables: dict[str, str],
+) -> None:
     enter(log, log, variables)
     os.setsid()  # a process group of its own, as a shell gives its jobs
-    import logging
     import resource
 
     from afa.config import load_config
-    from afa.engine.training import train
-    from afa.errors import run_command
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     if limit_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-    run_command(lambda: train(load_config(config, overrides)))
+    with contextlib.ExitStack() as stack:
+        if dies is not None:
+            moment, step = dies
+            stack.enter_context(MOMENTS[moment](Path(load_config(config, overrides).train.output), step))
+        sys.exit(_code_of(config, overrides))
 
 
 def outcome(output: Path, step: int = STEPS) -> dict[str, Any]:

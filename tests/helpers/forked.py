@@ -13,22 +13,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parents[2]
 
-CONTEXT = multiprocessing.get_context("forkserver")
-# Forked from a process that has imported everything and done nothing else.
-CONTEXT.set_forkserver_preload(
-    [
-        "afa.engine.training",
-        "afa.data.check",
-        "afa.evaluation.opening",
-        "mmcv",  # imported where the package needs it
-        "torch._dynamo",  # imported by PyTorch's optimisers
-    ]
-)
+
+def start_process(function: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """Start a process forked from one that has imported everything and done nothing else (``warm.py``)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    # The server knows only the environment's path, and passes over what it cannot import.
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])):
+        forkserver.ensure_running()
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 class Forked:
@@ -50,10 +53,7 @@ class Forked:
     ) -> None:
         self.args = arguments
         self._folder = tempfile.TemporaryDirectory()
-        self._process = CONTEXT.Process(
-            target=_call, args=(function, arguments, Path(self._folder.name), cwd, dict(variables or {}))
-        )
-        self._process.start()
+        self._process = start_process(_call, function, arguments, Path(self._folder.name), cwd, dict(variables or {}))
 
     def wait(self, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """What came out; a code below 0 where it took too long and was killed."""
@@ -77,6 +77,7 @@ class ForkedTool(Forked):
 
 def enter(stdout: Path, stderr: Path, variables: Mapping[str, str]) -> None:
     """Give this process an environment of its own, and files for what it prints; they may be the same."""
+    assert "warm" in sys.modules, "the fork server could not import it: every process imports all by itself"
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     os.environ.update(variables)

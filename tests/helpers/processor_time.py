@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-SHOWN = 10
+SHOWN = int(os.environ.get("SHOWN", 10))
 
 
 class Processes:

@@ -1,0 +1,15 @@
+"""Imported by the process that others are forked from: all that a command imports, and what it builds once."""
+
+from __future__ import annotations
+
+import mmcv  # noqa: F401 - imported where the package needs it
+import torch._dynamo  # noqa: F401 - imported by PyTorch's optimisers
+from PIL import Image
+
+import afa.data.check
+import afa.engine.training
+import afa.evaluation.opening  # noqa: F401
+from afa.config import config_from_dict
+
+Image.init()
+config_from_dict({})
