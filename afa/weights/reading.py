@@ -380,20 +380,25 @@ def _read_torch(path: Path, head: bytes, size: int) -> object:
                 f"{path} is damaged, or larger than the memory of this machine ({_brief(error)}): "
                 "fetch or copy it again, or save its bare tensors alone"
             ) from error
+        if path.suffix.lower() in _OTHER_KINDS:
+            raise _damaged(path, head, error, "no weights file") from error
         foreign = re.search(r"GLOBAL ([\w.]+)", text)
         if foreign:
             raise UserError(
                 f"{path} holds more than tensors ('{shown(foreign[1])}') and would have to run code to be read, which "
                 f"is refused; {_WAY_OUT}"
             ) from error
-        if "TorchScript" in text:
-            raise UserError(f"{path} is a TorchScript program, which would have to be run; {_WAY_OUT}") from error
         if "legacy .tar" in text:
             raise UserError(
                 f"{path} was written by one of the first versions of PyTorch and would have to run code to be read, "
                 f"which is refused; {_WAY_OUT}"
             ) from error
-        if head[:1] == b"\x80" and "Weights only" in text and path.suffix.lower() not in _OTHER_KINDS:
+        if "Unsupported operand 149" in text:
+            raise UserError(
+                f"{path} was saved with pickle protocol 4 or newer, which PyTorch's safe reader does not know; "
+                f"{_WAY_OUT}"
+            ) from error
+        if head[:1] == b"\x80" and "Weights only" in text:
             raise UserError(f"{path} is a pickle that could run code, which is refused; {_WAY_OUT}") from error
         raise _damaged(path, head, error, "no weights file") from error
 
@@ -406,6 +411,8 @@ def _check_archive(path: Path, size: int) -> None:
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         kind = _OTHER_KINDS[".npz"] if all(name.endswith(".npy") for name in names) else "another archive (zip)"
         raise UserError(_not_read(path, _OTHER_KINDS.get(path.suffix.lower(), kind)))
+    if any(name.rpartition("/")[2] == "constants.pkl" for name in names):
+        raise UserError(f"{path} is a TorchScript program, which would have to be run; {_WAY_OUT}")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{path} is compressed, which torch.save never does: unpack it and save it with torch.save")
     if sum(member.file_size for member in members) > size:

@@ -75,10 +75,11 @@ def choose(content: Mapping[Any, Any], entry: str | None, path: Path) -> Chosen:
     Raises:
         UserError: There is no such entry; or there are several versions, none is plain, and none was named.
     """
-    leaves = dict(_leaves(content, "", 0, set())) or {"": content}
-    most = max(_count(leaf) for leaf in leaves.values())
+    counts: dict[int, int] = {}
+    leaves = dict(_leaves(content, "", 0, counts)) or {"": content}
+    most = max(counts[id(leaf)] for leaf in leaves.values())
     # Beside a network, criteria and callbacks keep a tensor or two.
-    whole = [label for label, leaf in leaves.items() if 2 * _count(leaf) >= most]
+    whole = [label for label, leaf in leaves.items() if 2 * counts[id(leaf)] >= most]
     named = [] if entry is None else [label for label in leaves if f".{entry}." in f".{label}."]
     if entry is not None and named:
         whole = [label for label in whole if label in named] or named
@@ -92,20 +93,27 @@ def choose(content: Mapping[Any, Any], entry: str | None, path: Path) -> Chosen:
     return Chosen(tensors, prefix or (label if others or named else ""), others_by_prefix or others, left_out)
 
 
-def _leaves(node: Mapping[Any, Any], label: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Everything in a file that holds tensors by name, with the entries that lead to it."""
-    if id(node) in seen or depth > _DEEPEST:
-        return
-    seen.add(id(node))
-    if _count(node):
+def _leaves(
+    node: Mapping[Any, Any], label: str, depth: int, counts: dict[int, int]
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Everything in a file that holds tensors by name, with the entries that lead to it.
+
+    Args:
+        node: What is looked through.
+        label: The entries that lead to it.
+        depth: How many.
+        counts: How many tensors lie in what was met, by its identity: one thing may stand in many places.
+    """
+    met = id(node) in counts
+    if not met:
+        counts[id(node)] = sum(isinstance(value, Tensor) for value in node.values())
+    if counts[id(node)]:
         yield label, node
+    if met or depth == _DEEPEST:
+        return
     for key, value in node.items():
         if isinstance(key, str) and isinstance(value, Mapping) and not key.lower().startswith(_WITHOUT_WEIGHTS):
-            yield from _leaves(value, f"{label}.{key}" if label else key, depth + 1, seen)
-
-
-def _count(node: Mapping[Any, Any]) -> int:
-    return sum(isinstance(value, Tensor) for value in node.values())
+            yield from _leaves(value, f"{label}.{key}" if label else key, depth + 1, counts)
 
 
 def _one(labels: list[str], path: Path) -> str:
@@ -125,13 +133,14 @@ def _by_prefix(
     tensors: dict[str, Any], entry: str | None, path: Path, labels: list[str]
 ) -> tuple[dict[str, Any], str, list[str], list[str]]:
     """Take prefixes off, of wrappers and versions, until the names of a network are left."""
-    taken, others, left_out = "", list[str](), list[str]()
+    taken, others, left_out, met = "", list[str](), list[str](), list[str]()
     while True:
         by_catch = [name for name in tensors if _is_by_catch(name, tensors)]
         left_out += by_catch
         for name in by_catch:
             del tensors[name]
         heads = list(dict.fromkeys(name.partition(".")[0] if "." in name else "" for name in tensors))
+        met += heads
         if entry and entry in heads:
             head, taken, others = entry, entry, []
             entry = None
@@ -146,7 +155,7 @@ def _by_prefix(
             name.removeprefix(f"{head}."): tensor for name, tensor in tensors.items() if name.startswith(f"{head}.")
         }
     if entry is not None:
-        there = [word for word in (*labels, *heads) if word]
+        there = [word for word in dict.fromkeys((*labels, *met)) if word]
         raise UserError(f"{path} has no entry '{shown(entry)}'; it has {listed(there) or 'none'}")
     return tensors, taken, others, left_out
 
