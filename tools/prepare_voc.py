@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("root", help="folder with VOC 2012: unpacked, or the archives of VOC and SBD")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument("--sbd", help="SBD's archive or folder, where it is not in ROOT")
+    parser.add_argument("--sbd", help="SBD's archive or folder, where it is not in ROOT; or a folder of PNG masks")
     parser.add_argument(
         "--labels-from",
         choices=LABEL_SOURCES,

@@ -45,7 +45,7 @@ def read_counts(root: Path) -> dict[str, int]:
     counts = content.get("counts") if isinstance(content, dict) else None
     if not isinstance(counts, dict):
         return {}
-    return {split: count for split, count in counts.items() if type(count) is int}
+    return {split: count for split, count in counts.items() if type(count) is int and count >= 0}
 
 
 def describe_counts(layout_type: str, counts: Mapping[str, int]) -> list[str]:

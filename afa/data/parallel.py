@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -41,8 +43,11 @@ def map_files(
         description: What the progress bar says.
 
     Raises:
-        UserError: A worker was killed, or what the function raised.
+        UserError: A worker was killed, or the function failed: libraries raise many kinds of errors for a bad file, and
+            the message names the job.
+        OSError: The function raised it, and the system gave the reason.
     """
+    function = partial(_do, function, description)
     with tqdm(total=len(jobs), desc=description, unit="file", disable=None) as bar:
         if workers <= 1 or len(jobs) < _WORTH_PROCESSES:
             for job in jobs:
@@ -57,8 +62,36 @@ def map_files(
                 bar.update()
         except BrokenProcessPool as error:
             raise UserError(f"{description}: a worker process was killed (memory?): start again, it goes on") from error
+        except (RecursionError, MemoryError) as error:  # on the way to a worker or back
+            raise UserError(f"{description}: {_reason(error)}") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _do(function: Callable[[Job], Result], description: str, job: Job) -> Result:
+    try:
+        return function(job)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror is not None:
+            raise
+        raise UserError(f"{description}: {_name(job)}: {_reason(error)}") from error
+
+
+def _name(job: Any) -> str:
+    """What a message calls a job: the paths, words and numbers in it, or its name."""
+    if isinstance(job, tuple):
+        return " ".join(str(part) for part in job if isinstance(part, (str, int, Path)))
+    return str(job if isinstance(job, (str, int, Path)) else getattr(job, "name", type(job).__name__))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({error})" if str(error) else "memory ran out"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return f"{type(error).__name__}: {error}"
 
 
 def _end_with_parent() -> None:

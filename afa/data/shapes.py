@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from afa.data.classes import CLASS_NAMES_FILE
-from afa.data.files import remove_unfinished, replacing, write_json, write_lines
+from afa.data.files import missing_files, read_json, remove_unfinished, replacing, write_json, write_text
 from afa.data.images import read_mask
-from afa.data.labels import write_labels
 from afa.data.layout import LISTS
 from afa.data.manifest import MANIFEST, UNFINISHED_MANIFEST
+from afa.data.own_files import check_inside, is_free, labels_text, lines_text
 from afa.data.palette import palette_image
 from afa.data.parallel import map_files
 from afa.errors import UserError
@@ -85,6 +86,8 @@ def make_shapes(
 ) -> Path:
     """Make the data set in VOC layout; does nothing where it is there already, goes on where it was interrupted.
 
+    Files of a data set that is there are made again where they are missing, never written over.
+
     Args:
         root: Folder of the data set.
         train: Number of training images.
@@ -97,7 +100,8 @@ def make_shapes(
         The folder.
 
     Raises:
-        UserError: The folder holds something else, or the same data set made with other settings.
+        UserError: The folder holds something else, the same data set made with other settings, or lists that were
+            changed; or a link leads out of it.
     """
     root, style = Path(root), style or ShapesStyle()
     counts = dict(zip(_SPLITS, (train, val), strict=True))
@@ -116,9 +120,11 @@ def make_shapes(
         raise UserError(f"the seed {seed} is below 0")
     if _is_made(root, recipe):
         return root
-    write_json(root / UNFINISHED_MANIFEST, recipe)
     for folder in ("JPEGImages", "SegmentationClass", LISTS, "."):
+        check_inside(root, root / folder)
         remove_unfinished(root / folder)
+    write_json(root / UNFINISHED_MANIFEST, recipe)
+    (root / MANIFEST).unlink(missing_ok=True)
     jobs = [(split, number) for split, count in counts.items() for number in range(count)]
     draw = partial(_write_picture, root, seed, style)
     names: dict[str, list[str]] = {split: [] for split in counts}
@@ -129,10 +135,10 @@ def make_shapes(
         name = _name(split, number)
         names[split].append(name)
         labels[name] = [CLASS_NAMES[class_id - 1] for class_id in found]
-    for split, listed in names.items():
-        write_lines(root / LISTS / f"{split}.txt", listed)
-    write_lines(root / CLASS_NAMES_FILE, list(CLASS_NAMES))
-    write_labels(root / "class_labels.json", labels)
+    files = {f"{LISTS}/{split}.txt": lines_text(listed) for split, listed in names.items()}
+    files |= {CLASS_NAMES_FILE: lines_text(CLASS_NAMES), "class_labels.json": labels_text(labels)}
+    for file, text in files.items():
+        _write_unless_changed(root / file, text)
     write_json(root / MANIFEST, recipe)
     (root / UNFINISHED_MANIFEST).unlink()
     return root
@@ -302,15 +308,17 @@ def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, in
     split, number = job
     name = _name(split, number)
     image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
-    if image_path.exists() and mask_path.exists():
+    if not is_free(image_path) and not is_free(mask_path):
         mask = read_mask(mask_path)
     else:
         rng = np.random.default_rng((seed, _SPLITS.index(split), number))
         image, mask = draw_picture(rng, style)
-        with replacing(image_path) as temporary:
-            Image.fromarray(image).save(temporary, quality=style.jpeg_quality)
-        with replacing(mask_path) as temporary:
-            palette_image(mask).save(temporary)
+        if is_free(image_path):
+            with replacing(image_path) as temporary:
+                Image.fromarray(image).save(temporary, quality=style.jpeg_quality)
+        if is_free(mask_path):
+            with replacing(mask_path) as temporary:
+                palette_image(mask).save(temporary)
     return [int(value) for value in np.unique(mask) if value]
 
 
@@ -318,21 +326,37 @@ def _name(split: str, number: int) -> str:
     return f"{split}_{number:05d}"
 
 
-def _is_made(root: Path, recipe: dict[str, object]) -> bool:
+def _write_unless_changed(path: Path, text: str) -> None:
+    """Write a file, whose content the settings decide: one with another content was changed by somebody."""
+    if is_free(path):
+        write_text(path, text)
+    elif not path.is_file() or path.read_bytes() != text.encode("utf-8"):
+        raise UserError(f"{path} was changed since it was made: move it away")
+
+
+def _is_made(root: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether the data set is there and whole.
 
     Raises:
         UserError: The folder holds something else, or the data set made with other settings.
     """
     for name in (MANIFEST, UNFINISHED_MANIFEST):
-        if (root / name).is_file():
-            try:
-                stored = json.loads((root / name).read_text(encoding="utf-8"))
-            except ValueError:
-                stored = None
-            if stored != recipe:
+        if (root / name).exists():
+            if read_json(root / name) != recipe:
                 raise UserError(f"{root} was made with other settings: delete it, or choose another folder")
-            return name == MANIFEST
+            return name == MANIFEST and not missing_files(_files(root, recipe["counts"]))
     if root.is_dir() and any(root.iterdir()):
         raise UserError(f"{root} is not empty and was not made by this program: choose another folder")
     return False
+
+
+def _files(root: Path, counts: Mapping[str, int]) -> list[Path]:
+    """Every file of the data set."""
+    names = [_name(split, number) for split, count in counts.items() for number in range(count)]
+    return [
+        *(root / "JPEGImages" / f"{name}.jpg" for name in names),
+        *(root / "SegmentationClass" / f"{name}.png" for name in names),
+        *(root / LISTS / f"{split}.txt" for split in counts),
+        root / CLASS_NAMES_FILE,
+        root / "class_labels.json",
+    ]

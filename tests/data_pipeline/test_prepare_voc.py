@@ -99,7 +99,7 @@ def test_archive_members_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-def test_existing_augmented_masks_serve_without_sbd(tmp_path: Path) -> None:
+def test_existing_augmented_masks_serve_without_sbd(tmp_path: Path, run_tool) -> None:
     root = make_voc_source(tmp_path / "VOC2012")
     shutil.rmtree(root / "dataset")
     for name in {*SBD_TRAIN, *SBD_VAL}:
@@ -107,11 +107,25 @@ def test_existing_augmented_masks_serve_without_sbd(tmp_path: Path) -> None:
         write_mask(root / "SegmentationClassAug" / f"{name}.png", sbd_truth(name))
     for name in ALL - {*SBD_TRAIN, *SBD_VAL}:
         write_mask(root / "SegmentationClassAug" / f"{name}.png", voc_truth(name))
-    prepare_voc(root)
+    lent = tree_bytes(root / "SegmentationClassAug")
+    done = run_tool("prepare_voc.py", root, code=2)
+    assert "was not made by this command" in done.stderr and "--sbd" in done.stderr
+    assert tree_bytes(root / "SegmentationClassAug") == lent
+    (root / "SegmentationClassAug").rename(root / "lent")
+    run_tool("prepare_voc.py", root, "--sbd", root / "lent")
+    check_result(root)
+    assert tree_bytes(root / "lent") == lent
+
+
+def test_existing_augmented_masks_that_are_right_stay_as_they_are(tmp_path: Path) -> None:
+    root = make_voc_source(tmp_path / "VOC2012")
+    shutil.rmtree(root / "dataset")
     for name in ALL:
-        with Image.open(root / "SegmentationClassAug" / f"{name}.png") as image:
-            truth = voc_truth(name) if name in {*VOC_TRAIN, *VOC_VAL} else sbd_truth(name)
-            assert np.array_equal(np.array(image), truth)
+        truth = voc_truth(name) if name in {*VOC_TRAIN, *VOC_VAL} else sbd_truth(name)
+        write_mask(root / "SegmentationClassAug" / f"{name}.png", truth)
+    lent = tree_bytes(root / "SegmentationClassAug")
+    prepare_voc(root)
+    assert tree_bytes(root / "SegmentationClassAug") == lent
     assert set(read_list(root, "train_aug")) == ALL - set(VOC_VAL)
 
 
