@@ -23,12 +23,17 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+    ],
     packages=find_packages(include=["afa", "afa.*"]),
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require={
         "test": [
             "pytest>=8",
+            "scipy>=1.13",
             "pytest-xdist>=3.5",
             "ruff>=0.9",
             "mypy>=1.11",

@@ -33,5 +33,5 @@ table        $output/evaluation.json
 pictures     $output/contact_sheet.png
 masks, CAMs  $output/inference
 checkpoints  $output/checkpoints/last, $output/checkpoints/best
-curves       .venv/bin/tensorboard --logdir $output/tensorboard
+curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $output/tensorboard
 END

@@ -58,7 +58,7 @@ afa_train_slurm() {
     local config=$1 images=$2 nodes gpus batch head step code=0 asked_to_stop=
     shift 2
     if ! type torchrun >/dev/null 2>&1; then
-        echo "error: AFA is not installed in $PWD/.venv: run bash launch/test.sh there once" >&2
+        echo "error: AFA is not installed in ${AFA_VENV:-$PWD/.venv}: run bash launch/test.sh there once" >&2
         return 2
     fi
     nodes=${SLURM_JOB_NUM_NODES:-1}

@@ -1,12 +1,18 @@
 # Sourced by the other scripts: makes .venv beside this folder, installs AFA into it once, and puts it first on PATH.
 # Usage: source launch/environment.sh EXTRA      (EXTRA: test, benchmark or '' for nothing extra; never left out, as the
 #                                                 sourcing script's own arguments would then be taken for it)
-# PYTHON names the interpreter to start from (default: python3).
+# PYTHON names the interpreter to start from (default: python3), AFA_VENV another folder in the place of .venv,
+# AFA_CONSTRAINTS another file of versions in the place of constraints.txt.
+# An environment that is there already is used as it is. Only one that this script made itself is ever deleted.
 
 afa_environment() {
-    local root python stamp wanted
+    local root folder python made stamp wanted constraints
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-    python="$root/.venv/bin/python"
+    folder=${AFA_VENV:-$root/.venv}
+    [[ $folder == /* ]] || folder=$PWD/$folder
+    python="$folder/bin/python"
+    made="$folder/made_by_afa"
+    constraints=${AFA_CONSTRAINTS:-$root/constraints.txt}
     case ${1-none} in
     '' | test | benchmark) ;;
     *)
@@ -14,24 +20,35 @@ afa_environment() {
         return 2
         ;;
     esac
-    if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        echo "error: ${PYTHON:-python3} is missing or older than 3.10; set PYTHON=/path/to/python3.10 or newer" >&2
+    if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: ${PYTHON:-python3} is missing or older than 3.11; set PYTHON=/path/to/python3.11 or newer" >&2
         return 2
     fi
     # A killed attempt, or another Python of the system's in the meantime, leaves one without pip.
     if ! "$python" -c 'import pip' 2>/dev/null; then
-        rm -rf "$root/.venv"
-        "${PYTHON:-python3}" -m venv "$root/.venv" || {
-            rm -rf "$root/.venv"
+        if [ -f "$made" ] && [ ! -L "$folder" ]; then
+            rm -rf "$folder"
+        elif [ -L "$folder" ] || { [ -e "$folder" ] && [ -n "$(ls -A "$folder" 2>&1)" ]; }; then
+            echo "error: $folder has no working pip and is not this script's: move it away, install pip there" \
+                "(uv pip install --python '$python' pip), or set AFA_VENV to another folder" >&2
+            return 2
+        fi
+        # The mark comes first: killed at any moment, the next start knows whose it is.
+        mkdir -p "$folder" && touch "$made" && "${PYTHON:-python3}" -m venv "$folder" || {
+            if [ -f "$made" ]; then rm -rf "$folder"; fi
             echo "error: python3 could not make a virtual environment (on Debian: apt-get install python3-venv)" >&2
             return 2
         }
     fi
-    stamp="$root/.venv/installed${1:+_$1}"
-    wanted="$(cat "$root/requirements.txt" "$root/setup.py" | cksum) $root"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: the Python in $folder is older than 3.11: move it away, or set AFA_VENV to another folder" >&2
+        return 2
+    fi
+    stamp="$folder/installed${1:+_$1}"
+    wanted="$(cat "$root/requirements.txt" "$root/setup.py" "$constraints" | cksum) $root"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        echo "installing into $root/.venv (once; about 5 GB with PyTorch)"
-        "$python" -m pip install --quiet --disable-pip-version-check -e "$root${1:+[$1]}" || {
+        echo "installing into $folder (once; about 5 GB with PyTorch)"
+        "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e "$root${1:+[$1]}" || {
             echo "error: the installation failed: it needs a network and 6 GB of disk; the same command tries again" >&2
             return 2
         }
@@ -41,7 +58,7 @@ afa_environment() {
         }
         echo "$wanted" >"$stamp"
     fi
-    PATH="$root/.venv/bin:$PATH"
+    PATH="$folder/bin:$PATH"
     export PATH
 }
 

@@ -18,7 +18,7 @@
 #SBATCH --signal=B:USR1@300
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the folder of the repository}"
-PATH="$PWD/.venv/bin:$PATH"
+PATH="${AFA_VENV:-$PWD/.venv}/bin:$PATH"
 source launch/distributed.sh
 
 afa_train_slurm configs/coco.yaml 8 "$@"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
 
 # Says what it was called with, as one line; SLEEP lets it run on until it is told to end, CODE is its exit code.
 STAND_IN = """#!/bin/bash
@@ -36,14 +37,14 @@ STAND_INS = {
 def checkout(tmp_path: Path) -> Path:
     """A folder that looks installed, with stand-ins where programs would be."""
     shutil.copytree(REPOSITORY / "launch", tmp_path / "launch")
-    for name in ("requirements.txt", "setup.py"):
+    for name in INSTALLED_FROM:
         shutil.copy(REPOSITORY / name, tmp_path / name)
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     for name, text in STAND_INS.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    files = b"".join((tmp_path / name).read_bytes() for name in ("requirements.txt", "setup.py"))
+    files = b"".join((tmp_path / name).read_bytes() for name in INSTALLED_FROM)
     stamp = subprocess.run(["cksum"], input=files, capture_output=True, check=True).stdout
     (tmp_path / ".venv" / "installed").write_text(f"{stamp.decode().strip()} {tmp_path}\n")
     return tmp_path
@@ -154,10 +155,13 @@ def test_an_old_environment_is_brought_up_to_date_without_the_arguments(checkout
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2, output
     assert output.splitlines()[-1].startswith("error: the installation failed")
-    assert calls(checkout) == [f"python -m pip install --quiet --disable-pip-version-check -e {checkout}"]
+    assert calls(checkout) == [
+        f"python -m pip install --quiet --disable-pip-version-check -c {checkout}/constraints.txt -e {checkout}"
+    ]
 
 
-def test_an_unusable_environment_is_made_anew(checkout: Path) -> None:
+def test_an_unusable_environment_that_a_script_made_is_made_anew(checkout: Path) -> None:
+    (checkout / ".venv" / "made_by_afa").touch()
     (checkout / ".venv" / "bin" / "python").write_text("#!/bin/bash\nexit 1\n")
     (checkout / "python3").write_text('#!/bin/bash\n[ "$1" = -c ] || { echo "$*" >> "$CALLS"; exit 1; }\n')
     (checkout / "python3").chmod(0o755)
