@@ -1,6 +1,7 @@
 """Write a trained network in another layout: ours, the released AFA program's, or Hugging Face's.
 
-SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights.
+SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
+file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
 DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
     python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
@@ -25,7 +26,7 @@ SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Open, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help="run, checkpoint folder, or file of weights")
+    parser.add_argument("source", metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)")
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="file or folder to write")
     parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
     parser.add_argument("--config", help="configuration (YAML) of weights that come with none")

@@ -393,7 +393,7 @@ def _read_torch(path: Path, head: bytes, size: int) -> object:
                 f"{path} was written by one of the first versions of PyTorch and would have to run code to be read, "
                 f"which is refused; {_WAY_OUT}"
             ) from error
-        if "Unsupported operand 149" in text:
+        if head.startswith(b"PK") and "Unsupported operand 149" in text:
             raise UserError(
                 f"{path} was saved with pickle protocol 4 or newer, which PyTorch's safe reader does not know; "
                 f"{_WAY_OUT}"
