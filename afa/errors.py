@@ -77,7 +77,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if (os.environ.get("RANK") or "0") != "0":
             # Under torchrun all processes mostly have the same to say: the first one speaks, its end ends the others.
             time.sleep(3)
         if not error.said:

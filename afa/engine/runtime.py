@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from afa.config import TrainConfig
 from afa.device import allow_tf32, choose_device
+from afa.engine.launch import read_launch
 from afa.engine.memory import keep_freed_memory
 from afa.errors import UserError
 
@@ -28,6 +31,8 @@ Value = TypeVar("Value")
 # Processes that do not meet in time give up, and torchrun starts them again. At work, some may have to wait longer for
 # the main one.
 _MEETING, _WORKING = timedelta(minutes=5), timedelta(minutes=30)
+
+_SECONDS_BEFORE_REMARK = 10.0
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,10 +56,9 @@ class ProcessRuntime:
         """Join the processes that torchrun started, if any, and choose the device.
 
         Raises:
-            UserError: The device asked for is not there.
+            UserError: The device asked for is not there, or the environment makes no sense, see :func:`read_launch`.
         """
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        rank, world_size, local_rank = read_launch(os.environ)
         device = choose_device(settings.device, "train.device", local_rank=local_rank, world_size=world_size)
         if device.type == "cpu" and settings.precision == "fp16":
             raise UserError("train.precision=fp16 needs a GPU, and none is used; take bf16 or float32")
@@ -190,7 +194,21 @@ class ProcessRuntime:
 
 def _join(device: torch.device) -> Any:
     """Meet the other processes; returns the group whose messages go through the hosts."""
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=_MEETING)))
+    where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+    minutes = _MEETING.seconds // 60
+    say = "still waiting for the other processes of this run (%s), %d minutes at most"
+    remark = threading.Timer(_SECONDS_BEFORE_REMARK, logger.warning, (say, where, minutes))
+    remark.daemon = True
+    # PyTorch waits where Python sees no signal: an interrupt ends the process at once, which has done nothing yet.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    remark.start()
+    try:
+        store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=_MEETING)))
+    except dist.DistError as error:
+        raise UserError(f"the processes of this run cannot meet ({where}): {_first_line(str(error))}") from error
+    finally:
+        remark.cancel()
+        signal.signal(signal.SIGINT, interrupt)
     # Within one torchrun the store outlives a restart: without a prefix, processes may look for those of the last time.
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

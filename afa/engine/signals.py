@@ -1,4 +1,4 @@
-"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1) or from the keyboard (SIGINT)."""
+"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1), from the keyboard (SIGINT), or as the terminal goes (SIGHUP)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from afa.errors import INTERRUPTED_EXIT_CODE
 PREEMPTED_EXIT_CODE = 75
 """The run was asked to stop, has saved and wants to be started again (EX_TEMPFAIL)."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and the first SIGINT instead of dying of them. A second SIGINT interrupts at once.
+    """Notes SIGTERM, SIGUSR1, SIGHUP and the first SIGINT instead of dying of them. A second SIGINT interrupts at once.
 
-    Use it as a context manager in the main thread; the handlers of before come back at the end.
+    What the process was started to ignore, such as SIGHUP under nohup, it goes on ignoring. Use it as a context manager
+    in the main thread; the handlers of before come back at the end.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,8 @@ class StopSignals:
         self.exit_code = PREEMPTED_EXIT_CODE
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,7 +51,7 @@ class StopSignals:
 
     def asked(self) -> bool:
         """Whether a request has come, also one that :meth:`kept_from_children` still holds back."""
-        return self.requested or not signal.sigpending().isdisjoint(_SIGNALS)
+        return self.requested or not signal.sigpending().isdisjoint(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
