@@ -17,9 +17,10 @@ from afa.data.classes import CLASS_NAMES_FILE, MAX_CLASSES
 from afa.data.coco_regions import MAX_PIXELS, area, decode, encode
 from afa.data.files import missing_files, read_json, remove_unfinished
 from afa.data.images import DamagedImage, read_mask
-from afa.data.labels import IGNORE, image_key
+from afa.data.labels import IGNORE
 from afa.data.layout import LISTS
 from afa.data.manifest import Prepared
+from afa.data.names import image_key
 from afa.data.own_files import (
     Preparation,
     check_inside,
