@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 _BACKENDS = {"pil": "pillow", "opencv": "cv2"}
-_WHOLE_PIXELS = 1 << 26
+_WHOLE_PIXELS = 1 << 25
 """A training image of more pixels after scaling is not made whole: a phone's photo would take gigabytes."""
 
 
