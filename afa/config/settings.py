@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PIXELS = 65_000_000
-"""Pixels of an image or mask up to which a loader process stays below some 1.5 GB."""
+"""Pixels of an image or mask up to which a loader process takes some 1.5 GB at most, besides PyTorch."""
 
 
 @dataclass(frozen=True)

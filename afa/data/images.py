@@ -8,6 +8,7 @@ program's data are stored in the raster's own orientation, and turning only the 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -80,6 +81,7 @@ _DARKEST_WHITE = 16  # of 255; where nothing reaches it, 16 bits hold values of 
 
 # Of large images, odd metadata and the like: what cannot be read is said in our own words.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class DamagedImage(UserError):

@@ -42,8 +42,8 @@ class Layout:
         labels: File with the image-level labels; None where there is none.
         class_names: K names, background left out.
         by_split: Images and masks lie in one sub-folder per split (COCO).
-        notes: What the user should know of the files that were found so far.
         palette: For masks that are colour images: which colour is which class.
+        notes: What the user should know of the files that were found so far.
 
     An image or mask of a name may have any suffix that is read, and spell the name in its own way, see
     :func:`afa.data.names.image_key`.
@@ -187,6 +187,9 @@ def find_layout(config: DatasetConfig) -> Layout:
             f"'{class_names[config.ignore_index - 1]}': take a value above {len(class_names)}, or 0"
         )
     labels, others = _label_files(config, root, lists)
+    palette = None
+    if config.mask_palette is not None:
+        palette = read_palette(_below(root, config.mask_palette), class_names, config.ignore_index)
     layout = Layout(
         type=config.type,
         root=root,
@@ -196,9 +199,7 @@ def find_layout(config: DatasetConfig) -> Layout:
         labels=labels,
         class_names=class_names,
         by_split=config.type == "coco",
-        palette=None
-        if config.mask_palette is None
-        else read_palette(_below(root, config.mask_palette), class_names, config.ignore_index),
+        palette=palette,
         _files={images: files_below(images, IMAGE_SUFFIXES).checked()} if config.type == "folder" else {},
     )
     if others:

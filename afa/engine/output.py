@@ -29,7 +29,10 @@ _IMAGES = "images"
 # the run goes about its work, what it records and when, and what it may take to go on at all. Some change what comes
 # out (docs/reliability.md, "Where results can differ").
 _FREE_SETTINGS = {
-    "dataset": {"root", "name_list_dir", "mask_dir", "labels", "class_names", "bad_image", "read_timeout"},
+    "dataset": {
+        "root", "name_list_dir", "mask_dir", "labels", "class_names", "mask_palette", "bad_image", "read_timeout",
+        "max_pixels",
+    },
     "train": {
         "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
         "non_finite", "non_finite_limit", "log_every", "pictures_every", "checkpoint_every", "keep_checkpoints",

@@ -14,7 +14,6 @@ from PIL import Image
 from afa.config.settings import MAX_PIXELS, AugmentationConfig, DatasetConfig
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.images import DamagedImage, TooManyPixels, read_image, read_mask
-from afa.data.transforms import resize, resize_window
 
 # More pixels than allowed, in files that hold hardly any.
 HUGE = {
@@ -99,15 +98,3 @@ def test_a_jpeg_that_passes_over_its_pixels_again_and_again_is_refused(tmp_path:
     # A phone's film behind the image is no part of it.
     (tmp_path / "film.jpg").write_bytes(content + b"\xff\xda" * 2000)
     assert read_image(tmp_path / "film.jpg").shape == (64, 64, 3)
-
-
-@pytest.mark.parametrize("resampling", ["pil", "opencv"])
-@pytest.mark.parametrize("size", [(61, 97), (40, 63), (17, 30), (7, 5), (40, 200)])
-def test_a_window_is_the_part_of_the_whole(size: tuple[int, int], resampling: str) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 63, 3), np.uint8)
-    whole = resize(image, size, resampling).astype(int)
-    height, width = size
-    for rows in ((0, height), (height // 3, height // 3 + 1), (height // 2, height)):
-        for columns in ((0, width // 2), (width // 4, width), (width - 1, width)):
-            window = resize_window(image, size, rows, columns, resampling)
-            assert np.abs(window - whole[slice(*rows), slice(*columns)]).max() <= 1

@@ -189,4 +189,4 @@ def test_colour_masks_serve_evaluation_labels_and_check(tmp_path: Path) -> None:
     write_label_file(output, masks=tmp_path / "masks", mask_palette=tmp_path / "colours.txt")
     assert output.read_text().count('["dog"]') == 2
     config.mask_palette = None
-    assert {problem.kind for problem in check_data(config).problems} == {"mask-channels"}
+    assert "mask-channels" in {problem.kind for problem in check_data(config).problems}
