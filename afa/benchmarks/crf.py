@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     image = _read(args.image, args.size) if args.image else noise_image(*args.size)
-    probabilities = _probabilities(args.classes, args.present, args.size)
+    probabilities = random_probabilities(args.classes, args.present, args.size)
     every = DenseCRF(iterations=args.iterations)
     merged = DenseCRF(iterations=args.iterations, negligible=args.negligible)
     runs: dict[str, Callable[[], Tensor]] = {
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     settings = (image, probabilities, args.iterations, torch.get_num_threads())
     memory = {
-        "all classes": _peak_memory(*settings, None),
-        "negligible classes merged": _peak_memory(*settings, args.negligible),
+        "all classes": peak_memory(*settings, None),
+        "negligible classes merged": peak_memory(*settings, args.negligible),
     }
     kept = int((probabilities.amax(dim=(1, 2)) >= args.negligible).sum())
     height, width = args.size
@@ -126,7 +126,7 @@ def _read(path: Path, size: list[int]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _probabilities(classes: int, present: int, size: list[int]) -> Tensor:
+def random_probabilities(classes: int, present: int, size: list[int]) -> Tensor:
     """Smooth scores in which `present` classes are likely somewhere and the others nowhere; [C, H, W]."""
     coarse = torch.randn(1, classes, size[0] // 32 + 2, size[1] // 32 + 2, generator=torch.Generator().manual_seed(1))
     coarse[:, :present] *= 2
@@ -154,7 +154,7 @@ def _peer(image: Tensor, probabilities: Tensor, iterations: int) -> Callable[[],
     return infer
 
 
-def _peak_memory(
+def peak_memory(
     image: Tensor, probabilities: Tensor, iterations: int, threads: int, negligible: float | None
 ) -> float | None:
     """Memory in MB that one inference takes at its peak, in a fresh process; None where the system does not tell."""

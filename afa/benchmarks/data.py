@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for path in paths:
             read_image(path)  # What cannot be read is said in one line, before other decoders meet it.
         samples = {
-            "baseline (Pillow)": _Baseline(arguments.crop),
-            "afa, resampling pil": _Sample(arguments.crop, "pil"),
-            "afa, resampling opencv": _Sample(arguments.crop, "opencv"),
+            "baseline (Pillow)": Baseline(arguments.crop),
+            "afa, resampling pil": TrainingSample(arguments.crop, "pil"),
+            "afa, resampling opencv": TrainingSample(arguments.crop, "opencv"),
         }
         decoders: dict[str, Candidate] = {
             "pillow": lambda path, _: read_image(path),
@@ -125,7 +125,7 @@ def measure(candidates: dict[str, Any], paths: Sequence[Path], rounds: int) -> d
     return seconds
 
 
-class _Baseline:
+class Baseline:
     """The transform as it is commonly written with Pillow and NumPy."""
 
     def __init__(self, crop_size: int) -> None:
@@ -149,7 +149,7 @@ class _Baseline:
         return torch.from_numpy(((crop - self.mean) / self.std).transpose(2, 0, 1).copy())
 
 
-class _Sample:
+class TrainingSample:
     """What :class:`afa.data.dataset.TrainingImages` does for an image."""
 
     def __init__(self, crop_size: int, resampling: str) -> None:

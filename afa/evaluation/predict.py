@@ -19,7 +19,7 @@ from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize, scaled_size
 
 # A map of full size is made for so many values at once when only its arg max is wanted.
-_VALUES_AT_ONCE = 2**25
+VALUES_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def arg_max_at(scores: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         int64 [B, H, W]; of equal scores the first channel wins.
     """
-    at_once = max(1, _VALUES_AT_ONCE // (len(scores) * size[0] * size[1]))
+    at_once = max(1, VALUES_AT_ONCE // (len(scores) * size[0] * size[1]))
     best: Tensor | None = None
     winner: Tensor | None = None
     for start in range(0, scores.shape[1], at_once):

@@ -23,8 +23,8 @@ from afa.ops.cam import normalise_cams, resize
 from afa.ops.dense_crf import DenseCRF
 
 # Beyond this long side a picture holds no detail that PAR, DenseCRF or the network would use.
-_DETAIL_LONG_SIDE = 1024
-_MOST_TOKENS = 4096
+DETAIL_LONG_SIDE = 1024
+MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Predictor:
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
         """The picture, shrunk where it is larger than anything that follows needs."""
-        limit = max(self.config.test.long_side, _DETAIL_LONG_SIDE)
+        limit = max(self.config.test.long_side, DETAIL_LONG_SIDE)
         if max(image.shape) <= limit:
             return np.ascontiguousarray(image)
         height, width = long_side_size(image.shape[:2], limit)
@@ -168,7 +168,7 @@ class Predictor:
         long_side = self.config.test.long_side
         if not long_side:
             tokens = detail.shape[0] * detail.shape[1] * (largest_scale / math.prod(self.network.encoder.strides)) ** 2
-            long_side = int(max(detail.shape) * min(1.0, (_MOST_TOKENS / tokens) ** 0.5))
+            long_side = int(max(detail.shape) * min(1.0, (MOST_TOKENS / tokens) ** 0.5))
         smallest = math.ceil(1 / min(1.0, *self.config.cam.scales, *self.config.test.scales))
         size = long_side_size(detail.shape[:2], long_side, smallest)
         normalised = normalise(detail, self.config.dataset.image_mean, self.config.dataset.image_std)

@@ -84,7 +84,7 @@ class PermutohedralLattice:
             The codes of all vertices, sorted.
         """
         corners = self._dim + 1
-        sorted_codes, order = _sort_with_order(codes.flatten())
+        sorted_codes, order = sort_with_order(codes.flatten())
         first = torch.ones_like(sorted_codes, dtype=torch.bool)
         torch.ne(sorted_codes[1:], sorted_codes[:-1], out=first[1:])
         starts = first.nonzero().flatten()
@@ -245,7 +245,7 @@ def _vertex_codes(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     return codes.view(batch * points, corners), radix
 
 
-def _sort_with_order(codes: Tensor) -> tuple[Tensor, Tensor]:
+def sort_with_order(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Sort non-negative int64 codes [E]; returns them with their former places, equal codes in their former order."""
     place_bits = max(1, (codes.shape[0] - 1).bit_length())
     if codes.device.type == "cpu" and int(codes.max()) < 1 << (63 - place_bits):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from golden import SMALL_MODEL
 from run_tool import Result, RunTool
 
 from afa.benchmarks import crf
@@ -20,11 +22,8 @@ TINY = {
     command: arguments.split()
     for command, arguments in {
         "step": "--encoder mit_b0 --crop 64 --batch 2 --repeats 1",
-        "operators": "--encoder mit_b0 --crop 32 --batch 1 --repeats 2",
         "par": "--size 24 --repeats 1",
         "growth": "--encoder mit_b0 --batch 1 --repeats 1 --vary crop --values 32 64",
-        "reg": "--encoder mit_b0 --crop 64 --batch 1 --repeats 1",
-        "data": "--count 1 --rounds 1 --crop 64",
         "crf": "--size 24 32 --classes 4 --present 2 --iterations 2 --repeats 1 --threads 1",
     }.items()
 }
@@ -54,14 +53,17 @@ def bench(run_tool: RunTool, tmp_path: Path) -> Bench:
     return Bench(run_tool, tmp_path)
 
 
-@pytest.mark.parametrize("command", ["reg", "data"])
-def test_runs_and_writes_its_figures(command: str, bench: Bench) -> None:
-    assert bench.figures(command, *TINY[command])
-    assert len(bench.printed.splitlines()) > 1
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration whose network takes no time."""
+    path = tmp_path_factory.mktemp("benchmarks") / "mine.yaml"
+    settings = {"model": SMALL_MODEL, "augmentation": {"crop_size": 32}, "train": {"batch_size": 1}}
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
 
 
 def test_crf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crf, "_peak_memory", lambda *_: None)  # has a test, and takes a process, of its own
+    monkeypatch.setattr(crf, "peak_memory", lambda *_: None)  # has a test, and takes a process, of its own
     assert bench.figures("crf", *TINY["crf"])
     assert "all classes" in bench.printed
 
@@ -79,17 +81,19 @@ def test_step(bench: Bench) -> None:
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
 
 
-def test_classification_step_makes_no_labels(bench: Bench) -> None:
-    figures = bench.figures("step", *TINY["step"], "--stage", "classification", "--precision", "bf16")
+def test_classification_step_makes_no_labels(bench: Bench, small_model: str) -> None:
+    figures = bench.figures(
+        "step", "--config", small_model, "--repeats", "1", "--stage", "classification", "--precision", "bf16"
+    )
     assert figures["precision"] == "bf16"
     for phase in ("cam", "propagation", "par", "labels"):
         assert figures["phases_s"][phase] == 0
     assert figures["step_gflop"] < 1.2 * figures["floor_gflop"]
 
 
-def test_operators_add_up(bench: Bench) -> None:
-    figures = bench.figures("operators", *TINY["operators"])
-    assert (figures["encoder"], figures["crop"], figures["batch"], figures["repeats"]) == ("mit_b0", 32, 1, 2)
+def test_operators_add_up(bench: Bench, small_model: str) -> None:
+    figures = bench.figures("operators", "--config", small_model, "--repeats", "2")
+    assert (figures["encoder"], figures["crop"], figures["batch"], figures["repeats"]) == ("custom", 32, 1, 2)
     rows = figures["operators"]
     assert sum(row["s"] for row in rows.values()) == pytest.approx(figures["sum_s"])
     assert {"aten.addmm", "aten.convolution", "aten.convolution_backward", "aten.native_layer_norm"} <= set(rows)
@@ -100,12 +104,10 @@ def test_operators_add_up(bench: Bench) -> None:
     assert " more " in bench.printed
 
 
-def test_step_of_a_configuration(bench: Bench, tmp_path: Path) -> None:
-    settings = tmp_path / "mine.yaml"
-    settings.write_text("model:\n  encoder: mit_b0\naugmentation:\n  crop_size: 32\ntrain:\n  batch_size: 1\n")
-    done = bench("step", "--config", str(settings), "--repeats", "1", "--classes", "4")
+def test_step_of_a_configuration(bench: Bench, small_model: str) -> None:
+    done = bench("step", "--config", small_model, "--repeats", "1", "--classes", "4")
     assert done.returncode == 0, done.stderr
-    assert "mit_b0, crop 32, batch 1, 4 classes" in done.stdout
+    assert "custom, crop 32, batch 1, 4 classes" in done.stdout
 
 
 def test_par(bench: Bench) -> None:
@@ -131,6 +133,9 @@ def test_growth(bench: Bench) -> None:
         (("step", "--classes", "3", "--present", "3"), "--present"),
         (("step", "--config", "nowhere.yaml"), "nowhere.yaml"),
         (("par", "--size", "0"), "--size"),
+        (("reg", "--crop", "0"), "--crop"),
+        (("data", "--count", "0"), "--count"),
+        (("crf", "--repeats", "0"), "--repeats"),
         (("eval", "--repeats", "0"), "--repeats"),
         (("par", "--json", "nowhere/figures.json"), "no folder"),
         (("growth", "--values", "32"), "--vary"),

@@ -19,7 +19,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_measures_without_pydensecrf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    monkeypatch.setattr(benchmark, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *_: None)
     table = benchmark.run(parse("--size", "20", "30", "--classes", "6", "--repeats", "2", "--iterations", "2"))
     assert table["all classes"]["median_s"] > 0 and table["negligible classes merged"]["median_s"] > 0
     assert table["kept"] == 3 and 0 < table["moved_by_merging"] < 1e-2
@@ -28,8 +28,8 @@ def test_measures_without_pydensecrf(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_memory_is_that_of_one_inference() -> None:
     image = noise_image(60, 80)
-    probabilities = benchmark._probabilities(4, 2, [60, 80])
-    extra = benchmark._peak_memory(image, probabilities, 2, 1, None)
+    probabilities = benchmark.random_probabilities(4, 2, [60, 80])
+    extra = benchmark.peak_memory(image, probabilities, 2, 1, None)
     assert extra is not None or not Path("/proc/self/clear_refs").exists()
     assert extra is None or 0 < extra < 100
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from afa.benchmarks.data import _Baseline, _Sample, add_arguments, run
+from afa.benchmarks.data import Baseline, TrainingSample, add_arguments, run
 from afa.benchmarks.pictures import make_jpegs
 from afa.errors import UserError
 
@@ -31,7 +31,7 @@ def test_it_measures_samples_and_decoders(tmp_path: Path) -> None:
 
 def test_the_baseline_does_the_same_work(tmp_path: Path) -> None:
     (path,) = make_jpegs(tmp_path, 1)
-    baseline, sample = _Baseline(512)(path, 3), _Sample(512, "pil")(path, 3)
+    baseline, sample = Baseline(512)(path, 3), TrainingSample(512, "pil")(path, 3)
     assert baseline.shape == sample.shape == (3, 512, 512) and baseline.dtype == sample.dtype
     # Not the same draws of place, but the same scale: as much of the crop shows image.
     padding = -np.float32(123.675) / np.float32(58.395)

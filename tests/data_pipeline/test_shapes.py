@@ -106,17 +106,16 @@ def test_seeds_differ_and_splits_differ(tmp_path: Path) -> None:
     assert len(images) == len(set(images)) == 4
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_half_way_it_goes_on_to_the_same_bytes(tmp_path: Path, run_tool, workers: int) -> None:
-    arguments = ("--train", 200, "--val", 4, "--size", 96)
+def test_killed_half_way_it_goes_on_to_the_same_bytes(tmp_path: Path, run_tool) -> None:
+    arguments = ("--train", 66, "--val", 2, "--size", 32)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_tool("make_shapes.py", whole, *arguments, "--workers", 3 - workers)
+    run_tool("make_shapes.py", whole, *arguments, "--workers", 2)
     masks = killed / "SegmentationClass"
-    done = kill_half_way(tool_command("make_shapes.py", killed, *arguments, "--workers", workers), masks, 5)
-    assert 5 <= done < 204 and not (killed / "manifest.json").exists()
+    kill_half_way(masks, 5, "make_shapes.py", killed, *arguments, "--workers", 1)
+    assert not (killed / "manifest.json").exists()
     # One picture without its mask, as a kill between the two leaves it.
     min(masks.glob("[!.]*.png")).unlink()
-    run_tool("make_shapes.py", killed, *arguments, "--workers", 2)
+    run_tool("make_shapes.py", killed, *arguments, "--workers", 1)
     assert tree_bytes(killed) == tree_bytes(whole)
 
 

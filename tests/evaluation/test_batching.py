@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from scored import CLASS_NAMES
 from torch import Tensor, nn
 
 from afa.config import Config
@@ -12,7 +13,6 @@ from afa.data.loader import evaluation_loader
 from afa.evaluation.batching import by_size
 from afa.evaluation.evaluate import evaluate
 from afa.models import AFANet
-from tests.evaluation.conftest import CLASS_NAMES
 
 SIZES = [(4, 6), (6, 4), (4, 6), (5, 5), (4, 6), (6, 4), (4, 6), (6, 4), (7, 7)]
 

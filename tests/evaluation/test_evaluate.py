@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forked import ForkedTool
+from scored import CLASS_NAMES
 from torch import Tensor
 
 from afa.config import Config, config_to_dict
@@ -19,7 +20,6 @@ from afa.evaluation.predict import multi_scale_logits
 from afa.methods.pseudo_labels import plain_label, propagate_cams
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize
-from tests.evaluation.conftest import CLASS_NAMES
 
 NAMES = ["background", *CLASS_NAMES]
 

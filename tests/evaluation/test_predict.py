@@ -184,7 +184,7 @@ def test_arg_max_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(2, 7, 5, 6)
     scores[:, 3] = scores[:, 2]
     whole = resize(scores, (31, 20)).argmax(dim=1)
-    monkeypatch.setattr("afa.evaluation.predict._VALUES_AT_ONCE", 2 * 2 * 31 * 20)
+    monkeypatch.setattr("afa.evaluation.predict.VALUES_AT_ONCE", 2 * 2 * 31 * 20)
     assert torch.equal(arg_max_at(scores, (31, 20)), whole)
 
 

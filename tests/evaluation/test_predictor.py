@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scored import CLASS_NAMES
 
 from afa.config import Config
 from afa.data.transforms import normalise
@@ -13,7 +14,6 @@ from afa.methods.pseudo_labels import propagated_label, refined_label
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam
 from afa.ops.par import PAR
-from tests.evaluation.conftest import CLASS_NAMES
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -60,8 +60,8 @@ def test_without_labels_the_classifier_decides(predictor: Predictor, network: AF
 def test_network_never_sees_more_tokens_than_memory_allows(
     predictor: Predictor, network: AFANet, kinds: tuple[str, ...], most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afa.evaluation.predictor._MOST_TOKENS", 64)
-    monkeypatch.setattr("afa.evaluation.predictor._DETAIL_LONG_SIDE", 400)
+    monkeypatch.setattr("afa.evaluation.predictor.MOST_TOKENS", 64)
+    monkeypatch.setattr("afa.evaluation.predictor.DETAIL_LONG_SIDE", 400)
     predictor.config = replace(predictor.config, test=replace(predictor.config.test, long_side=0))
     sizes: list[tuple[int, int]] = []
     network.encoder.register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[-2:])))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,29 @@ def tool_environment() -> dict[str, str]:
     return {**os.environ, **TOOL_VARIABLES}
 
 
-def kill_half_way(command: Sequence[str], folder: Path, files: int) -> int:
-    """Run a command in a process group, kill all of it when a folder holds so many PNG files; returns how many."""
+# A command that dies, as by kill -9, when it has written so many masks and is about to give the next one its name.
+DIES_HALF_WAY = """
+import os, runpy, signal, sys
+left, replace = int(sys.argv[1]), os.replace
+def count(source, target):
+    global left
+    if str(target).endswith(".png"):
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+    replace(source, target)
+os.replace = count
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-    def count() -> int:
-        return len(list(folder.glob("[!.]*.png")))
 
-    # At low priority, so that a busy machine does not let it finish before it is killed.
-    process = subprocess.Popen(
-        ["nice", "-n", "19", *command], env=tool_environment(), start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and count() < files:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return count()
+def kill_half_way(masks: Path, files: int, tool: str, *arguments: object) -> None:
+    """Run a command that dies when a folder holds so many masks; the next one lies half-written beside them."""
+    python, *script = tool_command(tool, *arguments)
+    done = subprocess.run([python, "-c", DIES_HALF_WAY, str(files), *script], env=tool_environment())
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(masks.glob("[!.]*.png"))) == files and len(list(masks.glob(".*.part.png"))) == 1
 
 
 def write_image(path: Path, size: tuple[int, int] = (48, 64), seed: int = 0, **options: Any) -> None:

@@ -28,6 +28,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 from forked import Forked, enter, start_process
+from golden import SMALL_MODEL
 
 from afa.data.shapes import ShapesStyle, make_shapes
 
@@ -46,13 +47,7 @@ def tiny_settings(data: Path, output: Path) -> dict[str, Any]:
     return {
         "dataset": {"type": "voc", "root": str(data), "train_split": "train", "val_split": "val"},
         "augmentation": {"crop_size": 64, "scale_min": 0.75, "scale_max": 1.25},
-        "model": {
-            "encoder": "custom",
-            "widths": [8, 16, 20, 32],
-            "depths": [1, 1, 1, 2],
-            "heads": [1, 2, 5, 8],
-            "decoder_width": 16,
-        },
+        "model": {**SMALL_MODEL, "drop_path": 0.1, "decoder_dropout": 0.1},
         "affinity": {"radius": 2},
         "cam": {"scales": [1.0]},
         "par": {"iterations": 2, "dilations": [1, 2]},

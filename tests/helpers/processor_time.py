@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-SHOWN = int(os.environ.get("SHOWN", 10))
+SHOWN = 10
 
 
 class Processes:
@@ -97,7 +97,7 @@ class ProcessorTime:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The sum, and the dearest tests."""
-        # Workers have ended: the first process has them among its children, but not the fork servers that they leave.
+        # Workers have told theirs; the first process has them among its children too, without what they left behind.
         own = os.times()
         first = (own.user, own.system) if self.workers else self.processes.spent()
         user, system = (sum(column) for column in zip(*self.workers, first, strict=True))

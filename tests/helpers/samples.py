@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import golden
 import torch
 import yaml
 from run_tool import Result
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from afa.config import Config, ModelConfig, config_to_dict
-from afa.models import AFANet, build_network
+from afa.models import AFANet
 from afa.weights.facts import FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE, pack_facts
 from afa.weights.reading import file_checksum
 
@@ -25,14 +26,11 @@ NAMES = ["cat", "dog", "cow", "bus", "car"]
 
 
 def small_settings() -> ModelConfig:
-    return ModelConfig(
-        encoder="custom", widths=[8, 16, 20, 32], depths=[1, 1, 1, 2], heads=[1, 2, 5, 8], decoder_width=16
-    )
+    return golden.small_config().model
 
 
 def small_network(seed: int = 0, num_classes: int = 6) -> AFANet:
-    torch.manual_seed(seed)
-    return build_network(small_settings(), num_classes).eval()
+    return golden.small_network(num_classes, seed)
 
 
 def published(name: str) -> dict[str, Tensor]:

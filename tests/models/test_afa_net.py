@@ -12,6 +12,7 @@ from torch import Tensor
 from afa.config import ModelConfig
 from afa.models import VARIANTS, AFANet, MixTransformer, build_network
 from afa.models.decoder import SegFormerDecoder
+from afa.models.mit import DropPath
 
 
 @pytest.mark.parametrize("pooling", ["gmp", "gap"])
@@ -208,6 +209,16 @@ def test_stochastic_depth_rises_over_all_blocks_and_only_in_training() -> None:
     assert torch.equal(network(image).cls_logits, network(image).cls_logits)
     network.train()
     assert not torch.equal(network(image).cls_logits, network(image).cls_logits)
+
+
+def test_stochastic_depth_drops_branches_of_whole_images_and_scales_up_the_rest() -> None:
+    drop, branch = DropPath(0.25).train(), random_image(400, 2, 3)
+    torch.manual_seed(7)
+    found = drop(branch)
+    torch.manual_seed(7)
+    kept = torch.empty(400, 1, 1).bernoulli_(0.75)
+    assert torch.equal(found, branch * (kept / 0.75)) and 0.6 < kept.mean() < 0.9
+    assert drop.eval()(branch) is branch
 
 
 def test_initial_weights() -> None:

@@ -5,7 +5,7 @@ import torch
 from golden import Agreement, load_golden
 from torch import Tensor
 
-from afa.ops.permutohedral import PermutohedralLattice, _sort_with_order
+from afa.ops.permutohedral import PermutohedralLattice, sort_with_order
 
 
 def random_features(batch: int, dim: int, points: int, spread: float = 2.0, **kwargs: object) -> Tensor:
@@ -142,7 +142,7 @@ def test_distant_points_never_meet() -> None:
 def test_sort_keeps_equal_codes_in_order(bits: int) -> None:
     codes = torch.randint(0, 50, (3000,), generator=torch.Generator().manual_seed(bits)) * (2**bits // 50)
     before = codes.clone()
-    found, order = _sort_with_order(codes)
+    found, order = sort_with_order(codes)
     expected, expected_order = torch.sort(before, stable=True)
     assert torch.equal(found, expected) and torch.equal(order, expected_order)
 

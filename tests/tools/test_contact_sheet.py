@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_tool import RunTool
+from scored import CLASS_NAMES, small_config, small_network
 
 from afa.weights import pack_metadata, save_network
-from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
 
 
 @pytest.fixture

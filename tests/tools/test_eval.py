@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from run_tool import RunTool
+from scored import CLASS_NAMES, small_config, small_network
 
 from afa.config import Config, config_to_dict
 from afa.data.loader import evaluation_loader
@@ -17,7 +18,6 @@ from afa.models import AFANet
 from afa.weights import pack_metadata, save_network
 from afa.weights.facts import FACTS_FILE, WEIGHTS_FILE, pack_facts
 from afa.weights.reading import file_checksum
-from tests.evaluation.conftest import CLASS_NAMES, small_config, small_network
 
 REPOSITORY = Path(__file__).parents[2]
 

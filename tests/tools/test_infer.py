@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import SMALL_MODEL
 from PIL import Image
 from run_tool import RunTool
+from scored import CLASS_NAMES, small_network
 
 from afa.config import config_from_dict
 from afa.data.palette import voc_palette
@@ -20,7 +22,6 @@ from afa.evaluation.pictures import find_pictures
 from afa.evaluation.predictor import Predictor
 from afa.evaluation.results import WantedResults
 from afa.weights import pack_metadata, save_network
-from tests.evaluation.conftest import CLASS_NAMES, SMALL_MODEL, small_network
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
     pictures.mkdir()
     Image.fromarray(noise(60, 80, 1)[:, :, 0]).save(pictures / "grey.png")
     Image.fromarray(noise(50, 70, 4), "RGBA").save(pictures / "transparent.png")
-    save(pictures / "large.jpg", 3000, 4000, quality=60)
+    save(pictures / "large.jpg", 1200, 1600, quality=60)
     save(pictures / "tiny.png", 20, 20)
     (pictures / "text.jpg").write_text("this is no image")
     (pictures / "empty").write_bytes(b"")
@@ -86,7 +87,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
         for name in names
         for kind, suffix in [("masks", "png"), ("cams", "npz"), ("overlays", "jpg"), ("cam_overlays", "jpg")]
     }
-    sizes = {"grey": (60, 80), "transparent": (50, 70), "large": (3000, 4000), "tiny": (20, 20)}
+    sizes = {"grey": (60, 80), "transparent": (50, 70), "large": (1200, 1600), "tiny": (20, 20)}
     listed = json.loads((out / "pictures.json").read_text())
     assert set(listed) == names
     for name, size in sizes.items():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import ForkedTool
 from run_tool import RunTool
 from samples import (
     MEAN,
@@ -32,16 +31,16 @@ from afa.errors import UserError
 from afa.weights import load_network, load_segmenter, open_checkpoint, pack_metadata, save_huggingface, save_network
 
 
-def test_command_converts_through_every_layout_and_back(tmp_path: Path) -> None:
+def test_command_converts_through_every_layout_and_back(tmp_path: Path, run_tool: RunTool) -> None:
     write_checkpoint(tmp_path / "run/checkpoints/step_00000004", seed=1, step=4)
     (tmp_path / "run/checkpoints/last").symlink_to("step_00000004")
     ours, released, exported = tmp_path / "a.safetensors", tmp_path / "b.pth", tmp_path / "c"
-    first = ForkedTool("convert_weights.py", tmp_path / "run", ours, "--format", "afa").wait()
-    others = [
-        ForkedTool("convert_weights.py", ours, released, "--format", "released"),
-        ForkedTool("convert_weights.py", ours, exported, "--format", "huggingface"),
-    ]
-    for outcome in (first, *(other.wait() for other in others)):
+    for source, destination, layout in (
+        (tmp_path / "run", ours, "afa"),
+        (ours, released, "released"),
+        (ours, exported, "huggingface"),
+    ):
+        outcome = run_tool("convert_weights.py", source, destination, "--format", layout)
         assert outcome.returncode == 0, outcome.stderr
         assert "5 classes and the background" in outcome.stdout and "sha256" in outcome.stderr
     assert open_checkpoint(ours).step == 4
@@ -56,7 +55,7 @@ def test_command_converts_through_every_layout_and_back(tmp_path: Path) -> None:
     assert config["strides"] == [4, 2, 2, 1]
 
 
-def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) -> None:
+def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path, run_tool: RunTool) -> None:
     good, trace = tmp_path / "good.safetensors", write_foreign_files(tmp_path)
     save_network(small_network(), good, pack_metadata(Config(model=small_settings()), NAMES, None))
     torch.save({"state_dict": small_network().state_dict()}, tmp_path / "good.pth")
@@ -96,13 +95,15 @@ def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path) 
         with pytest.raises(UserError, match=re.escape(message)):
             open_checkpoint(tmp_path / name, *more)
     destination = tmp_path / "out.pth"
-    process = ForkedTool("convert_weights.py", tmp_path / "flipped.safetensors", destination, "--format", "released")
-    assert "checksum" in refused(process.wait())
+    outcome = run_tool("convert_weights.py", tmp_path / "flipped.safetensors", destination, "--format", "released")
+    assert "checksum" in refused(outcome)
     assert not destination.exists()
     assert not trace.exists()
 
 
-def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(tmp_path: Path) -> None:
+def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(
+    tmp_path: Path, run_tool: RunTool
+) -> None:
     make_shapes(tmp_path / "shapes", train=2, val=1, seed=0, style=ShapesStyle(size=64), workers=1)
     trace = write_foreign_files(tmp_path)
     (tmp_path / "truncated.pth").write_bytes((tmp_path / "mit_b2.pth").read_bytes()[:20000])
@@ -115,12 +116,9 @@ def test_training_refuses_pretrained_weights_that_are_none_and_leaves_nothing(tm
     }
     output = tmp_path / "output"
     settings = (f"train.output={output}", "train.device=cpu", "dataset.train_split=train", "train.workers=0")
-    processes = [
-        ForkedTool("train.py", tmp_path / "run.yaml", *settings, f"model.pretrained={tmp_path / name}")
-        for name in cases
-    ]
-    for process, message in zip(processes, cases.values(), strict=True):
-        assert message in refused(process.wait())
+    for name, message in cases.items():
+        outcome = run_tool("train.py", tmp_path / "run.yaml", *settings, f"model.pretrained={tmp_path / name}")
+        assert message in refused(outcome)
     assert not output.exists()
     assert not trace.exists()
 

@@ -1,0 +1,326 @@
+#!/usr/bin/env python
+"""Plant small mistakes in the package, one at a time, and see whether the tests notice.
+
+    python tests/mutants.py                       all of them
+    python tests/mutants.py sampler losses        those whose place or text holds one of these words
+    python tests/mutants.py --tree ../other       those of another working tree, with its tests
+
+Each mistake is planted in a copy; the tree itself is left alone. The test files that should notice run first, and stop
+at the first failure; a mistake that they miss meets the whole suite. Exit code 1 where a mistake survives.
+
+A change of the package may move a text: the script names the entry, which is mended here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[1]
+# A mistake may make the package wait for ever; no run of sound tests comes near this.
+SECONDS = 3600
+
+
+class Mutant(NamedTuple):
+    """A small mistake.
+
+    Attributes:
+        file: Where it is planted.
+        old: Occurs there exactly once.
+        new: Takes its place.
+        tests: Files below ``tests/`` that should notice.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    # Operators.
+    Mutant("afa/ops/cam.py", "fused = torch.maximum(", "fused = torch.minimum(", "ops/test_cam.py"),
+    Mutant("afa/ops/par.py", "variance.div_(count - 1)", "variance.div_(count)", "ops/test_par.py"),
+    Mutant("afa/ops/random_walk.py", "sum(dim=1, keepdim=True)", "sum(dim=2, keepdim=True)", "ops/test_random_walk.py"),
+    Mutant(
+        "afa/ops/random_walk.py",
+        "near_rows = (rows[:, None] - rows).abs() <= radius",
+        "near_rows = (rows[:, None] - rows).abs() < radius",
+        "ops/test_random_walk.py",
+    ),
+    Mutant("afa/ops/permutohedral.py", "[0.5, 1.0, 0.5]", "[0.5, 0.9, 0.5]", "ops/test_permutohedral.py"),
+    Mutant("afa/ops/dense_crf.py", ".add_(log_p_chunk)", "", "ops/test_dense_crf.py"),
+    Mutant(
+        "afa/ops/dense_energy.py",
+        "gate[label == ignore_index] = 1",
+        "gate[label == ignore_index] = 0",
+        "ops/test_dense_energy.py",
+    ),
+    # Models.
+    Mutant(
+        "afa/models/mit.py",
+        "self.drop_path = DropPath(drop_path)",
+        "self.drop_path = DropPath(0.0)",
+        "models/test_afa_net.py",
+    ),
+    Mutant(
+        "afa/models/mit.py",
+        "query.shape[-1] ** -0.5",
+        "query.shape[-1] ** -1",
+        "models/test_afa_net.py",
+    ),
+    Mutant(
+        "afa/models/decoder.py",
+        'size=full_size, mode="bilinear", align_corners=False',
+        'size=full_size, mode="bilinear", align_corners=True',
+        "models/test_afa_net.py",
+    ),
+    Mutant(
+        "afa/models/afa_net.py",
+        "return F.conv2d(feature.detach(), self.classifier.weight.detach())",
+        "return F.conv2d(feature, self.classifier.weight)",
+        "models/test_afa_net.py",
+    ),
+    # Methods.
+    Mutant(
+        "afa/methods/losses.py",
+        "(label != 0) & (label != IGNORE)",
+        "(label != 0)",
+        "methods/test_losses.py",
+    ),
+    Mutant(
+        "afa/methods/losses.py",
+        "(positive * (1 - affinity)).sum()",
+        "(positive * affinity).sum()",
+        "methods/test_losses.py",
+    ),
+    Mutant(
+        "afa/methods/pseudo_labels.py",
+        "torch.where(score <= background, 0, winner + 1)",
+        "torch.where(score < background, 0, winner + 1)",
+        "methods/test_pseudo_labels.py",
+    ),
+    Mutant(
+        "afa/methods/pseudo_labels.py",
+        "(rows < y1)",
+        "(rows <= y1)",
+        "methods/test_pseudo_labels.py",
+    ),
+    Mutant(
+        "afa/methods/afa.py",
+        "cls_only = step <= schedule.cls_until",
+        "cls_only = step < schedule.cls_until",
+        "methods/test_afa_method.py engine/test_trajectory.py",
+    ),
+    Mutant(
+        "afa/methods/afa.py",
+        "if step <= schedule.refined_until:",
+        "if step < schedule.refined_until:",
+        "methods/test_afa_method.py engine/test_trajectory.py",
+    ),
+    Mutant(
+        "afa/methods/afa.py",
+        "if weights.reg.weight and not cls_only:",
+        "if False and not cls_only:",
+        "methods/test_afa_method.py",
+    ),
+    # Data.
+    Mutant("afa/data/transforms.py", "if mirrored:", "if not mirrored:", "data_pipeline/test_transforms.py"),
+    Mutant(
+        "afa/data/sampler.py",
+        "first = step * self.global_batch + self.rank * self.share",
+        "first = step * self.global_batch",
+        "data_pipeline/test_batches.py",
+    ),
+    Mutant(
+        "afa/data/sampler.py",
+        "default_rng((self.seed, epoch, ",
+        "default_rng((self.seed, 0, ",
+        "data_pipeline/test_batches.py",
+    ),
+    Mutant(
+        "afa/data/labels.py",
+        "if value != 0 and value != ignore_index",
+        "if value != 0",
+        "data_pipeline/test_class_labels.py data_pipeline/test_prepare_voc.py",
+    ),
+    Mutant(
+        "afa/data/layout.py",
+        "if len(set(names)) != len(names):",
+        "if False:",
+        "data_pipeline/test_batches.py data_pipeline/test_check_data.py",
+    ),
+    Mutant(
+        "afa/data/dataset.py",
+        "if mask.shape != image.shape[:2]:",
+        "if False:",
+        "data_pipeline/test_batches.py data_pipeline/test_images.py",
+    ),
+    # Weights.
+    Mutant(
+        "afa/weights/reading.py",
+        "if _CHECKSUM in metadata and metadata[_CHECKSUM] != content_checksum(tensors, metadata):",
+        "if False:",
+        "weights/test_weights_commands.py weights/test_reading.py",
+    ),
+    Mutant(
+        "afa/weights/layouts.py",
+        'zip("kv", tensor.chunk(2), strict=True)',
+        'zip("vk", tensor.chunk(2), strict=True)',
+        "weights/test_loading.py test_transformers_witness.py",
+    ),
+    Mutant(
+        "afa/weights/loading.py",
+        "if not torch.isfinite(tensor).all()]",
+        "if False]",
+        "weights/test_loading.py weights/test_reading.py",
+    ),
+    # Engine.
+    Mutant(
+        "afa/engine/optimisation.py",
+        "return (1 - step / steps) ** power",
+        "return (1 - (step - warmup_steps) / steps) ** power",
+        "engine/test_optimisation.py",
+    ),
+    Mutant(
+        "afa/engine/loop.py",
+        "self.scaler.scale(total / count if count > 1 else total)",
+        "self.scaler.scale(total)",
+        "engine/test_processes.py",
+    ),
+    Mutant(
+        "afa/engine/loop.py",
+        "step_seed(self.config.train.seed, step, self.runtime.rank)",
+        "step_seed(self.config.train.seed, 0, self.runtime.rank)",
+        "engine/test_trajectory.py engine/test_randomness.py",
+    ),
+    Mutant("afa/engine/loop.py", "score > self.best", "score < self.best", "engine/test_checkpoints.py"),
+    Mutant(
+        "afa/engine/checkpoint.py",
+        "if self.path(step).resolve() != best:",
+        "if True:",
+        "engine/test_checkpoints.py",
+    ),
+    Mutant(
+        "afa/engine/finite.py",
+        "(~(torch.isfinite(norm) & torch.isfinite(step.total.detach())))",
+        "(~torch.isfinite(step.total.detach()))",
+        "engine/test_numbers.py",
+    ),
+    Mutant(
+        "afa/engine/finite.py",
+        'if self.policy == "skip" or self.scaled:',
+        "if self.scaled:",
+        "engine/test_numbers.py",
+    ),
+    # Evaluation.
+    Mutant(
+        "afa/evaluation/metrics.py",
+        "union = labelled + predicted - right",
+        "union = labelled + predicted",
+        "evaluation/test_metrics.py",
+    ),
+    Mutant(
+        "afa/evaluation/predict.py",
+        "plain = (plain + mirrored.flip(-1)) / 2",
+        "plain = (plain + mirrored) / 2",
+        "evaluation/test_predict.py",
+    ),
+    Mutant(
+        "afa/evaluation/predict.py", "better = value > best", "better = value >= best", "evaluation/test_predict.py"
+    ),
+    # Configuration.
+    Mutant("afa/config/checks.py", "if cam.low > cam.high:", "if False:", "test_config.py"),
+    Mutant(
+        "afa/config/checks.py",
+        "min(scales) * augmentation.crop_size < 16",
+        "max(scales) * augmentation.crop_size < 16",
+        "test_config.py",
+    ),
+    # Flags of the commands.
+    Mutant(
+        "afa/evaluation/arguments.py",
+        "test.mirror={str(args.flip).lower()}",
+        "test.mirror=true",
+        "tools/test_eval.py",
+    ),
+    Mutant("tools/eval.py", "cams=args.cams,", "cams=True,", "tools/test_eval.py"),
+    Mutant("tools/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
+    Mutant("tools/train.py", "load_config(args.config, args.overrides)", "load_config(args.config)", "test_config.py"),
+]
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Everything that git does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=source, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, listed):
+        if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, target / name)
+
+
+def dies(tree: Path, tests: list[str]) -> bool:
+    """Whether one of the tests fails."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",  # two mistakes of one length within a second would share it
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    if done.returncode not in (0, 1, 2):  # 2: the tests could not even be imported
+        raise SystemExit(f"error: pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode != 0
+
+
+def main() -> int:
+    """Plant all, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only mistakes whose file or text holds one of these")
+    parser.add_argument("--tree", type=Path, default=REPOSITORY, help="working tree (default: this one)")
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not args.words or any(word in f"{mutant}" for word in args.words)]
+    survivors, misplaced = 0, 0
+    print("| file | mistake | noticed by |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        copy_tree(args.tree.resolve(), tree)
+        for mutant in chosen:
+            path = tree / mutant.file
+            sound = path.read_text(encoding="utf-8") if path.is_file() else ""
+            if sound.count(mutant.old) != 1:
+                misplaced += 1
+                print(
+                    f"| {mutant.file} | `{mutant.old}` occurs {sound.count(mutant.old)} times, not once | - |",
+                    flush=True,
+                )
+                continue
+            path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
+            own = [f"tests/{name}" for name in mutant.tests.split() if (tree / "tests" / name).is_file()]
+            if dies(tree, own):
+                noticed = "its tests"
+            elif dies(tree, ["tests"]):
+                noticed = "the whole suite alone"
+            else:
+                noticed, survivors = "**nobody**", survivors + 1
+            path.write_text(sound, encoding="utf-8")
+            print(f"| {mutant.file} | `{mutant.old}` -> `{mutant.new}` | {noticed} |", flush=True)
+    print(f"\n{len(chosen) - survivors - misplaced} of {len(chosen)} are noticed")
+    return 1 if survivors or misplaced else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
