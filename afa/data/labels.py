@@ -243,7 +243,7 @@ def _read_released(path: Path, num_classes: int) -> Iterator[tuple[str, str, np.
         raise UserError(f"{_WHAT} {path} holds no dictionary of image names")
     for name, vector in table.items():
         values = vector if isinstance(vector, np.ndarray) else _flat_array(vector)
-        if values is None or values.shape != (num_classes,) or not np.isin(values, (0, 1)).all():
+        if values is None or values.shape != (num_classes,) or not ((values == 0) | (values == 1)).all():
             one_more = values is not None and values.shape == (num_classes + 1,)
             hint = "; there is one more: is the background among them?" if one_more else ""
             raise UserError(f"{path}: the labels of '{name}' are not {num_classes} zeros and ones{hint}")

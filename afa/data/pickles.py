@@ -422,8 +422,8 @@ class _Machine:
     def run_on(self) -> tuple[Any, int]:
         """The value, and where the pickle ends."""
         for _ in range(_MOST_STEPS):
-            code = self._take(1)
-            if code == b".":
+            code = self._byte()
+            if code == _STOP:
                 return self._pop(), self._at
             operation = _OPERATIONS.get(code)
             if operation is None:
@@ -441,6 +441,13 @@ class _Machine:
         self._at = end
         return taken
 
+    def _byte(self) -> int:
+        at = self._at
+        if at >= len(self._content):
+            _refuse("it is cut off")
+        self._at = at + 1
+        return self._content[at]
+
     def _skip(self, size: int) -> None:
         self._take(size)
 
@@ -449,7 +456,7 @@ class _Machine:
 
     def _counted(self, code: str) -> bytes:
         """Bytes behind their number."""
-        size = self._number(code)
+        size = self._byte() if code == "<B" else self._number(code)
         return self._take(size) if size >= 0 else _refuse("it is damaged")
 
     def _line(self) -> bytes:
@@ -471,8 +478,9 @@ class _Machine:
         return self._stack.pop()
 
     def _top(self) -> Any:
-        self._push(value := self._pop())
-        return value
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            _refuse("it is damaged")
+        return self._stack[-1]
 
     def _since_mark(self) -> list[Any]:
         if not self._marks:
@@ -501,8 +509,9 @@ class _Machine:
         self._memo[place] = self._top()
 
     def _tuple(self, size: int) -> None:
-        items = [self._pop() for _ in range(size)]
-        self._push(tuple(reversed(items)))
+        if len(self._stack) - size < (self._marks[-1] if self._marks else 0):
+            _refuse("it is damaged")
+        self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
@@ -586,7 +595,8 @@ class _Machine:
 
 
 # Opcodes of the pickle protocols 0 to 5 that plain values need. Texts of Python 2 are read as Latin-1.
-_OPERATIONS: Mapping[bytes, Callable[[_Machine], None]] = {
+_STOP = ord(".")
+_BY_CODE: Mapping[bytes, Callable[[_Machine], None]] = {
     b"\x80": lambda m: m._skip(1),
     b"\x95": lambda m: m._skip(8),  # a frame: how much follows
     b"(": lambda m: m._marks.append(len(m._stack)),
@@ -599,7 +609,7 @@ _OPERATIONS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"I": _Machine._text_int,
     b"L": lambda m: m._push(_whole(int(m._short_line().rstrip(b"L")))),
     b"J": lambda m: m._push(m._number("<i")),
-    b"K": lambda m: m._push(m._number("<B")),
+    b"K": lambda m: m._push(m._byte()),
     b"M": lambda m: m._push(m._number("<H")),
     b"\x8a": lambda m: m._long("<B"),
     b"\x8b": lambda m: m._long("<i"),
@@ -630,10 +640,10 @@ _OPERATIONS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"s": _Machine._set_one,
     b"u": lambda m: m._set(m._since_mark()),
     b"g": lambda m: m._get(int(m._short_line())),
-    b"h": lambda m: m._get(m._number("<B")),
+    b"h": lambda m: m._get(m._byte()),
     b"j": lambda m: m._get(m._number("<I")),
     b"p": lambda m: m._put(int(m._short_line())),
-    b"q": lambda m: m._put(m._number("<B")),
+    b"q": lambda m: m._put(m._byte()),
     b"r": lambda m: m._put(m._number("<I")),
     b"\x94": lambda m: m._put(len(m._memo)),
     b"c": _Machine._global,
@@ -642,3 +652,4 @@ _OPERATIONS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"b": _Machine._build,
     b"Q": _Machine._persistent_id,
 }
+_OPERATIONS = {ord(code): operation for code, operation in _BY_CODE.items()}
