@@ -247,7 +247,7 @@ class TrainConfig:
     workers: int = setting(2, "loader processes per training process", minimum=0)
     seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**63)
     device: str = setting("auto", "auto, cpu, cuda, or cuda:N")
-    threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0)
+    threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0, maximum=1024)
     precision: str = setting(
         "float32",
         "arithmetic of the networks in training; labels, losses and validation stay float32. tf32: float32 with "

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1), from the keyboard (SIGINT), or as the terminal goes (SIGHUP)."""
+"""Being asked to stop: by a cluster (SIGTERM, SIGUSR1), by the keyboard (SIGINT), or by a lost terminal (SIGHUP)."""
 
 from __future__ import annotations
 
