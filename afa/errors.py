@@ -6,7 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
+
+_left_at_once = False
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
@@ -64,6 +67,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
 
 
+def leave_without_waiting() -> None:
+    """Let :func:`run_command` end the process at once: something hangs that nobody can end, and Python would wait."""
+    global _left_at_once
+    _left_at_once = True
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command-line program and turn its outcome into an exit code.
 
@@ -102,4 +111,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {one_line(f'{where}{error.strerror}')}", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
+    if _left_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)

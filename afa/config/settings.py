@@ -95,6 +95,12 @@ class DatasetConfig:
         minimum=1,
         maximum=10_000_000_000,
     )
+    read_timeout: float = setting(
+        120.0,
+        "seconds that images are waited for at most, in training and evaluation; 0: for ever",
+        minimum=0,
+        maximum=86_400,
+    )
 
 
 @dataclass

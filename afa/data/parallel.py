@@ -55,7 +55,7 @@ def map_files(
                 bar.update()
             return
         # spawn: forking a process that already runs threads (torch, OpenCV) may hang.
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), _end_with_parent)
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), end_with_parent)
         try:
             for result in pool.map(function, jobs, chunksize=min(16, -(-len(jobs) // workers))):
                 yield result
@@ -94,8 +94,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed: it would wait for work for ever."""
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does: it might wait for ever otherwise."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()

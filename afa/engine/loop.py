@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from afa.config import Config
 from afa.data.dataset import TrainingImages
 from afa.data.files import remove_unfinished
-from afa.data.loader import training_loader
+from afa.data.loader import LoadingStopped, training_loader
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
 from afa.engine.finite import FiniteGuard, InspectedStep
 from afa.engine.optimisation import build_optimiser, set_learning_rates, update
@@ -95,6 +95,7 @@ class TrainingRun:
                     logger.info("%s is already trained: %d steps are done", self.output, start)
                 return 0
             batches = self._batches(start)
+            stack.callback(batches.close)
             # A checkpoint may have been written before its step was recorded and validated: then that comes first.
             recorded = bool(saved.get("recorded", True))
             self.runtime.on_main(lambda: self._open_output(start, start + 1 if recorded else start))
@@ -119,9 +120,9 @@ class TrainingRun:
         if not recorded and not self._record(start):
             return self._leave(start, None, saved=True, failed=False)
         for step in range(start, settings.steps):
-            with self.stop.kept_from_children() if step == start else nullcontext():
-                micro_batches, failure = self._fetch(batches)
-            verdict = self.runtime.worst(_FAIL if failure else _STOP if self.stop.requested else _GO_ON)
+            micro_batches, failure = self._fetch(batches)
+            stopped = self.stop.requested or not micro_batches
+            verdict = self.runtime.worst(_FAIL if failure else _STOP if stopped else _GO_ON)
             if verdict != _GO_ON:
                 self.guard.settle()
                 saved = (step == start and recorded) or self._save(step, recorded=True)
@@ -139,11 +140,13 @@ class TrainingRun:
         return 0
 
     def _fetch(self, batches: Iterator[dict[str, Any]]) -> tuple[list[Batch], UserError | None]:
-        """The micro-batches of a step on the device, or why there are none."""
+        """The micro-batches of a step on the device, or why there are none; neither where one is asked to stop."""
         try:
             return [self._to_device(next(batches)) for _ in range(self.config.train.accumulate)], None
         except UserError as error:
             return [], error
+        except LoadingStopped:
+            return [], None
         except RuntimeError as error:
             if LOST_LOADER in str(error):
                 return [], killed_loader()
@@ -235,8 +238,7 @@ class TrainingRun:
             EvaluationStopped: On every process, where one was asked to stop.
         """
         assert self.validator is not None
-        with self.stop.kept_from_children():
-            self.table = self.validator(self.method.network, self.stop.asked)  # type: ignore[arg-type]
+        self.table = self.validator(self.method.network, self.stop.asked)  # type: ignore[arg-type]
         rows = {row: scores["miou"] for row, scores in self.table.items() if isinstance(scores, dict)}
         values = {**{f"{row}_miou": miou for row, miou in rows.items()}, "cls_f1": self.table["cls_f1"]}
         score = rows["segmentation"]
@@ -278,7 +280,7 @@ class TrainingRun:
         self.guard.restore(facts["non_finite"])
         return facts
 
-    def _batches(self, start: int) -> Iterator[dict[str, Any]]:
+    def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
         """This process's micro-batches from a step on; the loader's processes start with the first."""
         assert self.images is not None
         settings = self.config.train
@@ -292,6 +294,8 @@ class TrainingRun:
             world_size=self.runtime.world_size,
             workers=settings.workers,
             pin_memory=self.runtime.device.type == "cuda",
+            read_timeout=self.config.dataset.read_timeout,
+            stop=self.stop,
         )
         return iter(loader)
 

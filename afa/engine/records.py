@@ -220,8 +220,7 @@ class Progress:
 
     def step(self) -> None:
         """One step is done."""
-        if self._bar is not None:
-            self._bar.update()
+        self._on_bar(lambda bar: bar.update())
 
     def record(self, done: int, values: Mapping[str, float]) -> None:
         """Show a training record."""
@@ -229,7 +228,7 @@ class Progress:
             f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items() if name.startswith("loss/")
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(shown)
+            self._on_bar(lambda bar: bar.set_postfix_str(shown))
         elif self._enabled:
             now = time.monotonic()
             if done > self._first:
@@ -240,8 +239,15 @@ class Progress:
 
     def close(self) -> None:
         """Finish the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        self._on_bar(lambda bar: bar.close())
+
+    def _on_bar(self, act: Callable[[tqdm[Any]], object]) -> None:
+        try:
+            if self._bar is not None:
+                act(self._bar)
+        except OSError:
+            # The terminal is gone; the run is not.
+            self._bar = None
 
 
 def _merged(

@@ -100,7 +100,7 @@ def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> Trai
     validator = None
     if layout.has_masks(config.dataset.val_split):
         validator = Validator(
-            config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size
+            config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size, stop=stop
         )
     elif runtime.is_main:
         masks = layout.split_masks(config.dataset.val_split)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from afa.config import Config, TestConfig
-from afa.data.loader import evaluation_loader
+from afa.data.loader import LoadingStopped, StopRequest, evaluation_loader
 from afa.errors import UserError
 from afa.evaluation.batching import by_size
 from afa.evaluation.metrics import ConfusionMatrix, multi_label_f1
@@ -55,6 +55,7 @@ class Validator:
         rank: This process.
         world_size: Number of processes; each takes every ``world_size``-th image.
         workers: Loader processes; default: those of training.
+        stop: Who may ask to stop, also while an image is waited for.
 
     Raises:
         UserError: The validation images or their masks are missing.
@@ -69,6 +70,7 @@ class Validator:
         rank: int = 0,
         world_size: int = 1,
         workers: int | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config = config
         self.class_names = class_names
@@ -80,6 +82,7 @@ class Validator:
             world_size=world_size,
             workers=config.train.workers if workers is None else workers,
             pin_memory=self.device.type == "cuda",
+            stop=stop,
         )
 
     def __call__(self, network: AFANet, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
@@ -196,6 +199,8 @@ def evaluate(
                         image = sample["image_uint8"].permute(2, 0, 1).contiguous()
                         stream.add(image, seen.probabilities(size), label, matrices["segmentation_crf"])
                     f1_values.append(multi_label_f1(seen.cls_logits > 0, sample["class_labels"]))
+    except LoadingStopped:
+        stopped = True
     finally:
         network.train(was_training)
         torch.backends.cudnn.benchmark = searching

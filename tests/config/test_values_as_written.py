@@ -19,7 +19,8 @@ TEXTS = [
     "?", "=", "<<", "a=b", " a ", "a\\b", "${oc.env:HOME}", "${", "???", "ä\u2028ö", "$HOME",
 ]  # fmt: skip
 PATHS = [
-    "dataset.root", "dataset.name_list_dir", "dataset.mask_dir", "dataset.labels", "dataset.class_names",
+    "dataset.root", "dataset.name_list_dir", "dataset.mask_dir", "dataset.labels", "dataset.mask_palette",
+    "dataset.class_names",
     "model.pretrained", "train.output",
 ]  # fmt: skip
 

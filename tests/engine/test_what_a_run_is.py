@@ -25,10 +25,10 @@ from afa.weights.facts import CHECKSUMS, pack_facts, read_facts
 FREE = {
     "dataset.root", "dataset.name_list_dir", "dataset.mask_dir", "dataset.labels", "dataset.class_names",
     "dataset.mask_palette", "dataset.max_pixels", "dataset.bad_image", "dataset.read_timeout", "train.output",
-    "train.batch_size", "train.accumulate",
-    "train.workers", "train.device", "train.threads", "train.compile", "train.channels_last", "train.non_finite",
-    "train.non_finite_limit", "train.log_every", "train.pictures_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.resume", "validation.every", "validation.cam", "validation.batch_size",
+    "train.batch_size", "train.accumulate", "train.workers", "train.device", "train.threads", "train.compile",
+    "train.channels_last", "train.non_finite", "train.non_finite_limit", "train.log_every", "train.pictures_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.resume", "validation.every", "validation.cam",
+    "validation.batch_size",
 }  # fmt: skip
 
 
