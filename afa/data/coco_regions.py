@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MAX_PIXELS = 2**28
-"""Of an image. pycocotools counts pixels with 32 bits, and a mask of this size takes 256 MB."""
+MAX_PIXELS = 178_956_970
+"""Of an image: Pillow opens no larger ones, and pycocotools counts pixels with 32 bits."""
 _SHORTEST_LIMIT, _LONGEST_LIMIT = 2**16, 2**24  # of an object's outline, in pixels
 _LAST_CHARACTER = 48 + 63  # characters of run lengths hold 6 bits each, from 48 ('0') upwards
 

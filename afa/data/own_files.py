@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -172,8 +173,10 @@ def read_note(path: Path) -> MaskNote | None:
     if not path.is_file():
         return None
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            found = _NOTE_FORM.fullmatch(str(image.info.get(_NOTE, "")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG",)) as image:
+                found = _NOTE_FORM.fullmatch(str(image.info.get(_NOTE, "")))
     except Exception:  # Pillow names no exceptions: damaged files give many kinds
         return None
     return MaskNote(*found.groups()) if found else None
@@ -274,8 +277,12 @@ def check_size(path: Path, mask_size: tuple[int, int], described: Callable[[], s
     if not path.is_file():
         raise UserError(f"the image {path} is missing, or no plain file")
     try:
-        with Image.open(path, formats=_IMAGE_FORMATS) as image:
-            width, height = image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels: they are not decoded here
+            with Image.open(path, formats=_IMAGE_FORMATS) as image:
+                width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the image {path} has more pixels than Pillow opens: shrink it") from error
     except Exception as error:  # Pillow names no exceptions: damaged files give many kinds
         raise DamagedImage(f"the image {path} cannot be read: it is damaged or no image file") from error
     if (height, width) != mask_size:

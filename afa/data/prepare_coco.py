@@ -214,6 +214,8 @@ def _read_split(path: Path) -> _Split:
 
 def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
     """COCO's category id -> name."""
+    if not 1 <= len(entries) <= MAX_CLASSES:
+        raise UserError(f"{path} lists {len(entries)} categories; 1 to {MAX_CLASSES} fit into a mask")
     categories: dict[int, str] = {}
     for place, entry in enumerate(entries, 1):
         where = f"{path}, category {place}"
@@ -223,8 +225,6 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
         if name.startswith("#") or name.strip("_ ").casefold() == "background":
             raise UserError(f"{where}: '{name}' is no name of a class; the background is not listed")
         categories[number] = name
-    if not 1 <= len(categories) <= MAX_CLASSES:
-        raise UserError(f"{path} lists {len(categories)} categories; 1 to {MAX_CLASSES} fit into a mask")
     return categories
 
 

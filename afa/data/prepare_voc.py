@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -257,7 +258,7 @@ def _read_list(path: Path) -> list[str]:
         if not names:
             raise ValueError("it is empty")
         if len(set(names)) < len(names):
-            raise ValueError(f"it names '{next(name for name in names if names.count(name) > 1)}' twice")
+            raise ValueError(f"it names '{Counter(names).most_common(1)[0][0]}' twice")
     except (OSError, ValueError) as error:
         raise UserError(f"the list {path} cannot be used ({error}): take VOC's own, with one name per line") from error
     return names
