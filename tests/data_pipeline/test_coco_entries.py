@@ -157,9 +157,9 @@ def test_a_wrong_entry_is_one_line_that_names_it(
     [
         ("[" * 100_000, "nested too deep"),
         ('{"images": NaN}', "NaN"),
-        ('{"images": [], "images": [], "annotations": [], "categories": []}', "'images' twice"),
+        ('{"images": [], "images": [], "annotations": [], "categories": []}', "'images'"),
         ('{"images": [' + "9" * 5000 + "]}", "digits"),
-        ("\x00\xff", "no usable JSON"),
+        ("\x00\xff", "UTF-8"),
         ("7", "no COCO annotation file"),
     ],
 )
