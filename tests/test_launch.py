@@ -148,6 +148,31 @@ def test_demo_hands_its_arguments_on(checkout: Path) -> None:
     ]
 
 
+def test_demo_uses_the_folders_that_the_training_uses(checkout: Path) -> None:
+    home = checkout / "home"
+    (home / "data" / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (home / "data" / "ImageSets" / "Segmentation" / "val.txt").write_text("1\n")
+    output, data = ("~/2024_01_01 #2", "~/data")
+    process = start(checkout, "demo.sh", f"train.output={output}", f"dataset.root={data}", HOME=str(home))
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert calls(checkout)[0] == f"python tools/make_shapes.py {home}/data"
+    assert calls(checkout)[1] == f"python tools/train.py configs/demo.yaml train.output={output} dataset.root={data}"
+    for call in calls(checkout)[2:]:
+        assert f"{home}/2024_01_01 #2/checkpoints/last" in call
+        assert "~" not in call
+
+
+@pytest.mark.parametrize("override", ["train.output=", "dataset.root=", "train.output=~nobody/x", "dataset.root=~a"])
+def test_demo_refuses_what_the_training_would_refuse_before_it_makes_anything(checkout: Path, override: str) -> None:
+    process = start(checkout, "demo.sh", override)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert said.startswith(f"error: {override}: ")
+    assert said.count("\n") == 1
+    assert not calls(checkout)
+
+
 @pytest.mark.parametrize("script", ["demo.sh", "train_voc.sh", "train_coco.sh"])
 def test_an_old_environment_is_brought_up_to_date_without_the_arguments(checkout: Path, script: str) -> None:
     (checkout / ".venv" / "installed").write_text("of another place\n")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from afa.errors import UserError, run_command
+from afa.paths import given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         summary = str(benchmark.__doc__).split("\n\n")[0]
         command = commands.add_parser(name, help=summary, description=benchmark.__doc__)
         benchmark.add_arguments(command)
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+        command.add_argument("--json", type=given_path, metavar="FILE", help="also write the figures here")
         command.set_defaults(run=benchmark.run)
     args = parser.parse_args(arguments)
     if args.json and not args.json.parent.is_dir():

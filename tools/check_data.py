@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from afa.config import load_config
 from afa.data.check import check_data
 from afa.data.files import write_json
 from afa.data.parallel import usable_cores
 from afa.errors import run_command
+from afa.paths import expand_home, given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, check, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", metavar="CONFIG", help="configuration (YAML) whose data set is checked")
+    parser.add_argument(
+        "config", type=expand_home, metavar="CONFIG", help="configuration (YAML) whose data set is checked"
+    )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="settings, for example dataset.root=data/mine"
     )
-    parser.add_argument("--json", type=Path, help="file for the whole report as JSON")
+    parser.add_argument("--json", type=given_path, help="file for the whole report as JSON")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     args = parser.parse_intermixed_args(arguments)
     report = check_data(load_config(args.config, args.overrides).dataset, workers=args.workers)

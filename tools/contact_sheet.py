@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from afa.errors import UserError, one_line, run_command
 from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
+from afa.paths import given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
     parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
+    parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".png or .jpg")
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
     args.overrides += split_scales(args)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afa.errors import UserError, run_command
+from afa.paths import expand_home, given_path
 
 if TYPE_CHECKING:
     from afa.weights import OpenedCheckpoint
@@ -26,10 +27,12 @@ SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Open, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)")
-    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="file or folder to write")
+    parser.add_argument(
+        "source", type=expand_home, metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)"
+    )
+    parser.add_argument("destination", metavar="DESTINATION", type=given_path, help="file or folder to write")
     parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
-    parser.add_argument("--config", help="configuration (YAML) of weights that come with none")
+    parser.add_argument("--config", type=expand_home, help="configuration (YAML) of weights that come with none")
     args = parser.parse_args(arguments)
 
     destination: Path = args.destination

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from afa.data.parallel import usable_cores
 from afa.errors import UserError, run_command
@@ -20,6 +19,7 @@ from afa.evaluation.arguments import (
     prediction_overrides,
     split_scales,
 )
+from afa.paths import given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
+        "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)

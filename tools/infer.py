@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from afa.errors import UserError, one_line, run_command
 from afa.evaluation import results
@@ -21,6 +20,7 @@ from afa.evaluation.arguments import (
     split_scales,
 )
 from afa.evaluation.pictures import describe_files, find_pictures
+from afa.paths import given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_network_arguments(parser)
     add_batch_argument(parser)
-    parser.add_argument("pictures", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "pictures", nargs="*", type=given_path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders"
+    )
+    parser.add_argument("--out", type=given_path, required=True, help="folder of the results")
     parser.add_argument(
         "--labels",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold pictures without",
     )
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: cam.background=0.4")
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    args.pictures += [Path(text) for text in split_scales(args)]
+    args.pictures += [given_path(text) for text in split_scales(args)]
     args.set += prediction_overrides(args)
 
     if not args.pictures:

@@ -13,17 +13,26 @@ from afa.config.settings import MAX_PIXELS
 from afa.data.make_labels import write_label_file
 from afa.data.parallel import usable_cores
 from afa.errors import UserError, run_command
+from afa.paths import expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments, write the file, say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", metavar="OUTPUT", help="labels file to write: .json or .csv")
+    parser.add_argument("output", type=expand_home, metavar="OUTPUT", help="labels file to write: .json or .csv")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--masks", help="folder of masks: an image has the classes that its mask shows")
-    source.add_argument("--folders", help="folder of images in sub-folders: the sub-folder's name is the class")
-    parser.add_argument("--class-names", help="file with one class name per line (default: classes.txt beside OUTPUT)")
-    parser.add_argument("--mask-palette", metavar="FILE", help="colours of the classes, where masks are colour images")
+    source.add_argument(
+        "--masks", type=expand_home, help="folder of masks: an image has the classes that its mask shows"
+    )
+    source.add_argument(
+        "--folders", type=expand_home, help="folder of images in sub-folders: the sub-folder's name is the class"
+    )
+    parser.add_argument(
+        "--class-names", type=expand_home, help="file with one class name per line (default: classes.txt beside OUTPUT)"
+    )
+    parser.add_argument(
+        "--mask-palette", type=expand_home, metavar="FILE", help="colours of the classes, where masks are colour images"
+    )
     parser.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger masks (default: %(default)s)"
     )

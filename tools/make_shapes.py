@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from afa.data.parallel import usable_cores
 from afa.data.shapes import ShapesStyle, make_shapes
 from afa.errors import run_command
+from afa.paths import expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the arguments and make the data set."""
     parser = argparse.ArgumentParser(description="Make the small data set of the demonstration, in VOC layout.")
-    parser.add_argument("root", help="folder of the data set")
+    parser.add_argument("root", type=expand_home, help="folder of the data set")
     parser.add_argument("--train", type=int, default=2000, help="number of training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")

@@ -9,6 +9,7 @@ from afa.data.manifest import describe_counts
 from afa.data.parallel import usable_cores
 from afa.data.prepare_coco import CROWD_CHOICES, prepare_coco
 from afa.errors import run_command
+from afa.paths import expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Build masks, lists and image-level labels from COCO's annotations. "
         "Interrupted, it goes on when started again."
     )
-    parser.add_argument("root", help="folder with annotations/, train2014/ and val2014/")
+    parser.add_argument("root", type=expand_home, help="folder with annotations/, train2014/ and val2014/")
     parser.add_argument(
         "--crowd",
         choices=CROWD_CHOICES,

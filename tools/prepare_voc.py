@@ -9,6 +9,7 @@ from afa.data.manifest import describe_counts
 from afa.data.parallel import usable_cores
 from afa.data.prepare_voc import LABEL_SOURCES, prepare_voc
 from afa.errors import run_command
+from afa.paths import expand_home
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,9 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Build SegmentationClassAug, lists and image-level labels from VOC 2012 and SBD. "
         "Interrupted, it goes on when started again."
     )
-    parser.add_argument("root", help="folder with VOC 2012: unpacked, or the archives of VOC and SBD")
+    parser.add_argument("root", type=expand_home, help="folder with VOC 2012: unpacked, or the archives of VOC and SBD")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument("--sbd", help="SBD's archive or folder, where it is not in ROOT; or a folder of PNG masks")
+    parser.add_argument(
+        "--sbd", type=expand_home, help="SBD's archive or folder, where it is not in ROOT; or a folder of PNG masks"
+    )
     parser.add_argument(
         "--labels-from",
         choices=LABEL_SOURCES,

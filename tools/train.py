@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from afa.config import describe_settings, load_config
 from afa.errors import run_command
+from afa.paths import expand_home
 
 
 class _PrintSettings(argparse.Action):
@@ -20,7 +21,7 @@ class _PrintSettings(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("config", type=expand_home, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
     parser.add_argument("--settings", nargs=0, action=_PrintSettings, help="list every setting and leave")
     args = parser.parse_args(arguments)

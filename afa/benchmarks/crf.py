@@ -20,6 +20,7 @@ from afa.benchmarks.timing import time_in_turn
 from afa.data.images import read_image
 from afa.errors import UserError
 from afa.ops.dense_crf import DenseCRF
+from afa.paths import given_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to use; default: cloudy noise and discs")
+    parser.add_argument(
+        "--image", type=given_path, metavar="FILE", help="picture to use; default: cloudy noise and discs"
+    )
     parser.add_argument("--iterations", type=int, default=10, help="mean-field iterations (default: %(default)s)")
     parser.add_argument(
         "--negligible", type=float, default=0.005, help="threshold of the merged run (default: %(default)s)"

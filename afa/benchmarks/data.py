@@ -25,13 +25,16 @@ from afa.config import AugmentationConfig, DatasetConfig
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
 from afa.errors import UserError
+from afa.paths import given_path
 
 Candidate = Callable[[Path, int], Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``tools/benchmark.py data``."""
-    parser.add_argument("--images", type=Path, help="folder of JPEG files; without it, pictures of VOC's size are made")
+    parser.add_argument(
+        "--images", type=given_path, help="folder of JPEG files; without it, pictures of VOC's size are made"
+    )
     parser.add_argument("--count", type=int, default=16, help="number of images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over the images (default: %(default)s)")
     parser.add_argument("--crop", type=int, default=512, help="side of the crop (default: %(default)s)")

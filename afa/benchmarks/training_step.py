@@ -34,6 +34,7 @@ from afa.errors import UserError
 from afa.methods import AFA, Batch
 from afa.models import build_network
 from afa.ops.par import PAR
+from afa.paths import given_path
 
 MATRIX_SIDE, MATRIX_SECONDS = 2048, 1.0
 PRODUCTS_IN_A_ROW = {"cpu": 1, "cuda": 100}  # a GPU is kept busy
@@ -41,7 +42,9 @@ PRODUCTS_IN_A_ROW = {"cpu": 1, "cuda": 100}  # a GPU is kept busy
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's command-line arguments."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings to start from; default: those of VOC")
+    parser.add_argument(
+        "--config", type=given_path, metavar="FILE", help="settings to start from; default: those of VOC"
+    )
     parser.add_argument("--encoder", help="MiT variant; default: the configuration's")
     parser.add_argument("--crop", type=int, help="in pixels; default: the configuration's")
     parser.add_argument("--batch", type=int, help="images in a step; default: the configuration's")

@@ -6,12 +6,17 @@ import argparse
 import math
 
 from afa.errors import UserError
+from afa.paths import expand_home
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint and what concerns prediction."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's output folder, a checkpoint or its weights")
-    parser.add_argument("--config", metavar="FILE", help="configuration instead of the one that came with the weights")
+    parser.add_argument(
+        "checkpoint", type=expand_home, metavar="CHECKPOINT", help="a run's output folder, a checkpoint or its weights"
+    )
+    parser.add_argument(
+        "--config", type=expand_home, metavar="FILE", help="configuration instead of the one that came with the weights"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--scales", nargs="+", metavar="S", help="scales of the segmentation; default: test.scales")
     parser.add_argument(
