@@ -134,7 +134,7 @@ EXPECTED = {
 }
 # Settings of this project that the released program has no value for.
 OWN = (
-    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|bad_image|max_pixels)"
+    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|bad_image|read_timeout|max_pixels)"
     r"|augmentation\.resampling|cam\.reuse_training_forward|model\.fused_attention|schedule\.released_decoder_passes"
     r"|validation\.(every|batch_size)|test\.batch_size"
     r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|"

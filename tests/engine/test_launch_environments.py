@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from pathlib import Path
 
 import faults
 import pytest
@@ -67,14 +68,14 @@ def test_ranks_lie_below_their_number() -> None:
     assert "RANK=0" not in str(outcome({"RANK": "0", "LOCAL_RANK": "0"}))
 
 
-def test_a_port_that_is_taken_is_one_line(config: object, tmp_path: object) -> None:
+def test_a_port_that_is_taken_is_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        variables = {**WHOLE, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port}
-        run = faults.Run(config, tmp_path / "log", variables=variables)  # type: ignore[arg-type,operator]
-        assert run.wait() == 2
-    lines = run.text().strip().splitlines()
-    assert lines[-1].startswith("error: the processes of this run cannot meet (MASTER_ADDR=127.0.0.1")
-    assert "Traceback" not in run.text()
+        for name, value in {**WHOLE, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        done = faults.run_here(config)
+    assert done.code == 2
+    assert done.text.startswith("error: the processes of this run cannot meet (MASTER_ADDR=127.0.0.1")
+    assert faults.is_one_line(done.text)
