@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-_left_at_once = False
-
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
 _LONGEST_MESSAGE = 600  # characters
+
+# Whether something hangs that nobody can end, see leave_without_waiting.
+_left_at_once = False
 
 # How the allocators of PyTorch, CUDA and numpy say it; what a loader process raised arrives as text.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
@@ -111,7 +112,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {one_line(f'{where}{error.strerror}')}", file=sys.stderr)
         code = USER_ERROR_EXIT_CODE
-    if _left_at_once:
+    if _left_at_once:  # also without what Python does at its end: it would wait for the same
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
