@@ -160,7 +160,7 @@ import json, os, sys
 import torch, torch.distributed as dist
 from afa.config import config_from_dict
 from afa.evaluation.evaluate import Validator
-from tests.evaluation.conftest import CLASS_NAMES, small_network
+from scored import CLASS_NAMES, small_network
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
