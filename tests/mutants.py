@@ -89,49 +89,54 @@ MUTANTS = [
     ),
     # Methods.
     Mutant(
-        "afa/methods/losses.py",
+        "afa/methods/segmentation.py",
         "(label != 0) & (label != IGNORE)",
         "(label != 0)",
         "methods/test_losses.py",
     ),
     Mutant(
-        "afa/methods/losses.py",
+        "afa/methods/afa/losses.py",
         "(positive * (1 - affinity)).sum()",
         "(positive * affinity).sum()",
         "methods/test_losses.py",
     ),
     Mutant(
-        "afa/methods/pseudo_labels.py",
-        "torch.where(score <= background, 0, winner + 1)",
-        "torch.where(score < background, 0, winner + 1)",
+        "afa/maps.py",
+        "torch.where(score <= background, 0, ids)",
+        "torch.where(score < background, 0, ids)",
         "methods/test_pseudo_labels.py",
     ),
     Mutant(
-        "afa/methods/pseudo_labels.py",
+        "afa/methods/afa/labels.py",
         "(rows < y1)",
         "(rows <= y1)",
         "methods/test_pseudo_labels.py",
     ),
     Mutant(
-        "afa/methods/afa.py",
+        "afa/methods/afa/method.py",
         "cls_only = step <= schedule.cls_until",
         "cls_only = step < schedule.cls_until",
         "methods/test_afa_method.py engine/test_trajectory.py",
     ),
     Mutant(
-        "afa/methods/afa.py",
-        "if step <= schedule.refined_until:",
-        "if step < schedule.refined_until:",
+        "afa/methods/afa/method.py",
+        "with_affinity=step > schedule.refined_until",
+        "with_affinity=step >= schedule.refined_until",
         "methods/test_afa_method.py engine/test_trajectory.py",
     ),
     Mutant(
-        "afa/methods/afa.py",
+        "afa/methods/afa/method.py",
         "if weights.reg.weight and not cls_only:",
         "if False and not cls_only:",
         "methods/test_afa_method.py",
     ),
     # Data.
-    Mutant("afa/data/transforms.py", "if mirrored:", "if not mirrored:", "data_pipeline/test_transforms.py"),
+    Mutant(
+        "afa/data/transforms.py",
+        "shown[:, ::-1] if self.mirrored else shown",
+        "shown if self.mirrored else shown[:, ::-1]",
+        "data_pipeline/test_transforms.py",
+    ),
     Mutant(
         "afa/data/sampler.py",
         "first = step * self.global_batch + self.rank * self.share",
@@ -151,22 +156,22 @@ MUTANTS = [
         "data_pipeline/test_class_labels.py data_pipeline/test_prepare_voc.py",
     ),
     Mutant(
-        "afa/data/layout.py",
-        "if len(set(names)) != len(names):",
+        "afa/data/lists.py",
+        "if name in names:",
         "if False:",
         "data_pipeline/test_batches.py data_pipeline/test_check_data.py",
     ),
     Mutant(
         "afa/data/dataset.py",
-        "if mask.shape != image.shape[:2]:",
+        "if mask.shape != sample.image.shape[:2]:",
         "if False:",
         "data_pipeline/test_batches.py data_pipeline/test_images.py",
     ),
     # Weights.
     Mutant(
         "afa/weights/reading.py",
-        "if _CHECKSUM in metadata and metadata[_CHECKSUM] != content_checksum(tensors, metadata):",
-        "if False:",
+        "intact = _CHECKSUM not in metadata or metadata[_CHECKSUM] == content_checksum(tensors, metadata)",
+        "intact = True",
         "weights/test_weights_commands.py weights/test_reading.py",
     ),
     Mutant(
@@ -184,18 +189,18 @@ MUTANTS = [
     # Engine.
     Mutant(
         "afa/engine/optimisation.py",
-        "return (1 - step / steps) ** power",
-        "return (1 - (step - warmup_steps) / steps) ** power",
+        "/ max(1, steps - start)) ** power",
+        "/ max(1, steps - warmup_steps)) ** power",
         "engine/test_optimisation.py",
     ),
     Mutant(
-        "afa/engine/loop.py",
+        "afa/engine/trainer.py",
         "self.scaler.scale(total / count if count > 1 else total)",
         "self.scaler.scale(total)",
         "engine/test_processes.py",
     ),
     Mutant(
-        "afa/engine/loop.py",
+        "afa/engine/trainer.py",
         "step_seed(self.config.train.seed, step, self.runtime.rank)",
         "step_seed(self.config.train.seed, 0, self.runtime.rank)",
         "engine/test_trajectory.py engine/test_randomness.py",
@@ -203,7 +208,7 @@ MUTANTS = [
     Mutant("afa/engine/loop.py", "score > self.best", "score < self.best", "engine/test_checkpoints.py"),
     Mutant(
         "afa/engine/checkpoint.py",
-        "if self.path(step).resolve() != best:",
+        "if os.path.realpath(self.path(step)) != best:",
         "if True:",
         "engine/test_checkpoints.py",
     ),
@@ -227,32 +232,40 @@ MUTANTS = [
         "evaluation/test_metrics.py",
     ),
     Mutant(
-        "afa/evaluation/predict.py",
+        "afa/methods/segmentation.py",
         "plain = (plain + mirrored.flip(-1)) / 2",
         "plain = (plain + mirrored) / 2",
-        "evaluation/test_predict.py",
+        "prediction/test_predict.py",
     ),
     Mutant(
-        "afa/evaluation/predict.py", "better = value > best", "better = value >= best", "evaluation/test_predict.py"
+        "afa/maps.py",
+        "label = torch.where(scores > best,",
+        "label = torch.where(scores >= best,",
+        "prediction/test_predict.py",
     ),
     # Configuration.
-    Mutant("afa/config/checks.py", "if cam.low > cam.high:", "if False:", "test_config.py"),
+    Mutant("afa/methods/afa/config.py", "if self.cam.low > self.cam.high:", "if False:", "test_config.py"),
     Mutant(
-        "afa/config/checks.py",
-        "min(scales) * augmentation.crop_size < 16",
-        "max(scales) * augmentation.crop_size < 16",
+        "afa/methods/afa/config.py",
+        "min(self.cam.scales) * crop < 16",
+        "max(self.cam.scales) * crop < 16",
         "test_config.py",
     ),
     # Flags of the commands.
     Mutant(
-        "afa/evaluation/arguments.py",
+        "afa/commands/arguments.py",
         "test.mirror={str(args.flip).lower()}",
         "test.mirror=true",
         "tools/test_eval.py",
     ),
-    Mutant("tools/eval.py", "cams=args.cams,", "cams=True,", "tools/test_eval.py"),
-    Mutant("tools/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
-    Mutant("tools/train.py", "load_config(args.config, args.overrides)", "load_config(args.config)", "test_config.py"),
+    Mutant("afa/commands/eval.py", "if args.cams or output.logits]", "]", "tools/test_eval.py"),
+    Mutant("afa/commands/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
+    Mutant(
+        "afa/commands/train.py",
+        "load_config(args.config, args.overrides)",
+        "load_config(args.config)",
+        "test_config.py",
+    ),
 ]
 
 

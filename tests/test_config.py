@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,10 @@ import pytest
 from PIL import Image
 from run_tool import Result, RunTool
 
-from afa.config import (
-    Config,
-    config_differences,
-    config_from_dict,
-    config_to_dict,
-    describe_settings,
-    load_config,
-)
+from afa.config import config_differences, config_to_dict, describe_settings
 from afa.errors import UserError
+from afa.methods import config_from_dict, load_config
+from afa.methods.afa.config import AFAConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -73,13 +69,15 @@ RELEASED: dict[str, Any] = {
     "optimiser.lr": 6e-5,
     "optimiser.head_lr_factor": 10.0,
     "optimiser.weight_decay": 0.01,
-    "optimiser.freeze_norms": True,
+    "optimiser.name": "adamw",
+    "optimiser.freeze": "released",
     "optimiser.beta1": 0.9,
     "optimiser.beta2": 0.999,
     "optimiser.epsilon": 1e-8,
     "optimiser.warmup_steps": 1500,
     "optimiser.warmup_ratio": 1e-6,
     "optimiser.power": 1.0,
+    "optimiser.decay_from": "start",
     "train.batch_size": 2,
     "train.accumulate": 1,
     "train.precision": "float32",
@@ -93,7 +91,7 @@ RELEASED: dict[str, Any] = {
     "augmentation.mirror_probability": 0.5,
     # evaluation
     "validation.propagation_background": 0.35,
-    "validation.cam": True,
+    "validation.outputs": None,
     "test.long_side": 512,
     "test.scales": [1.0, 0.5, 0.75],
     "test.mirror": True,
@@ -134,10 +132,10 @@ EXPECTED = {
 }
 # Settings of this project that the released program has no value for.
 OWN = (
-    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|bad_image|read_timeout|max_pixels)"
+    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|pixel_labels|maps|saliency|bad_image|max_pixels|read_timeout)"
     r"|augmentation\.resampling|cam\.reuse_training_forward|model\.fused_attention|schedule\.released_decoder_passes"
-    r"|validation\.(every|batch_size)|test\.batch_size"
-    r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|"
+    r"|validation\.(every|batch_size)|test\.batch_size|optimiser\.momentum"
+    r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|init|"
     r"keep_checkpoints|resume|.*timeout.*)"
 )
 
@@ -280,14 +278,70 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path: Path) 
 def test_there_and_back() -> None:
     config = load_config(CONFIGS / "coco.yaml")
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
-    assert Config() == config_from_dict({})
+    assert AFAConfig() == config_from_dict({})
 
 
 def test_every_setting_is_described() -> None:
-    lines = describe_settings().splitlines()
+    lines = describe_settings(AFAConfig).splitlines()
     keys = {line.split()[0] for line in lines}
-    assert keys == set(flat(config_to_dict(Config())))
+    assert keys == set(flat(config_to_dict(AFAConfig())))
     assert all(len(line.split()) > 3 for line in lines)
+
+
+# Settings of earlier versions.
+
+RENAMED = {
+    ("optimiser", "freeze_norms", True): ("optimiser", "freeze", "released"),
+    ("optimiser", "freeze_norms", False): ("optimiser", "freeze", "none"),
+    ("validation", "cam", True): ("validation", "outputs", None),
+    ("validation", "cam", False): ("validation", "outputs", ["segmentation"]),
+}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_settings_of_earlier_versions_are_read_everywhere(old: tuple[str, str, bool], tmp_path: Path) -> None:
+    section, name, value = old
+    new_section, new_name, new_value = RENAMED[old]
+    path = tmp_path / "old.yaml"
+    path.write_text(f"{section}: {{{name}: {str(value).lower()}}}\n")
+    found = [
+        config_from_dict({section: {name: value}}),  # as a checkpoint holds it
+        config_from_dict({}, overrides=[f"{section}.{name}={str(value).lower()}"]),
+        load_config(path),
+    ]
+    (tmp_path / "child.yaml").write_text("base: old.yaml\ntrain: {steps: 5000}\n")
+    found.append(load_config(tmp_path / "child.yaml"))
+    for config in found:
+        assert getattr(getattr(config, new_section), new_name) == new_value
+        assert name not in flat(config_to_dict(config))
+    other = load_config(path, [f"{new_section}.{new_name}={'none' if name == 'freeze_norms' else '[cam]'}"])
+    assert getattr(getattr(other, new_section), new_name) in ("none", ["cam"]), "the command line wins"
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (
+            lambda: config_from_dict({"validation": {"cam": "maybe"}}),
+            "validation.cam: 'maybe' is neither true nor false",
+        ),
+        (lambda: config_from_dict({"optimiser": {"freeze_norms": 3}}), "optimiser.freeze_norms: '3' is neither true"),
+        (
+            lambda: config_from_dict({}, overrides=["optimiser.freeze_norms=perhaps"]),
+            "override 'optimiser.freeze_norms=perhaps': optimiser.freeze_norms: 'perhaps' is neither true nor false",
+        ),
+        (
+            lambda: config_from_dict({"validation": {"cam": False, "outputs": ["cam"]}}),
+            "validation.cam is validation.outputs by now, which is given, too: leave validation.cam out",
+        ),
+        (lambda: config_from_dict({"method": "segment", "validation": {"cam": True}}), "unknown key 'validation.cam'"),
+    ],
+)
+def test_wrong_values_of_earlier_settings_are_one_line(read: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        read()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 # The command.

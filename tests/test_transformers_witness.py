@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from afa.config import ModelConfig
 from afa.errors import UserError
-from afa.models import AFANet, build_network
+from afa.methods.afa.config import ModelConfig
+from afa.methods.afa.network import build_network
+from afa.models import AFANet
 from afa.weights import load_encoder, load_network, load_segmenter, save_huggingface
 
 transformers = pytest.importorskip("transformers")

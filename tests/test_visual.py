@@ -4,16 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from afa.visual import (
     colour_label,
     contact_sheet,
     heat_map,
+    map_heat,
     overlay_cams,
     overlay_label,
-    picture_grids,
+    prediction_strip,
     write_gif,
     write_picture,
 )
@@ -118,24 +118,27 @@ def _duration(gif: Image.Image, index: int) -> int:
     return gif.info["duration"]
 
 
-def test_picture_grids_of_a_batch() -> None:
-    batch, classes, side = 5, 3, 32
-    label = torch.randint(0, classes + 1, (batch, side, side))
-    label[:, :4] = 255
-    grids = picture_grids(
-        image=torch.rand(batch, 3, side, side) * 260 - 2,
-        cams=torch.rand(batch, classes, side, side),
-        class_labels=torch.tensor([[1.0, 0, 1]] * batch),
-        initial_label=label,
-        refined_label=label,
-        propagated_label=label,
-        prediction=label.clamp(max=classes),
-        affinity=torch.rand(batch, 4, 4),
-        token_grid=(2, 2),
-        propagated_cams=torch.rand(batch, classes, 2, 2),
-    )
-    assert set(grids) == {"labels", "attention"}
-    for grid in grids.values():
-        assert grid.dtype == torch.uint8
-        assert grid.ndim == 3
-        assert len(grid) == 3
+def test_heat_of_maps_is_that_of_the_strongest_class() -> None:
+    scores = np.array([[[0.2, 0.9]], [[0.5, 0.1]]], np.float16)
+    assert np.allclose(map_heat(scores), [[0.5, 0.9]], atol=1e-3)
+    # A background hides what it beats; the rest is shown in relation to its highest score.
+    background = np.array([[0.6, 0.3]], np.float16)
+    assert np.allclose(map_heat(scores, background), [[0, 1]])
+    assert np.allclose(map_heat(scores, background / 6), [[0.5 / 0.9, 1]], atol=1e-3)
+    assert not map_heat(scores, np.ones((1, 2), np.float16)).any()
+    for empty in (map_heat(scores[:0]), map_heat(scores[:0], background)):
+        assert empty.shape == (1, 2) and empty.dtype == np.float32 and not empty.any()
+
+
+def test_strip_of_a_prediction() -> None:
+    image, mask, names = photo(), np.zeros((40, 60), np.uint8), ("disc", "bar", "ring")
+    mask[5:20, 5:30], mask[30:] = 3, 255
+    maps = {"cam": np.zeros((2, 40, 60), np.float16), "propagated": np.ones((2, 40, 60), np.float16)}
+    strip = prediction_strip(image, mask, maps, ("disc", "ring"), names, cell=80)
+    assert strip.dtype == np.uint8
+    assert strip.shape[1] == 2 * 20 + 6 * 80 + 5 * 10  # image, two maps of two classes, mask
+    for class_id, is_shown in ((3, True), (255, True), (2, False)):
+        swatch = (strip == colour_label(np.array(class_id))).all(axis=2)
+        assert swatch.any() is np.bool_(is_shown), class_id
+    alone = prediction_strip(image, np.zeros_like(mask), {}, (), names, cell=80)
+    assert alone.shape[1] == 2 * 20 + 2 * 80 + 10

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from afa.config import load_config
 from afa.data.check import check_data
 from afa.data.files import write_json
 from afa.data.parallel import usable_cores
 from afa.errors import run_command
+from afa.methods import load_config
 from afa.paths import expand_home, given_path
 
 

@@ -3,55 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-
-from afa.errors import UserError, one_line, run_command
-from afa.evaluation.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
-from afa.paths import given_path
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_network_arguments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
-    parser.add_argument("--split", help="list of images; default: dataset.val_split")
-    parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
-    parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
-    parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".png or .jpg")
-    add_crf_arguments(parser)
-    args = parser.parse_intermixed_args(arguments)
-    args.overrides += split_scales(args)
-    args.overrides += prediction_overrides(args)
-    for name in ("count", "cell"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
-    if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--output {args.output}: give a .png or .jpg file")
-
-    # PyTorch takes seconds: a mistake in the arguments is said before.
-    from afa.data.dataset import EvaluationImages
-    from afa.evaluation.opening import build_crf, open_network, scored_class_names
-    from afa.evaluation.predictor import Predictor
-    from afa.evaluation.sheet import evaluation_sheet
-    from afa.visual import write_picture
-
-    opened = open_network(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
-    images = EvaluationImages(opened.config.dataset, split=args.split)
-    class_names = scored_class_names(opened)
-    count = min(args.count, len(images))
-    chosen = (images[index * len(images) // count] for index in range(count))
-    crf = build_crf(opened.config.test, args.crf_negligible) if args.crf else None
-    predictor = Predictor(opened.network, opened.config, class_names, device=opened.device, crf=crf)
-    heading = "AFA" if opened.step is None else f"AFA after {opened.step} steps"
-    sheet = evaluation_sheet(predictor, chosen, heading=heading, cell=args.cell)
-    try:
-        write_picture(args.output, sheet)
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
-    print(f"{count} images in {one_line(str(args.output))}")
-    return 0
-
+from afa.commands.contact_sheet import main
+from afa.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

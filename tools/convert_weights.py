@@ -1,76 +1,10 @@
-"""Write a trained network in another layout: ours, the released AFA program's, or Hugging Face's.
-
-SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
-file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
-DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
-
-    python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
-"""
+#!/usr/bin/env python
+"""Write a trained network in another layout: tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface"""
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from afa.errors import UserError, run_command
-from afa.paths import expand_home, given_path
-
-if TYPE_CHECKING:
-    from afa.weights import OpenedCheckpoint
-
-SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Open, then write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "source", type=expand_home, metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)"
-    )
-    parser.add_argument("destination", metavar="DESTINATION", type=given_path, help="file or folder to write")
-    parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
-    parser.add_argument("--config", type=expand_home, help="configuration (YAML) of weights that come with none")
-    args = parser.parse_args(arguments)
-
-    destination: Path = args.destination
-    suffixes = SUFFIXES.get(args.format)
-    if suffixes and destination.suffix not in suffixes:
-        raise UserError(f"{destination}: --format {args.format} writes a file that ends in {' or '.join(suffixes)}")
-    if not suffixes and any(destination.suffix in known for known in SUFFIXES.values()):
-        raise UserError(f"{destination}: --format huggingface writes a folder: name one")
-
-    # PyTorch takes seconds: a mistake in the arguments is said before.
-    from safetensors import SafetensorError
-
-    from afa.weights import open_checkpoint
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("afa").setLevel(logging.INFO)
-
-    opened = open_checkpoint(args.source, args.config)
-    try:
-        write(opened, destination, args.format)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{destination} could not be written: {error}") from error
-    print(f"wrote {destination}: {len(opened.class_names)} classes and the background")
-
-
-def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
-    """Write what was opened."""
-    from afa.weights import pack_metadata, save_afa_layout, save_huggingface, save_network
-
-    network, config, class_names, step = opened
-    if layout == "afa":
-        save_network(network, destination, pack_metadata(config, class_names, step))
-    elif layout == "released":
-        save_afa_layout(network, destination)
-    else:
-        mean, std = config.dataset.image_mean, config.dataset.image_std
-        save_huggingface(network, destination, class_names=class_names, image_mean=mean, image_std=std)
-
+from afa.commands.convert_weights import main
+from afa.errors import run_command
 
 if __name__ == "__main__":
     run_command(main)

@@ -3,36 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-import sys
-from collections.abc import Sequence
-
-from afa.config import describe_settings, load_config
+from afa.commands.train import main
 from afa.errors import run_command
-from afa.paths import expand_home
-
-
-class _PrintSettings(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(describe_settings())
-        parser.exit()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=expand_home, help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
-    parser.add_argument("--settings", nargs=0, action=_PrintSettings, help="list every setting and leave")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-
-    # The configuration is checked before PyTorch, which takes seconds, is even imported.
-    config = load_config(args.config, args.overrides)
-    from afa.engine.training import train
-
-    return train(config)
-
 
 if __name__ == "__main__":
     run_command(main)

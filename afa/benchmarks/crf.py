@@ -20,43 +20,25 @@ from afa.benchmarks.timing import time_in_turn
 from afa.data.images import read_image
 from afa.errors import UserError
 from afa.ops.dense_crf import DenseCRF
-from afa.paths import given_path
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's command-line arguments."""
-    parser.add_argument("--classes", type=int, default=21, help="number of classes (default: %(default)s)")
-    parser.add_argument("--present", type=int, default=3, help="classes that the picture shows (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=[375, 500], metavar=("H", "W"), help="in pixels (default: 375 500)"
-    )
-    parser.add_argument(
-        "--image", type=given_path, metavar="FILE", help="picture to use; default: cloudy noise and discs"
-    )
-    parser.add_argument("--iterations", type=int, default=10, help="mean-field iterations (default: %(default)s)")
-    parser.add_argument(
-        "--negligible", type=float, default=0.005, help="threshold of the merged run (default: %(default)s)"
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="interleaved runs (default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)"
-    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print a table.
 
     Args:
-        args: As :func:`add_arguments` gives them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
         Seconds (median of the interleaved runs), ratios to pydensecrf, memory in MB and agreement, by name. What needs
         pydensecrf is left out where it is not installed.
 
     Raises:
-        UserError: An argument makes no sense or the picture cannot be read.
+        UserError: An argument makes no sense or the image cannot be read.
     """
-    _check(args)
+    if args.present > args.classes:
+        raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
+    if not 0 <= args.negligible < 1:
+        raise UserError(f"--negligible {args.negligible}: a probability from 0 up to below 1 is needed")
     if args.threads:
         torch.set_num_threads(args.threads)
     image = _read(args.image, args.size) if args.image else noise_image(*args.size)
@@ -113,15 +95,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if peer is None:
         print("pydensecrf is not installed (pip install pydensecrf2): nothing to compare with")
     return table
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.classes < 1 or not 1 <= args.present <= args.classes:
-        raise UserError(f"--present {args.present} of --classes {args.classes}: take 1 up to all of the classes")
-    if min(args.size) < 1 or args.iterations < 1 or args.repeats < 1 or args.threads < 0:
-        raise UserError("--size, --iterations and --repeats must be at least 1, --threads at least 0")
-    if not 0 <= args.negligible < 1:
-        raise UserError(f"--negligible {args.negligible}: a probability from 0 up to below 1 is needed")
 
 
 def _read(path: Path, size: list[int]) -> Tensor:

@@ -25,26 +25,15 @@ from afa.config import AugmentationConfig, DatasetConfig
 from afa.data.images import read_image
 from afa.data.transforms import normalise, training_transform
 from afa.errors import UserError
-from afa.paths import given_path
 
 Candidate = Callable[[Path, int], Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``tools/benchmark.py data``."""
-    parser.add_argument(
-        "--images", type=given_path, help="folder of JPEG files; without it, pictures of VOC's size are made"
-    )
-    parser.add_argument("--count", type=int, default=16, help="number of images (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over the images (default: %(default)s)")
-    parser.add_argument("--crop", type=int, default=512, help="side of the crop (default: %(default)s)")
-
-
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print two tables.
 
     Args:
-        arguments: As :func:`add_arguments` defines them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
         ``samples``: images per second and core for whole training samples; ``decoders``: the same for decoding, and
@@ -52,22 +41,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         Pillow baseline.
 
     Raises:
-        UserError: There are no images, or a number is below 1.
+        UserError: There are no images.
     """
-    if min(arguments.count, arguments.rounds, arguments.crop) < 1:
-        raise UserError("--count, --rounds and --crop begin at 1")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
-        paths = (
-            _find(arguments.images, arguments.count) if arguments.images else make_jpegs(Path(folder), arguments.count)
-        )
+        paths = _find(args.images, args.count) if args.images else make_jpegs(Path(folder), args.count)
         for path in paths:
             read_image(path)  # What cannot be read is said in one line, before other decoders meet it.
         samples = {
-            "baseline (Pillow)": Baseline(arguments.crop),
-            "afa, resampling pil": TrainingSample(arguments.crop, "pil"),
-            "afa, resampling opencv": TrainingSample(arguments.crop, "opencv"),
+            "baseline (Pillow)": Baseline(args.crop),
+            "afa, resampling pil": TrainingSample(args.crop, "pil"),
+            "afa, resampling opencv": TrainingSample(args.crop, "opencv"),
         }
         decoders: dict[str, Candidate] = {
             "pillow": lambda path, _: read_image(path),
@@ -75,8 +60,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "torchvision": lambda path, _: _decode_torchvision(path),
             "imageio": lambda path, _: imageio.imread(path),
         }
-        sample_seconds = measure(samples, paths, arguments.rounds)
-        decoder_seconds = measure(decoders, paths, arguments.rounds)
+        sample_seconds = measure(samples, paths, args.rounds)
+        decoder_seconds = measure(decoders, paths, args.rounds)
         reference = read_image(paths[0]).astype(int)
         differences = {
             name: int(np.abs(np.asarray(decode(paths[0], 0)).astype(int) - reference).max())
@@ -85,8 +70,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     baseline = sample_seconds["baseline (Pillow)"]
     figures: dict[str, Any] = {
         "images": len(paths),
-        "rounds": arguments.rounds,
-        "crop": arguments.crop,
+        "rounds": args.rounds,
+        "crop": args.crop,
         "samples": {name: _rate(seconds) for name, seconds in sample_seconds.items()},
         "ratio_to_baseline": {
             name: round(statistics.median(base / own for base, own in zip(baseline, seconds, strict=True)), 2)
@@ -95,7 +80,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "decoders": {name: _rate(seconds) for name, seconds in decoder_seconds.items()},
         "largest_difference_to_pillow": differences,
     }
-    print(f"{len(paths)} images, crop {arguments.crop}, one core, medians of {arguments.rounds} rounds")
+    print(f"{len(paths)} images, crop {args.crop}, one core, medians of {args.rounds} rounds")
     print("training samples          images/s   x baseline")
     for name, rate in figures["samples"].items():
         print(f"  {name:24}{rate:8.1f}{figures['ratio_to_baseline'][name]:13.2f}")

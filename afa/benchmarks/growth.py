@@ -10,35 +10,16 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from afa.benchmarks import step
-from afa.benchmarks.training_step import configuration
+from afa.benchmarks import SERIES, step
+from afa.benchmarks.training_step import PARTS, configuration
 from afa.errors import UserError
-
-# What each row changes; everything else is the command line's.
-_SERIES: dict[str, tuple[Any, ...]] = {
-    "crop": (256, 384, 512, 768, 1024),
-    "classes": (21, 81),
-    "batch": (1, 2, 4),
-    "encoder": ("mit_b0", "mit_b1", "mit_b2"),
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's command-line arguments: those of a step, and what is varied."""
-    step.add_arguments(parser)
-    parser.add_argument(
-        "--vary", nargs="+", choices=tuple(_SERIES), default=list(_SERIES), help="one table each (default: all)"
-    )
-    parser.add_argument(
-        "--values", nargs="+", metavar="V", help="of the one thing that is varied; default: a series that suits it"
-    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print tables. Every row is a process of its own, so that its memory is its own.
 
     Args:
-        args: As :func:`add_arguments` gives them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
         Name of what is varied -> the results of :func:`afa.benchmarks.step.run`, row by row.
@@ -50,13 +31,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--values goes with one --vary")
     tables: dict[str, Any] = {}
     for name in args.vary:
-        values = [_converted(name, value) for value in args.values] if args.values else _SERIES[name]
+        values = [_converted(name, value) for value in args.values] if args.values else SERIES[name]
         settings = [argparse.Namespace(**{**vars(args), name: value}) for value in values]
         for row_args in settings:
             configuration(row_args)  # a mistake is said before anything is measured
         rows = []
         print(f"{name:>10}{'step s':>10}{'floor s':>10}{'ratio':>8}{'GFLOP':>9}{'peak GB':>10}", end="")
-        print("".join(f"{phase:>13}" for phase in step.PHASES))
+        print("".join(f"{part:>13}" for part in PARTS))
         for value, row_args in zip(values, settings, strict=True):
             row = _measure(row_args)
             rows.append(row)
@@ -64,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(
                 f"{value!s:>10}{row['step_s']:10.3f}{row['floor_s']:10.3f}{row['ratio_to_floor']:8.2f}"
                 f"{row['step_gflop']:9.0f}{memory.get('gpu_peak', memory['process_peak']):10.2f}"
-                + "".join(f"{row['phases_s'][phase]:13.3f}" for phase in step.PHASES),
+                + "".join(f"{row['parts_s'][part]:13.3f}" for part in PARTS),
                 flush=True,
             )
         tables[name] = rows

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from afa.benchmarks.timing import Undisturbed, wait
-from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops, headline
+from afa.benchmarks.timing import wait
+from afa.benchmarks.training_step import TrainingStep, configuration, floor_flops, headline
 from afa.engine.runtime import ProcessRuntime
-
-__all__ = ["add_arguments", "run"]
 
 ROWS = 16  # that are printed; the rest is one more
 
@@ -30,7 +28,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print a table.
 
     Args:
-        args: As :func:`add_arguments` gives them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
         What was measured, and of how many steps; operator -> its calls in a step, their seconds, GFLOP, and seconds
@@ -43,13 +41,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = configuration(args)
     with ProcessRuntime.start(config.train) as runtime, tempfile.TemporaryDirectory() as folder:
         training = TrainingStep(config, runtime, args, Path(folder))
-        training.step(Undisturbed())  # warms caches up
+        training.step()  # warms caches up
         fastest: dict[tuple[str, int], float] = {}
         rate = 0.0
         for _ in range(args.repeats):
             rate = max(rate, training.fastest_product())
             with OperatorTimer(runtime.device) as timer:
-                training.step(Undisturbed())
+                training.step()
             for call, seconds in timer.seconds.items():
                 fastest[call] = min(seconds, fastest.get(call, seconds))
         counted = training.count_flops()

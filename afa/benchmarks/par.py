@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,38 +15,23 @@ from afa.benchmarks.pictures import noise_image
 from afa.benchmarks.timing import time_in_turn
 from afa.device import choose_device
 from afa.engine.memory import keep_freed_memory
-from afa.errors import UserError
+from afa.methods.afa.config import ParConfig
 from afa.ops.par import PAR
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this benchmark's command-line arguments."""
-    parser.add_argument("--size", type=int, default=256, help="side of image and masks (default: %(default)s)")
-    parser.add_argument("--channels", type=int, default=3, help="of the masks (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="interleaved runs (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)"
-    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print a table.
 
     Args:
-        args: As :func:`add_arguments` gives them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
         Seconds (medians of interleaved runs) of PAR, of its weights alone and of the direct version; how many times
         faster PAR is; the largest difference of the results.
 
     Raises:
-        UserError: An argument makes no sense.
+        UserError: There is no such device.
     """
-    if min(args.size, args.channels, args.batch, args.iterations, args.repeats) < 1 or args.threads < 0:
-        raise UserError("--size, --channels, --batch, --iterations and --repeats begin at 1, --threads at 0")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device, "--device")
@@ -58,7 +43,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     masks = torch.rand(args.batch, args.channels, args.size // 8 + 1, args.size // 8 + 1)
     masks = F.interpolate(masks, size=(args.size, args.size), mode="bilinear").softmax(dim=1).to(device)
 
-    par, direct = PAR(iterations=args.iterations), DirectPAR(iterations=args.iterations)
+    usual = ParConfig()
+    settings: dict[str, Any] = {
+        "dilations": usual.dilations,
+        "iterations": args.iterations,
+        "temperature": usual.temperature,
+        "position_weight": usual.position_weight,
+    }
+    par, direct = PAR(**settings), DirectPAR(**settings)
     runs: dict[str, Callable[[], Tensor]] = {
         "par": lambda: par(image, masks),
         "weights": lambda: par.weights(image),
@@ -91,13 +83,14 @@ class DirectPAR:
     """PAR by its definition: every neighbour is a dilated 3 x 3 convolution with a single 1, all are stacked.
 
     Args:
-        dilations: Distances of the 8 neighbours.
-        iterations: How often the scores are replaced.
+        dilations, iterations, temperature, position_weight: See :class:`afa.ops.par.PAR`.
     """
 
-    def __init__(self, dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24), iterations: int = 10) -> None:
-        self.dilations = dilations
-        self.iterations = iterations
+    def __init__(
+        self, *, dilations: Sequence[int], iterations: int, temperature: float, position_weight: float
+    ) -> None:
+        self.dilations, self.iterations = dilations, iterations
+        self.temperature, self.position_weight = temperature, position_weight
         positions = [position for position in range(9) if position != 4]
         self.kernel = torch.zeros(8, 1, 3, 3)
         for index, position in enumerate(positions):
@@ -108,11 +101,11 @@ class DirectPAR:
         """Refine masks [B, C, h, w] with an image [B, 3, h, w] in 0..1."""
         neighbours = self._neighbours(image)
         spread = neighbours.std(dim=2, keepdim=True)
-        colour = -(((neighbours - image[:, :, None]).abs() / (spread + 1e-8) / 0.3) ** 2)
+        colour = -(((neighbours - image[:, :, None]).abs() / (spread + 1e-8) / self.temperature) ** 2)
         distances = torch.tensor([dilation * length for dilation in self.dilations for length in self._lengths()])
-        position = -((distances / (distances.std() + 1e-8) / 0.3) ** 2)
+        position = -((distances / (distances.std() + 1e-8) / self.temperature) ** 2)
         weights = colour.mean(dim=1, keepdim=True).softmax(dim=2)
-        weights = weights + 0.01 * position.softmax(dim=0).to(image.device)[:, None, None]
+        weights = weights + self.position_weight * position.softmax(dim=0).to(image.device)[:, None, None]
         for _ in range(self.iterations):
             masks = (self._neighbours(masks) * weights).sum(dim=2)
         return masks

@@ -4,8 +4,8 @@ The floor is that arithmetic (:mod:`afa.benchmarks.training_step`) at the machin
 measured between the steps. The ratio step / floor tells how much is lost to everything else, and is comparable between
 machines and loads where seconds are not.
 
-In between, the training loop's own step runs on the same batch: with its seeding, finite guard and records, what makes
-a run exact and safe. Their cost is added up call by call, as the difference of two whole steps is lost in the noise.
+The step is that of a training run, with seeding, finite guard and sums of the records: what makes a run exact and safe.
+What they take is measured apart: the difference of two whole steps is lost in the noise.
 """
 
 from __future__ import annotations
@@ -20,25 +20,20 @@ from typing import Any
 
 import torch
 
-from afa.benchmarks.timing import Stopwatch, Undisturbed
-from afa.benchmarks.training_step import TrainingStep, add_arguments, configuration, floor_flops, headline
+from afa.benchmarks.training_step import PARTS, TrainingStep, configuration, floor_flops, headline
 from afa.engine.runtime import ProcessRuntime
-
-__all__ = ["PHASES", "add_arguments", "run"]
-
-PHASES = ("data", "forward", "cam", "propagation", "par", "labels", "losses", "backward", "optimiser")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print a table.
 
     Args:
-        args: As :func:`add_arguments` gives them.
+        args: As :func:`afa.commands.benchmark.parse` gives them.
 
     Returns:
-        Seconds of whole steps (undisturbed), of the training loop's, and of their phases (medians, from steps of their
-        own), what the loop's care costs and its share of a step, images per second, GFLOP of the floor and of the step,
-        GFLOP/s of matrix products, the ratio, and memory in GB.
+        Seconds of whole steps and of their parts (medians; the parts are those of further steps), what care costs and
+        its share of a step, images per second, GFLOP of the floor and of the step, GFLOP/s of matrix products, the
+        ratio, and memory in GB.
 
     Raises:
         UserError: An argument makes no sense.
@@ -47,25 +42,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     memory_before = _resident_gb()
     with ProcessRuntime.start(config.train) as runtime, tempfile.TemporaryDirectory() as folder:
         training = TrainingStep(config, runtime, args, Path(folder))
-        training.step(Undisturbed())  # warms caches up
+        training.step()  # warms caches up
         if runtime.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(runtime.device)
         seconds: list[float] = []
         rates: list[float] = []
-        loop_seconds: list[float] = []
-        care_seconds: list[float] = []
+        care: list[float] = []
         for _ in range(args.repeats):
             before = training.matrix_rate()
-            seconds.append(training.step(Undisturbed()))
+            seconds.append(training.seconds())
+            care.append(training.care_seconds())
             rates.append((before + training.matrix_rate()) / 2)
-            spent, care = training.loop_step()
-            loop_seconds.append(spent)
-            care_seconds.append(care)
         memory = _memory(runtime.device, memory_before)
-        watches = []
-        for _ in range(args.repeats):
-            watches.append(watch := Stopwatch(runtime.device))
-            training.step(watch)
+        watched = [training.part_seconds() for _ in range(args.repeats)]
         data = training.data_seconds(args.repeats)
         counted = sum(training.count_flops().values())
 
@@ -73,16 +62,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     gflop_per_second = median(rates)
     # Each step against the rate just before and after it: both met the same load.
     ratio = median(spent * rate / (floor / 1e9) for spent, rate in zip(seconds, rates, strict=True))
-    phases = {name: median(watch.seconds.get(name, 0.0) for watch in watches) for name in PHASES}
-    phases["data"] = data
+    parts = {"data": data} | {name: median(seconds[name] for seconds in watched) for name in PARTS}
     result: dict[str, Any] = {
         **training.facts(),
         "step_s": median(seconds),
-        "loop_step_s": median(loop_seconds),
-        "care_s": median(care_seconds),
-        "care_share": median(care / spent for care, spent in zip(care_seconds, loop_seconds, strict=True)),
+        "care_s": median(care),
+        "care_share": median(part / whole for part, whole in zip(care, seconds, strict=True)),
         "images_per_s": config.train.batch_size / median(seconds),
-        "phases_s": phases,
+        "parts_s": parts,
         "step_gflop": counted / 1e9,
         "floor_gflop": floor / 1e9,
         "matrix_gflop_per_s": gflop_per_second,
@@ -118,7 +105,7 @@ def _memory(device: torch.device, before: float) -> dict[str, float]:
 
 def _print(result: dict[str, Any]) -> None:
     print(headline(result))
-    for name, seconds in result["phases_s"].items():
+    for name, seconds in result["parts_s"].items():
         note = "  (in the loader's processes)" if name == "data" else ""
         print(f"  {name:12}{1e3 * seconds:9.1f} ms{note}")
     print(f"step          {result['step_s']:8.3f} s   {result['images_per_s']:.2f} images/s")
@@ -128,8 +115,8 @@ def _print(result: dict[str, Any]) -> None:
     )
     print(f"ratio         {result['ratio_to_floor']:8.2f}")
     print(
-        f"training loop {result['loop_step_s']:8.3f} s   of which {1e3 * result['care_s']:.1f} ms "
-        f"({result['care_share']:.2%}) for exact resume, finite guard and records"
+        f"care          {result['care_s']:8.3f} s   {result['care_share']:.2%} of the step: for exact resume, finite "
+        "guard and records"
     )
     for name, gigabytes in result["memory_gb"].items():
         print(f"memory, {name.replace('_', ' '):14}{gigabytes:8.2f} GB")

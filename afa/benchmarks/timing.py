@@ -1,12 +1,11 @@
-"""Timing: calls in turn, so that all of them meet the same load of a shared machine, and the phases of one call."""
+"""Timing: calls in turn, so that all of them meet the same load of a shared machine, and the parts of one call."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 
@@ -50,9 +49,12 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int, device: t
 
 
 class Stopwatch:
-    """Time of named ranges; a range inside another does not count for the outer one.
+    """Time of named parts; a part inside another one does not count for the outer one.
 
-    On a GPU each range waits for the device: the phases are right, their sum is more than an undisturbed step.
+    On a GPU each part waits for the device: the parts are right, their sum is more than an undisturbed step.
+
+    Attributes:
+        seconds: By name.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +64,7 @@ class Stopwatch:
         self._mark = 0.0
 
     @contextmanager
-    def range(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
         """Count what happens inside for ``name``."""
         self._settle()
         self._open.append(name)
@@ -72,42 +74,12 @@ class Stopwatch:
             self._settle()
             self._open.pop()
 
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted for ``name``."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.range(name):
-                return function(*args, **kwargs)
-
-        return call
-
-    @contextmanager
-    def watching(self, *calls: tuple[object, str, str]) -> Iterator[None]:
-        """Count what happens in calls inside: of an object's method (or a module's function), by name, for a phase."""
-        with ExitStack() as stack:
-            for owner, name, phase in calls:
-                stack.enter_context(patch.object(owner, name, self.timed(phase, getattr(owner, name))))
-            yield
-
     def _settle(self) -> None:
         wait(self.device)
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._mark
         self._mark = now
-
-
-class Undisturbed:
-    """In a stopwatch's place where only the whole step is timed."""
-
-    def range(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function
-
-    def watching(self, *calls: tuple[object, str, str]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def wait(device: torch.device) -> None:

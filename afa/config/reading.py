@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from afa.config.checks import check_agreement, check_keys, check_ranges
-from afa.config.settings import Config
-from afa.config.values import declared_settings, fit, from_command_line, shown
+from afa.config.settings import RunConfig
+from afa.config.values import Declared, declared_settings, fit, from_command_line, shown
 from afa.config.yaml_text import read_yaml, write_yaml
 from afa.errors import UserError
 from afa.paths import expand_home
+
+# The type of the settings that have another name by now.
+_SWITCH = Declared(bool, is_list=False, optional=False, is_path=False, example=True)
 
 
 class _Given(NamedTuple):
@@ -25,7 +28,11 @@ class _Given(NamedTuple):
     source: str
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+KindOf = Callable[[str], type[RunConfig]]
+"""Name of a method -> the class of its configuration; raises :class:`UserError` for an unknown one."""
+
+
+def read_config(path: str | Path, overrides: Sequence[str], kind_of: KindOf) -> RunConfig:
     """Read a YAML file, apply overrides, check everything.
 
     A file may name another one it builds on: ``base: voc.yaml``, relative to itself.
@@ -34,6 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: The YAML file.
         overrides: ``section.key=value`` strings; they win over the file. A text setting takes the text as it stands,
             all others read it as YAML.
+        kind_of: The configuration's class follows from its ``method``.
 
     Returns:
         The checked configuration.
@@ -42,26 +50,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: Missing file, broken YAML, unknown key (names the nearest), wrong type, value out of range,
             or values that contradict each other.
     """
-    return _fill({**_from_file(Path(path)), **_from_overrides(overrides)}, str(path), overrides)
+    files = _read_files(Path(path))
+    kind = kind_of(_method([tree for _, tree in files], overrides, str(path)))
+    given: dict[str, _Given] = {}
+    for file, tree in reversed(files):
+        given |= _from_tree(tree, str(file), kind, own_file=True)
+    return _fill(kind, {**given, **_from_overrides(overrides, kind)}, str(path), overrides)
 
 
-def config_from_dict(tree: Mapping[str, Any], source: str = "configuration", overrides: Sequence[str] = ()) -> Config:
-    """Check a nested dict of settings, as a checkpoint's JSON holds it, and make it a :class:`Config`.
+def config_from_tree(
+    tree: Mapping[str, Any], kind_of: KindOf, source: str = "configuration", overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Check a nested dict of settings, as a checkpoint's JSON holds it, and make it a configuration.
 
     Nothing in it stands for anything else: neither ``~`` nor ``${...}`` is replaced.
 
     Args:
         tree: Sections with settings; what is missing has its default.
+        kind_of: As :func:`read_config` takes it.
         source: Where it comes from, for messages.
-        overrides: As :func:`load_config` takes them.
+        overrides: As :func:`read_config` takes them.
 
     Raises:
-        UserError: As :func:`load_config`.
+        UserError: As :func:`read_config`.
     """
-    return _fill({**_from_tree(tree, source), **_from_overrides(overrides)}, source, overrides)
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: holds {shown(tree)}, not sections with settings")
+    kind = kind_of(_method([tree], overrides, source))
+    return _fill(kind, {**_from_tree(tree, source, kind), **_from_overrides(overrides, kind)}, source, overrides)
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain nested dicts and lists, ready for JSON."""
     return dataclasses.asdict(config)
 
@@ -83,11 +102,22 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
     return lines
 
 
-def _fill(given: Mapping[str, _Given], source: str, overrides: Sequence[str]) -> Config:
+def _method(trees: Sequence[Mapping[str, Any]], overrides: Sequence[str], source: str) -> str:
+    """The name of the method: of the last override that gives it, else of the first tree that does."""
+    for override in reversed(overrides):
+        if override.startswith("method="):
+            return override.removeprefix("method=")
+    name = next((tree["method"] for tree in trees if "method" in tree), RunConfig.method)
+    if not isinstance(name, str):
+        raise UserError(f"{source}: method: {shown(name)} is no text: put it in quotes, if it is a name")
+    return name
+
+
+def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overrides: Sequence[str]) -> RunConfig:
     """Put values of the right types into a configuration, and check them."""
     # OmegaConf is handed no text: it would look for ${...} in it.
     texts = {key: value for key, (value, _) in given.items() if isinstance(value, str)}
-    tree = OmegaConf.structured(Config)
+    tree = OmegaConf.structured(kind)
     for key, (value, where) in given.items():
         if key not in texts:
             try:
@@ -95,7 +125,7 @@ def _fill(given: Mapping[str, _Given], source: str, overrides: Sequence[str]) ->
             except OmegaConfBaseException as error:
                 raise UserError(f"{where}: {key}: {str(error).strip().splitlines()[0]}") from error
     config = OmegaConf.to_object(tree)
-    assert isinstance(config, Config)
+    assert isinstance(config, RunConfig)
     for key, text in texts.items():
         *sections, name = key.split(".")
         section: Any = config
@@ -107,8 +137,8 @@ def _fill(given: Mapping[str, _Given], source: str, overrides: Sequence[str]) ->
     return config
 
 
-def _from_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, _Given]:
-    """The settings of a YAML file and of those that it builds on."""
+def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """A YAML file, and those that it builds on, each after the one that names it."""
     if path.resolve() in seen:
         raise UserError(f"{path}: 'base' leads back to this file")
     try:
@@ -120,15 +150,14 @@ def _from_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, _Given]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds {shown(tree)}, not sections with settings")
     base = tree.pop("base", None)
-    given = _from_tree(tree, str(path), own_file=True)
     if base is None:
-        return given
+        return [(path, tree)]
     if not isinstance(base, str):
         raise UserError(f"{path}: base: {shown(base)} is no file name: put it in quotes")
-    return {**_from_file(path.parent / expand_home(base), (*seen, path.resolve())), **given}
+    return [(path, tree), *_read_files(path.parent / expand_home(base), (*seen, path.resolve()))]
 
 
-def _from_overrides(overrides: Sequence[str]) -> dict[str, _Given]:
+def _from_overrides(overrides: Sequence[str], kind: type[RunConfig]) -> dict[str, _Given]:
     """The settings of the command line."""
     given = {}
     for override in overrides:
@@ -136,9 +165,16 @@ def _from_overrides(overrides: Sequence[str]) -> dict[str, _Given]:
         source = f"override {shown(override)}"
         if not equals or not key:
             raise UserError(f"{source} is not of the form key=value, for example train.steps=100")
-        declared = declared_settings(Config).get(key)
+        declared = declared_settings(kind).get(key)
+        if declared is None and key in kind.renamed:
+            renamed = kind.renamed[key]
+            try:
+                given[renamed.key] = _Given(renamed.values[from_command_line(text, _SWITCH)], source)
+            except UserError as error:
+                raise UserError(f"{source}: {key}: {error}") from error
+            continue
         if declared is None:
-            check_keys(_nested(key, text), Config, "", source)
+            check_keys(_nested(key, text), kind, "", source, kind)
             raise UserError(f"{source}: unknown key {shown(key)}")
         try:
             given[key] = _Given(from_command_line(text, declared), source)
@@ -147,11 +183,25 @@ def _from_overrides(overrides: Sequence[str]) -> dict[str, _Given]:
     return given
 
 
-def _from_tree(tree: Mapping[str, Any], source: str, *, own_file: bool = False) -> dict[str, _Given]:
+def _from_tree(
+    tree: Mapping[str, Any], source: str, kind: type[RunConfig], *, own_file: bool = False
+) -> dict[str, _Given]:
     """The settings of a nested dict; ``own_file`` says that the user wrote it, and ``~`` is a home folder."""
-    check_keys(tree, Config, "", source)
     given = {}
-    for key, declared in declared_settings(Config).items():
+    for old, renamed in kind.renamed.items():
+        section, _, name = old.partition(".")
+        if not isinstance(tree.get(section), Mapping) or name not in tree[section]:
+            continue
+        new_section, _, new_name = renamed.key.partition(".")
+        if isinstance(tree.get(new_section), Mapping) and new_name in tree[new_section]:
+            raise UserError(f"{source}: {old} is {renamed.key} by now, which is given, too: leave {old} out")
+        try:
+            given[renamed.key] = _Given(renamed.values[fit(tree[section][name], _SWITCH, expand=False)], source)
+        except UserError as error:
+            raise UserError(f"{source}: {old}: {error}") from error
+        tree = {**tree, section: {key: value for key, value in tree[section].items() if key != name}}
+    check_keys(tree, kind, "", source, kind)
+    for key, declared in declared_settings(kind).items():
         *sections, name = key.split(".")
         node: Any = tree
         for section in sections:

@@ -38,9 +38,13 @@ class Declared:
     example: Any
 
 
-@cache
-def declared_settings(section: type, prefix: str = "") -> Mapping[str, Declared]:
+def declared_settings(section: type) -> Mapping[str, Declared]:
     """The settings of a section class and of those within it: key with dots -> declared type."""
+    return _declared(section, "")
+
+
+@cache
+def _declared(section: type, prefix: str) -> Mapping[str, Declared]:
     hints = typing.get_type_hints(section)
     defaults = section()
     found: dict[str, Declared] = {}
@@ -48,7 +52,7 @@ def declared_settings(section: type, prefix: str = "") -> Mapping[str, Declared]
         default, hint = getattr(defaults, item.name), hints[item.name]
         if dataclasses.is_dataclass(default):
             inner: type = type(default)
-            found |= declared_settings(inner, f"{prefix}{item.name}.")
+            found |= _declared(inner, f"{prefix}{item.name}.")
             continue
         optional = isinstance(hint, types.UnionType)
         if optional:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,203 +18,286 @@ from torch.utils.data import Dataset
 from afa.config.settings import MAX_PIXELS
 from afa.data.files import missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
-from afa.data.labels import IGNORE, classes_in_mask, is_class_id, one_hot, quoted, read_labels
+from afa.data.inputs import Inputs
+from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
 from afa.data.notices import say
-from afa.data.transforms import normalise, training_transform
+from afa.data.samples import EvaluationSample, Sample
 from afa.errors import UserError
+from afa.maps import IGNORE
 
 if TYPE_CHECKING:
-    from afa.config import AugmentationConfig, DatasetConfig
+    from afa.config import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
 _MAX_DAMAGED_IN_A_ROW = 20
 
-
-class TrainingImages(Dataset[dict[str, Any]]):
-    """Randomly cropped training images with image-level labels; no mask is read.
-
-    Indexed by (position, index): the position in the stream of samples seeds the augmentation, the index chooses the
-    image, see :class:`afa.data.sampler.StreamSampler`.
-
-    Args:
-        config: The data set.
-        augmentation: The training transform.
-        seed: Seed of the augmentation.
-
-    Raises:
-        UserError: Something is missing; the message says what and how to get it. Or no image has any class.
-    """
-
-    def __init__(self, config: DatasetConfig, augmentation: AugmentationConfig, *, seed: int) -> None:
-        self.layout = find_layout(config)
-        self.split = config.train_split
-        self.names = self.layout.names(self.split)
-        if config.bad_image == "stop":
-            _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
-        labels = find_labels(self.layout, self.split, self.names, config.ignore_index, max_pixels=config.max_pixels)
-        self.class_labels = torch.from_numpy(np.stack([labels[name] for name in self.names]))  # [images, K]
-        self.seed = seed
-        self._config = config
-        self._augmentation = augmentation
-        self._reported: set[str] = set()
-        self._say_what_is_given()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def fingerprint(self) -> str:
-        """What the training list and its labels hold, as 32 hexadecimal digits.
-
-        It changes with the names, their order, an image's classes and the class names. It does not depend on where
-        the data set lies, on the kind of the labels file, or on how a file spells the same name.
-        """
-        ids = ((row.nonzero().flatten() + 1).tolist() for row in self.class_labels)
-        content = [self.layout.class_names, list(zip(self.names, ids, strict=True))]
-        # Lone surrogates (file names that are not UTF-8) have no bytes in UTF-8: json writes them in ASCII.
-        return hashlib.blake2b(json.dumps(content).encode("ascii"), digest_size=16).hexdigest()
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Give the sample at a position of the stream.
-
-        Returns:
-            ``image`` float32 [3, S, S] normalised, ``class_labels`` float32 [K], ``valid_box`` int64 [4] (y0, y1, x0,
-            x1) and ``name``.
-
-        Raises:
-            DamagedImage: The image cannot be read and bad images stop the run.
-        """
-        position, index = key
-        image, index = self._read(index)
-        augmentation = self._augmentation
-        crop, valid_box = training_transform(
-            image,
-            np.random.default_rng((self.seed, position)),
-            crop_size=augmentation.crop_size,
-            scale_range=(augmentation.scale_min, augmentation.scale_max),
-            mirror_probability=augmentation.mirror_probability,
-            resampling=augmentation.resampling,
-        )
-        return {
-            "image": normalise(crop, self._config.image_mean, self._config.image_std),
-            "class_labels": self.class_labels[index],
-            "valid_box": torch.from_numpy(valid_box),
-            "name": self.names[index],
-        }
-
-    def _say_what_is_given(self) -> None:
-        """Log which classes the images have, and refuse images of which nothing can be learnt."""
-        layout, split = self.layout, f"'{self.split}'"
-        _say_notes(layout)
-        counts = [int(count) for count in self.class_labels.sum(dim=0).tolist()]
-        shown = [count for count in counts if count]
-        if not shown:
-            origin = f"the masks in {layout.split_masks(self.split)}" if layout.labels is None else str(layout.labels)
-            values = f" (they show nothing but 0 and {self._config.ignore_index})" if layout.labels is None else ""
-            raise UserError(
-                f"no image of {split} has a class, so there is nothing to learn: give the classes, ids 1 to "
-                f"{layout.num_classes}, in {origin}{values}"
-            )
-        say(
-            f"training on {len(self.names)} images of {split}: {len(shown)} of {len(counts)} classes, each in "
-            f"{min(shown)} to {max(shown)} images",
-            logging.INFO,
-        )
-        absent = [name for name, count in zip(layout.class_names, counts, strict=True) if not count]
-        if absent:
-            say(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
-        without = [self.names[index] for index in (~self.class_labels.bool().any(dim=1)).nonzero().flatten().tolist()]
-        if without:
-            say(f"{len(without)} of the {len(self.names)} images of {split} have no class, the first is '{without[0]}'")
-        if len(self.names) > 1 and bool((self.class_labels == self.class_labels[0]).all()):
-            say(f"all images of {split} have the same classes: nothing tells images with a class from those without")
-
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
-        """Read an image; where it is damaged and may be skipped, the next one of the list that can be read."""
-        for _ in range(min(_MAX_DAMAGED_IN_A_ROW, len(self.names))):
-            name = self.names[index]
-            try:
-                path = self.layout.image(name, self.split)
-                return read_image(path, max_pixels=self._config.max_pixels), index
-            except DamagedImage as error:
-                if self._config.bad_image == "stop":
-                    raise DamagedImage(
-                        f"{error} (tools/check_data.py finds all; dataset.bad_image=skip goes on)"
-                    ) from error
-                if name not in self._reported:
-                    self._reported.add(name)
-                    logger.warning("%s; another image takes its place", error)
-                index = (index + 1) % len(self.names)
-        raise DamagedImage(f"too many damaged images in {self.layout.images}: run tools/check_data.py")
+Transform = Callable[[Sample, np.random.Generator], dict[str, torch.Tensor]]
+"""A sample and the only source of randomness -> what a training step needs of it; can be pickled."""
 
 
-class EvaluationImages(Dataset[dict[str, Any]]):
-    """Whole images with their masks.
+class Split:
+    """The images of one list, read one by one with what belongs to them.
 
     Args:
         config: The data set.
-        split: Name of the list; the validation list by default.
+        split: Name of the list.
+        inputs: What images must bring, see :class:`afa.data.inputs.Inputs`; ``class_labels`` among them means that
+            labels are required. Without, they are read where the data set has a labels file.
         limit: At most this many images: the first ones of the list.
 
     Raises:
         UserError: Something is missing; the message says what and how to get it.
     """
 
-    def __init__(self, config: DatasetConfig, *, split: str | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, config: DatasetConfig, split: str, *, inputs: Sequence[str] = (), limit: int | None = None
+    ) -> None:
+        self.config, self.split = config, split
         self.layout = find_layout(config)
-        self.split = split or config.val_split
-        self.names = self.layout.names(self.split)[:limit]
+        self.names = self.layout.names(split)[:limit]
         _say_notes(self.layout)
-        self._config = config
-        known = read_labels(self.layout.labels, self.layout.class_names) if self.layout.labels else {}
-        self._labels = {name: known[name] for name in self.names if name in known}
-        if not self.layout.has_masks(self.split):
-            folder = self.layout.split_masks(self.split)
-            raise UserError(
-                f"evaluation needs masks, but {folder} has none of '{self.split}': {HOW_TO_PREPARE[self.layout.type]}"
-            )
         if config.bad_image == "stop":
-            _require("images", self.split, [self.layout.image(name, self.split) for name in self.names])
-            _require("masks", self.split, [self.layout.mask(name, self.split) for name in self.names])
+            _require("images", split, [self.layout.image(name, split) for name in self.names])
+        self.inputs = Inputs(config, inputs, self.layout.num_classes)
+        self.class_labels = self._labels(required="class_labels" in inputs)
+        self.inputs.require(self.names, split, self.class_labels)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def read(self, name: str) -> Sample:
+        """An image of the list.
+
+        Raises:
+            DamagedImage: It, or what belongs to it, cannot be read.
+        """
+        image = read_image(self.layout.image(name, self.split), max_pixels=self.config.max_pixels)
+        labels = self.class_labels.get(name)
+        return Sample(name, image, labels, self.inputs.read(name, image.shape[:2], labels))
+
+    @property
+    def fingerprint(self) -> str:
+        """What the list and its labels hold, as 32 hexadecimal digits.
+
+        It changes with the names, their order, an image's classes, the class names and the inputs. It does not depend
+        on where the data set lies, on the kind of the labels file, or on how a file spells the same name.
+        """
+        ids = [
+            (name, [int(index) + 1 for index in np.flatnonzero(self.class_labels[name])])
+            if name in self.class_labels
+            else (name, None)
+            for name in self.names
+        ]
+        content = [self.layout.class_names, ids, *([dict(self.inputs.facts)] if self.inputs.facts else [])]
+        # Lone surrogates (file names that are not UTF-8) have no bytes in UTF-8: json writes them in ASCII.
+        return hashlib.blake2b(json.dumps(content).encode("ascii"), digest_size=16).hexdigest()
+
+    def _labels(self, *, required: bool) -> Mapping[str, np.ndarray]:
+        if required:
+            return find_labels(
+                self.layout,
+                self.split,
+                self.names,
+                self.config.ignore_index,
+                max_pixels=self.config.max_pixels,
+            )
+        if self.layout.labels is None:
+            return {}
+        known = read_labels(self.layout.labels, self.layout.class_names)
+        return {name: known[name] for name in self.names if name in known}
+
+
+class TrainingImages(Dataset[dict[str, Any]]):
+    """Training samples of a method: what its transform makes of each image.
+
+    Indexed by (position, index): the position in the stream of samples seeds the transform, the index chooses the
+    image, see :class:`afa.data.sampler.StreamSampler`.
+
+    Args:
+        config: The data set.
+        transform: The method's.
+        needs: What it needs of an image, see :class:`Split`.
+        seed: Seed of the transform.
+
+    Raises:
+        UserError: Something is missing; the message says what and how to get it. Or no image has any class.
+    """
+
+    def __init__(self, config: DatasetConfig, transform: Transform, *, needs: Sequence[str], seed: int) -> None:
+        self.images = Split(config, config.train_split, inputs=needs)
+        self.seed = seed
+        self._transform = transform
+        self._reported: set[str] = set()
+        self._classes_needed = "class_labels" in needs
+        if self._classes_needed:
+            self._refuse_without_classes()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def class_labels(self) -> np.ndarray:
+        """float32 [images, K].
+
+        Raises:
+            ValueError: The method does not need them, so images without any may be among these.
+        """
+        if not self._classes_needed:
+            raise ValueError("class_labels are not among the method's needs")
+        return np.stack([self.images.class_labels[name] for name in self.images.names])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Give the sample at a position of the stream.
+
+        Returns:
+            What the transform gives, and ``name``.
+
+        Raises:
+            DamagedImage: The image cannot be read and bad images stop the run.
+        """
+        position, index = key
+        sample = self._read(index)
+        return {**self._transform(sample, np.random.default_rng((self.seed, position))), "name": sample.name}
+
+    def say_what_is_given(self) -> None:
+        """Log which classes the images have, where the method needs classes: before the first step, once a run."""
+        if not self._classes_needed:
+            return
+        layout, names, split = self.images.layout, self.images.names, f"'{self.images.split}'"
+        class_labels = self.class_labels
+        counts = [int(count) for count in class_labels.sum(axis=0).tolist()]
+        shown = [count for count in counts if count]
+        say(
+            f"training on {len(names)} images of {split}: {len(shown)} of {len(counts)} classes, each in "
+            f"{min(shown)} to {max(shown)} images",
+            logging.INFO,
+        )
+        absent = [name for name, count in zip(layout.class_names, counts, strict=True) if not count]
+        if absent:
+            say(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
+        without = [names[index] for index in np.flatnonzero(~class_labels.any(axis=1))]
+        if without:
+            say(f"{len(without)} of the {len(names)} images of {split} have no class, the first is '{without[0]}'")
+        if len(names) > 1 and bool((class_labels == class_labels[0]).all()):
+            say(f"all images of {split} have the same classes: nothing tells images with a class from those without")
+
+    def _refuse_without_classes(self) -> None:
+        if self.class_labels.any():
+            return
+        layout, split = self.images.layout, self.images.split
+        origin, values = str(layout.labels), ""
+        if layout.labels is None:
+            origin = f"the masks in {layout.split_masks(split)}"
+            values = f" (they show nothing but 0 and {self.images.config.ignore_index})"
+        raise UserError(
+            f"no image of '{split}' has a class, so there is nothing to learn: give the classes, ids 1 to "
+            f"{layout.num_classes}, in {origin}{values}"
+        )
+
+    def _read(self, index: int) -> Sample:
+        """Read an image; where it is damaged and may be skipped, the next one of the list that can be read."""
+        names = self.images.names
+        for _ in range(min(_MAX_DAMAGED_IN_A_ROW, len(names))):
+            name = names[index]
+            try:
+                return self.images.read(name)
+            except DamagedImage as error:
+                if self.images.config.bad_image == "stop":
+                    raise DamagedImage(
+                        f"{error} (tools/check_data.py finds all; dataset.bad_image=skip goes on)"
+                    ) from error
+                if name not in self._reported:
+                    self._reported.add(name)
+                    logger.warning("%s; another image takes its place", error)
+                index = (index + 1) % len(names)
+        raise DamagedImage(f"too many damaged images in {self.images.layout.images}: run tools/check_data.py")
+
+
+class SplitImages(Dataset[Sample]):
+    """Whole images of a list, as they are.
+
+    Args:
+        images: The list.
+    """
+
+    def __init__(self, images: Split) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Give an image.
+
+        Raises:
+            DamagedImage: It cannot be read.
+        """
+        return self.images.read(self.images.names[index])
+
+
+class EvaluationImages(Dataset[EvaluationSample]):
+    """Whole images with their masks.
+
+    Args:
+        config: The data set.
+        split: Name of the list; the validation list by default.
+        inputs: What the outputs to be scored need, see :class:`Split`.
+        limit: At most this many images: the first ones of the list.
+
+    Raises:
+        UserError: Something is missing; the message says what and how to get it.
+    """
+
+    def __init__(
+        self,
+        config: DatasetConfig,
+        *,
+        split: str | None = None,
+        inputs: Sequence[str] = (),
+        limit: int | None = None,
+    ) -> None:
+        wanted = [name for name in inputs if name != "class_labels"]  # those of the masks do, where there is no file
+        self.images = Split(config, split or config.val_split, inputs=wanted, limit=limit)
+        layout, split = self.images.layout, self.images.split
+        if not layout.has_masks(split):
+            raise UserError(
+                f"evaluation needs masks, but {layout.split_masks(split)} has none of '{split}': "
+                f"{HOW_TO_PREPARE[layout.type]}"
+            )
+        if config.bad_image == "stop":
+            _require("masks", split, [layout.mask(name, split) for name in self.images.names])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
         """Give an image.
 
         Returns:
-            ``image`` float32 [3, H, W] normalised, ``image_uint8`` uint8 [H, W, 3] RGB, ``label`` int64 [H, W] (0
-            background, 1 to K, 255 ignore, whatever the files' ignore value is), ``class_labels`` float32 [K] (of the
-            labels file, else of the mask) and ``name``.
+            The sample, with the class labels of the labels file, else of the mask; and its label, where 255 is ignored,
+            whatever the files' ignore value is.
 
         Raises:
             UserError: Image or mask cannot be read, or do not fit together or to the classes.
         """
-        name = self.names[index]
-        image = read_image(self.layout.image(name, self.split), max_pixels=self._config.max_pixels)
-        path = self.layout.mask(name, self.split)
-        mask = read_mask(path, palette=self.layout.palette, max_pixels=self._config.max_pixels)
-        if mask.shape != image.shape[:2]:
+        images = self.images
+        sample = images.read(images.names[index])
+        path = images.layout.mask(sample.name, images.split)
+        mask = read_mask(path, palette=images.layout.palette, max_pixels=images.config.max_pixels)
+        if mask.shape != sample.image.shape[:2]:
             raise DamagedImage(
                 f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{image.shape[1]} x {image.shape[0]}: run tools/check_data.py"
+                f"{sample.image.shape[1]} x {sample.image.shape[0]}: run tools/check_data.py"
             )
-        classes = classes_in_mask(mask, self.layout.num_classes, self._config.ignore_index, path=path)
-        if self._config.ignore_index != IGNORE:
-            mask = np.where(mask == self._config.ignore_index, np.uint8(IGNORE), mask)
-        labels = self._labels.get(name)
-        if labels is None:
-            labels = one_hot(classes, self.layout.num_classes)
-        return {
-            "image": normalise(image, self._config.image_mean, self._config.image_std),
-            "image_uint8": torch.from_numpy(image),
-            "label": torch.from_numpy(mask.astype(np.int64)),
-            "class_labels": torch.from_numpy(labels),
-            "name": name,
-        }
+        ignore_index, num_classes = images.config.ignore_index, images.layout.num_classes
+        classes = classes_in_mask(mask, num_classes, ignore_index, path=path)
+        if ignore_index != IGNORE:
+            mask = np.where(mask == ignore_index, np.uint8(IGNORE), mask)
+        if sample.class_labels is None:
+            sample = dataclasses.replace(sample, class_labels=one_hot(classes, num_classes))
+        return EvaluationSample(sample, torch.from_numpy(mask.astype(np.int64)))
 
 
 def _say_notes(layout: Layout) -> None:

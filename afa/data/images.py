@@ -14,22 +14,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from afa.config.settings import MAX_PIXELS
 from afa.data.files import open_plain
 from afa.data.palette import MaskPalette
 from afa.errors import UserError
-
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
-)  # fmt: skip
-"""Of the files that are taken for images, in lower case."""
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Of the files that are taken for masks, in lower case: formats that keep every value."""
 
 # Pillow knows some thirty formats more: for one of them it starts a program, others were seldom tried on damaged files.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF") + (
@@ -314,7 +308,7 @@ def _refuse_several(path: Path, kind: str, image: Image.Image, file: BinaryIO) -
                     return
                 except SyntaxError:
                     pass  # A page of a kind that is not read; its tags say what it is for.
-                tags = pages.tag_v2
+                tags = cast(TiffImageFile, pages).tag_v2
                 # Smaller versions of the image, and masks of its transparent parts, come with it.
                 if not (int(tags.get(_TIFF_PAGE, 0)) & 5 or tags.get(_TIFF_OLD_PAGE) == 2):
                     break

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from afa.config.settings import IGNORE
 from afa.data.classes import class_key, is_no_class
 from afa.data.files import read_json, read_text, write_text
 from afa.data.images import DamagedImage
@@ -18,8 +19,6 @@ from afa.data.names import image_key
 from afa.data.pickles import read_pickled
 from afa.errors import UserError
 
-IGNORE = 255
-"""Value of pixels that count for nothing, in the masks that this project writes and scores with."""
 LABEL_FILES = ("class_labels.json", "class_labels.csv", "class_labels.txt", "cls_labels_onehot.npy")
 _WHAT = "the labels file"
 _HOW = "see docs/data.md, or make it with tools/make_labels.py"

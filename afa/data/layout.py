@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
 from afa.data.files import FilesBelow, files_below
-from afa.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from afa.data.labels import LABEL_FILES
 from afa.data.lists import read_list
-from afa.data.names import passed_over
+from afa.data.names import IMAGE_SUFFIXES, MASK_SUFFIXES, passed_over
 from afa.data.palette import MaskPalette, read_palette
 from afa.errors import UserError
 

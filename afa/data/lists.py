@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from afa.data.files import FilesBelow, read_text
-from afa.data.images import IMAGE_SUFFIXES
-from afa.data.names import image_key
+from afa.data.names import IMAGE_SUFFIXES, image_key
 from afa.errors import UserError
 
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)

@@ -13,16 +13,16 @@ from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.data.dataset import EvaluationImages, Split, SplitImages, TrainingImages
 from afa.data.images import DamagedImage
 from afa.data.parallel import end_with_parent
-from afa.data.sampler import StreamSampler
+from afa.data.sampler import PairSampler, StreamSampler
 from afa.errors import UserError, leave_without_waiting
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 _SLICE = 0.1  # seconds between two looks at whether to go on waiting
 _GRACE = 1.0  # seconds in which processes end by themselves, or are ended
+
+LOST_LOADER = "DataLoader worker (pid"
+"""How PyTorch begins to say that a loader process is gone; an error within one is passed on with other words."""
 
 # How PyTorch begins to say that no batch came in time.
 _TIMED_OUT = "DataLoader timed out"
@@ -53,7 +56,7 @@ class LoadingStopped(Exception):
     """A request to stop came while images were waited for."""
 
 
-class ImageLoader(DataLoader[dict[str, Any]]):
+class ImageLoader(DataLoader[Any]):
     """A loader that can be left at any time.
 
     It raises a worker's :class:`UserError` as it is: one line, without the worker's traceback. While it waits for an
@@ -63,7 +66,8 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     Args:
         images: What it loads.
         files: The files that belong to a key of ``images``, for messages.
-        skip_damaged: Leave a damaged image out with a warning instead of raising its error.
+        damaged: What becomes of a damaged image: its error is raised, it is left out with a warning, or its error is
+            given in its place.
         read_timeout: Seconds to wait for a batch at most; 0 waits for ever.
         stop: Who may ask to stop.
         **settings: Those of PyTorch's loader.
@@ -71,10 +75,10 @@ class ImageLoader(DataLoader[dict[str, Any]]):
 
     def __init__(
         self,
-        images: Dataset[dict[str, Any]],
+        images: Dataset[Any],
         *,
         files: Callable[[Any], Sequence[Path]],
-        skip_damaged: bool = False,
+        damaged: Literal["raise", "skip", "give"] = "raise",
         read_timeout: float = 0.0,
         stop: StopRequest | None = None,
         num_workers: int = 0,
@@ -82,7 +86,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
         **settings: Any,
     ) -> None:
         self._files = files
-        self._skip_damaged = skip_damaged
+        self._damaged = damaged
         self._read_timeout = read_timeout
         self._stop = stop
         self._items = _ErrorsAsItems(images, num_workers)
@@ -92,7 +96,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
         # Of its own, so that starting to load does not draw from the global random state.
         generator = torch.Generator()
         super().__init__(
-            self._items,  # type: ignore[arg-type]
+            self._items,
             generator=generator,
             worker_init_fn=_begin_worker,
             num_workers=num_workers,
@@ -102,7 +106,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
             **settings,
         )
 
-    def __iter__(self) -> Generator[dict[str, Any], None, None]:  # type: ignore[override]
+    def __iter__(self) -> Generator[Any, None, None]:  # type: ignore[override]
         source: _FromProcesses | _FromThread
         # Signals that come now are for this process alone.
         with self._stop.kept_from_children() if self._stop is not None else nullcontext():
@@ -115,12 +119,12 @@ class ImageLoader(DataLoader[dict[str, Any]]):
                 except StopIteration:
                     return
                 drawn.popleft()
-                if isinstance(batch, DamagedImage) and self._skip_damaged:
+                if isinstance(batch, DamagedImage) and self._damaged == "skip":
                     logger.warning("%s; it is left out", batch)
-                    continue
-                if isinstance(batch, UserError):
+                elif isinstance(batch, UserError) and not (isinstance(batch, DamagedImage) and self._damaged == "give"):
                     raise batch
-                yield batch
+                else:
+                    yield batch
         finally:
             source.end()
 
@@ -173,6 +177,9 @@ class _FromProcesses:
             if str(error).startswith(_TIMED_OUT):
                 raise _NothingYet from None
             raise
+        except (ConnectionError, EOFError) as error:
+            # It died while it handed a batch over.
+            raise RuntimeError(f"{LOST_LOADER} unknown) is gone: {error}") from error
 
     def end(self) -> None:
         """End the processes: PyTorch asks them to, and waits for each; those that hang are killed."""
@@ -262,20 +269,20 @@ class _DrawnKeys:
             yield keys
 
 
-class _ErrorsAsItems(Dataset[dict[str, Any] | UserError]):
+class _ErrorsAsItems(Dataset[Any]):
     """Gives what was raised instead of raising it: PyTorch would wrap it into a traceback.
 
     ``being_read`` says for each process that loads which image it is at, -1 between two.
     """
 
-    def __init__(self, images: Dataset[dict[str, Any]], workers: int) -> None:
+    def __init__(self, images: Dataset[Any], workers: int) -> None:
         self.images = images
         self.being_read: Any = RawArray("q", [-1] * max(1, workers))
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Any) -> dict[str, Any] | UserError:
+    def __getitem__(self, key: Any) -> Any:
         worker = get_worker_info()
         place = 0 if worker is None else worker.id
         self.being_read[place] = _number(key)
@@ -295,6 +302,7 @@ def _number(key: Any) -> int:
 def training_loader(
     images: TrainingImages,
     *,
+    sampler: Literal["images", "pairs"] = "images",
     global_batch: int,
     batch_size: int,
     steps: int,
@@ -312,6 +320,7 @@ def training_loader(
 
     Args:
         images: What is trained on; their seed is that of the order, too.
+        sampler: ``pairs``: partners with a class in common lie side by side.
         global_batch: Images per optimisation step, over all processes and micro-batches.
         batch_size: Images B per process and micro-batch.
         steps: Number of optimisation steps.
@@ -324,29 +333,29 @@ def training_loader(
         stop: Who may ask to stop, also while a batch is waited for.
 
     Returns:
-        Loader of dictionaries: ``image`` float32 [B, 3, S, S], ``class_labels`` float32 [B, K], ``valid_box`` int64
-        [B, 4] (y0, y1, x0, x1) and ``name``, a list of B names. All tensors are on the CPU.
+        Loader of dictionaries: what the method's transform gives, stacked, and ``name``, a list of B names. All tensors
+        are on the CPU.
 
     Raises:
         UserError: The batch cannot be shared out. From the loader: an image is damaged, or did not come in time.
         LoadingStopped: From the loader: ``stop`` was asked while it waited.
     """
-    sampler = StreamSampler(
-        len(images),
-        seed=images.seed,
-        global_batch=global_batch,
-        batch_size=batch_size,
-        steps=steps,
-        start_step=start_step,
-        rank=rank,
-        world_size=world_size,
-    )
+    shares = {
+        "seed": images.seed,
+        "global_batch": global_batch,
+        "batch_size": batch_size,
+        "steps": steps,
+        "start_step": start_step,
+        "rank": rank,
+        "world_size": world_size,
+    }
+    order = PairSampler(images.class_labels, **shares) if sampler == "pairs" else StreamSampler(len(images), **shares)
     return ImageLoader(
         images,
-        files=lambda key: [images.layout.image(images.names[key[1]], images.split)],
+        files=lambda key: [images.images.layout.image(images.images.names[key[1]], images.images.split)],
         read_timeout=read_timeout,
         stop=stop,
-        batch_sampler=sampler,
+        batch_sampler=order,
         num_workers=workers,
         collate_fn=collate_training,
         pin_memory=pin_memory,
@@ -357,6 +366,7 @@ def evaluation_loader(
     config: DatasetConfig,
     *,
     split: str | None = None,
+    inputs: Sequence[str] = (),
     rank: int = 0,
     world_size: int = 1,
     limit: int | None = None,
@@ -370,6 +380,7 @@ def evaluation_loader(
         config: The data set; with ``bad_image`` skip, damaged images and masks are left out with a warning.
             ``read_timeout`` is how long an image is waited for.
         split: Name of the list; the validation list by default.
+        inputs: What the outputs to be scored need of an image.
         rank: This process.
         world_size: Number of processes.
         limit: At most this many images, over all processes: the first ones of the list.
@@ -385,22 +396,45 @@ def evaluation_loader(
             in time.
         LoadingStopped: From the loader: ``stop`` was asked while it waited.
     """
-    images = EvaluationImages(config, split=split, limit=limit)
+    images = EvaluationImages(config, split=split, inputs=inputs, limit=limit)
     share = range(rank, len(images), world_size)
 
     def files(number: int) -> list[Path]:
-        name = images.names[share[number]]
-        return [images.layout.image(name, images.split), images.layout.mask(name, images.split)]
+        layout, name = images.images.layout, images.images.names[share[number]]
+        return [layout.image(name, images.images.split), layout.mask(name, images.images.split)]
 
     return ImageLoader(
         Subset(images, share),
         files=files,
-        skip_damaged=config.bad_image == "skip",
+        damaged="skip" if config.bad_image == "skip" else "raise",
         read_timeout=config.read_timeout,
         stop=stop,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
+    )
+
+
+def split_loader(images: Split, names: Sequence[str], *, workers: int = 0) -> ImageLoader:
+    """Some images of a list, one by one, as they are.
+
+    Args:
+        images: The list.
+        names: Of the images that are wanted, in the order of the list.
+        workers: Loading processes; 0 loads in this one.
+
+    Returns:
+        Loader of :class:`afa.data.samples.Sample`; with ``bad_image`` skip, of the :class:`DamagedImage` that says what
+        is wrong in the place of an image that cannot be read.
+    """
+    places = {name: index for index, name in enumerate(images.names)}
+    return ImageLoader(
+        Subset(SplitImages(images), [places[name] for name in names]),
+        files=lambda number: [images.layout.image(names[number], images.split)],
+        damaged="give" if images.config.bad_image == "skip" else "raise",
+        read_timeout=images.config.read_timeout,
+        batch_size=None,
+        num_workers=workers,
     )
 
 
@@ -410,9 +444,7 @@ def collate_training(samples: Sequence[dict[str, Any] | UserError]) -> dict[str,
         if isinstance(sample, UserError):
             return sample
     whole = cast(Sequence[dict[str, Any]], samples)
-    batch: dict[str, Any] = {
-        key: torch.stack([sample[key] for sample in whole]) for key in ("image", "class_labels", "valid_box")
-    }
+    batch: dict[str, Any] = {key: torch.stack([sample[key] for sample in whole]) for key in whole[0] if key != "name"}
     batch["name"] = [sample["name"] for sample in whole]
     return batch
 

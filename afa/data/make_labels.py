@@ -10,9 +10,9 @@ from pathlib import Path
 from afa.config.settings import MAX_PIXELS
 from afa.data.classes import CLASS_NAMES_FILE, check_class_names, class_key, read_class_names
 from afa.data.files import FilesBelow, files_below, write_lines
-from afa.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES, read_mask
+from afa.data.images import read_mask
 from afa.data.labels import classes_in_mask, quoted, write_labels
-from afa.data.names import passed_over
+from afa.data.names import IMAGE_SUFFIXES, MASK_SUFFIXES, passed_over
 from afa.data.notices import say
 from afa.data.palette import MaskPalette, read_palette
 from afa.data.parallel import map_files

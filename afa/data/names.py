@@ -6,8 +6,12 @@ import os
 import unicodedata
 from collections.abc import Sequence
 
-from afa.data.images import IMAGE_SUFFIXES
-
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
+)  # fmt: skip
+"""Of the files that are taken for images, in lower case."""
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Of the files that are taken for masks, in lower case: formats that keep every value."""
 OTHER_IMAGE_SUFFIXES = (
     ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps", ".exr", ".gif", ".hdr",
     ".heic", ".heics", ".heif", ".hif", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from afa.errors import UserError
 
-# Keeps the permutations' random streams apart from the samples', which are seeded with (seed, position).
+# Keep the random streams of permutations and partners apart from the samples', which are seeded with (seed, position).
 _PERMUTATION_STREAM = 1
+_PARTNER_STREAM = 2
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -80,8 +81,48 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def index(self, position: int) -> int:
         """The image at a position of the stream."""
+        return self._shuffled(position)
+
+    def _shuffled(self, position: int) -> int:
         epoch, place = divmod(position, self.size)
         if epoch != self._epoch:
             rng = np.random.default_rng((self.seed, epoch, _PERMUTATION_STREAM))
             self._epoch, self._permutation = epoch, rng.permutation(self.size)
         return int(self._permutation[place])
+
+
+class PairSampler(StreamSampler):
+    """Pairs of images with a class in common, partners side by side: positions 2a and 2a + 1 are pair a.
+
+    The first of pair a is image ``permutation[a]`` of the stream of epochs, as :class:`StreamSampler` has it. One of
+    its classes is drawn, then one of the other images of that class; a class of one image pairs that image with
+    itself. All of it is a function of the seed and a.
+
+    Args:
+        class_labels: [images, K], above 0 means present. Every image has a class.
+        **settings: Those of :class:`StreamSampler` but for ``size``; ``batch_size`` counts images and is even.
+
+    Raises:
+        UserError: As :class:`StreamSampler`, or ``batch_size`` is odd, or an image has no class.
+    """
+
+    def __init__(self, class_labels: np.ndarray, *, batch_size: int, **settings: int) -> None:
+        if batch_size % 2:
+            raise UserError(f"train.batch_size counts images, and pairs need an even number: {batch_size} is odd")
+        super().__init__(len(class_labels), batch_size=batch_size, **settings)
+        self._classes: Sequence[np.ndarray] = [np.flatnonzero(row > 0) for row in class_labels]
+        if any(len(classes) == 0 for classes in self._classes):
+            first = next(index for index, classes in enumerate(self._classes) if len(classes) == 0)
+            raise UserError(f"image {first + 1} of the training list has no class, so it has no partner: take it out")
+        self._members = [np.flatnonzero(column > 0) for column in class_labels.T]
+
+    def index(self, position: int) -> int:
+        """The image at a position of the stream."""
+        pair, is_partner = divmod(position, 2)
+        first = self._shuffled(pair)
+        if not is_partner:
+            return first
+        rng = np.random.default_rng((self.seed, pair, _PARTNER_STREAM))
+        members = self._members[rng.choice(self._classes[first])]
+        others = members[members != first]
+        return int(rng.choice(others)) if len(others) else first

@@ -3,14 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 
+from afa.maps import IGNORE, Maps
+
 _BACKENDS = {"pil": "pillow", "opencv": "cv2"}
 _WHOLE_PIXELS = 1 << 25
 """A training image of more pixels after scaling is not made whole: a phone's photo would take gigabytes."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One draw of scale, mirror and place: the same for an image and all that belongs to its pixels.
+
+    Attributes:
+        size: (h, w) to which everything is resized first.
+        mirrored: Whether it is mirrored horizontally then.
+        side: S of the square crop.
+        box: y0, y1, x0, x1 with y1 and x1 exclusive: the rectangle of the crop that shows image.
+        source: The rectangle of the resized and mirrored image that lies there, in the same order.
+    """
+
+    size: tuple[int, int]
+    mirrored: bool
+    side: int
+    box: tuple[int, int, int, int]
+    source: tuple[int, int, int, int]
+
+    def image(self, image: np.ndarray, resampling: str) -> np.ndarray:
+        """The crop of an image uint8 [H, W, 3], resized bilinearly by :func:`resize`: [S, S, 3], 0 outside."""
+        top, bottom, left, right = self.source
+        if self.mirrored:
+            left, right = self.size[1] - right, self.size[1] - left
+        if self.size[0] * self.size[1] > _WHOLE_PIXELS:
+            shown = resize_window(image, self.size, (top, bottom), (left, right), resampling)
+        else:
+            shown = resize(image, self.size, resampling)[top:bottom, left:right]
+        y0, y1, x0, x1 = self.box
+        crop = np.zeros((self.side, self.side, 3), np.uint8)
+        crop[y0:y1, x0:x1] = shown[:, ::-1] if self.mirrored else shown
+        return crop
+
+    def label(self, label: np.ndarray, outside: int = IGNORE) -> np.ndarray:
+        """The crop of a label uint8 [H, W], resized to the nearest pixel: [S, S], ``outside`` where no image is."""
+        height, width = self.size
+        if label.shape != self.size:
+            label = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+        if self.mirrored:
+            label = label[:, ::-1]
+        y0, y1, x0, x1 = self.box
+        top, bottom, left, right = self.source
+        crop = np.full((self.side, self.side), outside, np.uint8)
+        crop[y0:y1, x0:x1] = label[top:bottom, left:right]
+        return crop
+
+    def maps(self, maps: Maps) -> Maps:
+        """The crop of one image's maps [1, c, H, W], resized bilinearly: [1, c, S, S], 0 where no image is."""
+        scores = maps.resized(self.size).scores
+        if self.mirrored:
+            scores = scores.flip(-1)
+        y0, y1, x0, x1 = self.box
+        top, bottom, left, right = self.source
+        crop = scores.new_zeros(*scores.shape[:2], self.side, self.side)
+        crop[:, :, y0:y1, x0:x1] = scores[:, :, top:bottom, left:right]
+        return maps.with_scores(crop)
+
+
+def draw_crop(
+    size: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    crop_size: int,
+    scale_range: tuple[float, float] = (0.5, 2.0),
+    mirror_probability: float = 0.5,
+) -> Crop:
+    """Draw scale, mirror, padding and crop.
+
+    Args:
+        size: (H, W) of the image.
+        rng: The only source of randomness.
+        crop_size: Side S of the square crop in pixels.
+        scale_range: The factor of both sides is drawn uniformly from it; the new sides are cut to integers.
+        mirror_probability: Chance of a horizontal mirror.
+    """
+    scale = rng.uniform(*scale_range)
+    mirrored = bool(rng.random() < mirror_probability)
+    height, width = (max(1, int(scale * side)) for side in size[:2])
+
+    # The padded image: as large as the image and the crop. Neither it nor the padding is ever made.
+    canvas_height, canvas_width = max(crop_size, height), max(crop_size, width)
+    image_y, image_x = int(rng.integers(canvas_height - height + 1)), int(rng.integers(canvas_width - width + 1))
+    crop_y, crop_x = int(rng.integers(canvas_height - crop_size + 1)), int(rng.integers(canvas_width - crop_size + 1))
+
+    y0, y1 = max(image_y, crop_y) - crop_y, min(image_y + height, crop_y + crop_size) - crop_y
+    x0, x1 = max(image_x, crop_x) - crop_x, min(image_x + width, crop_x + crop_size) - crop_x
+    top, left = crop_y - image_y, crop_x - image_x
+    return Crop(
+        size=(height, width),
+        mirrored=mirrored,
+        side=crop_size,
+        box=(y0, y1, x0, x1),
+        source=(top + y0, top + y1, left + x0, left + x1),
+    )
 
 
 def training_transform(
@@ -26,37 +124,17 @@ def training_transform(
 
     Args:
         image: uint8 RGB [H, W, 3].
-        rng: The only source of randomness.
-        crop_size: Side S of the square crop in pixels.
-        scale_range: The factor of both sides is drawn uniformly from it; the new sides are cut to integers.
-        mirror_probability: Chance of a horizontal mirror.
+        rng, crop_size, scale_range, mirror_probability: See :func:`draw_crop`.
         resampling: ``pil`` (bilinear, antialiased when shrinking) or ``opencv`` (bilinear, aliased, faster).
 
     Returns:
         The crop, uint8 [S, S, 3], with 0 where the image does not reach, and the rectangle of the crop that shows
         image, int64 [4]: y0, y1, x0, x1 with y1 and x1 exclusive.
     """
-    scale = rng.uniform(*scale_range)
-    mirrored = rng.random() < mirror_probability
-    height, width = (max(1, int(scale * side)) for side in image.shape[:2])
-    canvas_height, canvas_width = max(crop_size, height), max(crop_size, width)
-    image_y, image_x = int(rng.integers(canvas_height - height + 1)), int(rng.integers(canvas_width - width + 1))
-    crop_y, crop_x = int(rng.integers(canvas_height - crop_size + 1)), int(rng.integers(canvas_width - crop_size + 1))
-
-    # The canvas itself is never made: only the part of the image that the crop shows is copied.
-    y0, y1 = max(image_y, crop_y) - crop_y, min(image_y + height, crop_y + crop_size) - crop_y
-    x0, x1 = max(image_x, crop_x) - crop_x, min(image_x + width, crop_x + crop_size) - crop_x
-    top, left = crop_y - image_y, crop_x - image_x
-    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
-    rows, columns = (top + y0, top + y1), (left + x0, left + x1)
-    if mirrored:
-        columns = (width - columns[1], width - columns[0])
-    if height * width > _WHOLE_PIXELS:
-        shown = resize_window(image, (height, width), rows, columns, resampling)
-    else:
-        shown = resize(image, (height, width), resampling)[slice(*rows), slice(*columns)]
-    crop[y0:y1, x0:x1] = shown[:, ::-1] if mirrored else shown
-    return crop, np.array([y0, y1, x0, x1], np.int64)
+    crop = draw_crop(
+        image.shape, rng, crop_size=crop_size, scale_range=scale_range, mirror_probability=mirror_probability
+    )
+    return crop.image(image, resampling), np.array(crop.box, np.int64)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resampling: str = "pil") -> np.ndarray:

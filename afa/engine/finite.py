@@ -183,11 +183,8 @@ class FiniteGuard:
         tensors = {
             f"{key}/{number}": value.detach().cpu().contiguous()
             for number, batch in enumerate(pending.step.batches)
-            for key, value in (
-                ("image", batch["image"]),
-                ("class_labels", batch["class_labels"]),
-                ("valid_box", batch["valid_box"]),
-            )
+            for key, value in batch.items()
+            if isinstance(value, Tensor)
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from afa.config import Config
+from afa.config import RunConfig
 from afa.data.dataset import TrainingImages
 from afa.data.files import remove_unfinished
-from afa.data.loader import LoadingStopped, training_loader
+from afa.data.images import DamagedImage
+from afa.data.loader import LOST_LOADER, LoadingStopped, training_loader
+from afa.data.samples import Sample
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
-from afa.engine.finite import FiniteGuard, InspectedStep
-from afa.engine.optimisation import build_optimiser, set_learning_rates, update
+from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
-from afa.engine.records import Meter, NullRecords, Progress, Records, RunRecords, clock
+from afa.engine.records import NullRecords, Progress, Records, RunRecords, clock
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.signals import StopSignals
+from afa.engine.trainer import Trainer
 from afa.errors import UserError
-from afa.evaluation.evaluate import EvaluationStopped, Validator
-from afa.methods import Batch, Method
+from afa.methods.base import Batch, Method
+from afa.prediction.evaluate import EvaluationStopped, Validator
+from afa.prediction.predictor import Predictor
+from afa.prediction.sheet import output_sheet
 
 logger = logging.getLogger(__name__)
 
 # What the processes agree on before each step; the greatest number wins.
 _GO_ON, _STOP, _FAIL = range(3)
 
-LOST_LOADER = "DataLoader worker (pid"
-"""How PyTorch begins to say that a loader process is gone; an error within one is passed on with other words."""
+_MOST_PICTURES, _PICTURE_WIDTH = 4, 160
 
 
 class TrainingRun:
@@ -44,7 +46,7 @@ class TrainingRun:
         config: The whole configuration.
         method: What one step means.
         runtime: The processes.
-        images: What is trained on. None: whoever calls :meth:`step` brings the batches.
+        images: What is trained on.
         validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
@@ -53,10 +55,10 @@ class TrainingRun:
 
     def __init__(
         self,
-        config: Config,
+        config: RunConfig,
         method: Method,
         runtime: ProcessRuntime,
-        images: TrainingImages | None,
+        images: TrainingImages,
         validator: Validator | None,
         output: Path,
         facts: dict[str, Any],
@@ -66,20 +68,11 @@ class TrainingRun:
         self.images, self.validator = images, validator
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
-        self.optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=config.train.precision == "fp16")
-        self.guard = FiniteGuard(
-            runtime,
-            method.network,
-            output,
-            policy=config.train.non_finite,
-            limit=config.train.non_finite_limit,
-            scaled=self.scaler.is_enabled(),
-        )
+        self.trainer = Trainer(config, method, runtime, output)
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
-        self.meter = Meter()
-        self.wrapped: nn.Module = method.network
         self.records: Records = NullRecords()
+        self.progress = Progress(0, config.train.steps, seconds_before=0, enabled=False)
+        self.mark = (0, time.monotonic())
         self.best: float | None = None
         self.best_step: int | None = None
         self.table: dict[str, Any] = {}
@@ -105,8 +98,7 @@ class TrainingRun:
                 seconds_before=float(saved.get("seconds", 0)),
                 enabled=self.runtime.is_main,
             )
-            # All processes get the main one's weights here.
-            self.wrapped = self.runtime.wrap(self.method.network, sync_batchnorm=self.config.train.sync_batchnorm)
+            self.trainer.wrap()
             try:
                 return self._loop(start, batches, recorded=recorded)
             finally:
@@ -124,15 +116,18 @@ class TrainingRun:
             stopped = self.stop.requested or not micro_batches
             verdict = self.runtime.worst(_FAIL if failure else _STOP if stopped else _GO_ON)
             if verdict != _GO_ON:
-                self.guard.settle()
+                self.trainer.guard.settle()
                 saved = (step == start and recorded) or self._save(step, recorded=True)
                 return self._leave(step, failure, saved=saved, failed=verdict == _FAIL)
-            self.step(step, micro_batches)
+            self.trainer.step(step, micro_batches)
             self.progress.step()
             done = step + 1
+            if done == settings.steps:
+                self.trainer.guard.settle()
+                self.method.after_training(self.images.images.read(name) for name in self.images.images.names)
             if done % settings.checkpoint_every == 0 or done == settings.steps or self._validates(done):
                 # Before validation, which may take long: a run that is killed in it has lost nothing else.
-                self.guard.settle()
+                self.trainer.guard.settle()
                 saved = self._save(done, recorded=False)
             if not self._record(done, micro_batches[-1]):
                 return self._leave(done, None, saved=saved, failed=False)
@@ -142,7 +137,7 @@ class TrainingRun:
     def _fetch(self, batches: Iterator[dict[str, Any]]) -> tuple[list[Batch], UserError | None]:
         """The micro-batches of a step on the device, or why there are none; neither where one is asked to stop."""
         try:
-            return [self._to_device(next(batches)) for _ in range(self.config.train.accumulate)], None
+            return [self.trainer.to_device(next(batches)) for _ in range(self.config.train.accumulate)], None
         except UserError as error:
             return [], error
         except LoadingStopped:
@@ -151,51 +146,6 @@ class TrainingRun:
             if LOST_LOADER in str(error):
                 return [], killed_loader()
             raise
-
-    def step(self, step: int, micro_batches: list[Batch]) -> None:
-        """One optimisation step over ``train.accumulate`` micro-batches.
-
-        Args:
-            step: Counted from 0.
-            micro_batches: Of this process, on its device.
-
-        Raises:
-            UserError: A loss or gradient is not finite, and ``train.non_finite`` says stop.
-        """
-        set_learning_rates(self.optimiser, step, steps=self.config.train.steps, settings=self.config.optimiser)
-        self.runtime.seed(step_seed(self.config.train.seed, step, self.runtime.rank))
-        self.optimiser.zero_grad(set_to_none=True)
-        self.guard.remember_buffers()
-        count = len(micro_batches)
-        scalars: dict[str, Tensor] = {}
-        losses: list[Mapping[str, Tensor]] = []
-        for number, batch in enumerate(micro_batches, 1):
-            with self._no_sync() if number < count else nullcontext():
-                result = self.method.training_step(self.wrapped, batch, step)
-                total = result.total()
-                self.scaler.scale(total / count if count > 1 else total).backward()
-            losses.append({name: loss.detach() for name, loss in result.losses.items()})
-            figures = {f"loss/{name}": loss for name, loss in losses[-1].items()} | result.scalars
-            for name, value in (figures | {"loss/total": total.detach()}).items():
-                scalars[name] = scalars.get(name, 0) + value / count
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimiser)
-        norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))
-        update(self.optimiser, flag)
-        self.guard.mend_buffers(flag)
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        self.meter.add({**scalars, "gradient_norm": norm}, left_out=flag)
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.wrapped is self.method.network else self.wrapped.no_sync()  # type: ignore[operator]
-
-    def _to_device(self, batch: dict[str, Any]) -> Batch:
-        """Images travel to the device; what steers shapes stays on the host."""
-        image = batch["image"].to(self.runtime.device, non_blocking=True)
-        if self.config.train.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return Batch(image=image, class_labels=batch["class_labels"], valid_box=batch["valid_box"], name=batch["name"])
 
     def _validates(self, done: int) -> bool:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
@@ -211,11 +161,11 @@ class TrainingRun:
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
         if batch is not None and pictured and self.runtime.is_main:
-            self.records.pictures(done, self.method.pictures(batch))
+            self.records.pictures(done, self._pictures(batch["name"]))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
             return True
-        values = self.meter.means(self.runtime.mean)
-        rates = set_learning_rates(self.optimiser, done - 1, steps=settings.steps, settings=self.config.optimiser)
+        values = self.trainer.meter.means(self.runtime.mean)
+        rates = learning_rates(self.trainer.optimiser, done - 1, steps=settings.steps, settings=self.config.optimiser)
         values |= {f"lr/{name}": rate for name, rate in rates.items()}
         values["time/seconds"] = self.progress.seconds()
         since, then = self.mark
@@ -238,10 +188,14 @@ class TrainingRun:
             EvaluationStopped: On every process, where one was asked to stop.
         """
         assert self.validator is not None
-        self.table = self.validator(self.method.network, self.stop.asked)  # type: ignore[arg-type]
-        rows = {row: scores["miou"] for row, scores in self.table.items() if isinstance(scores, dict)}
-        values = {**{f"{row}_miou": miou for row, miou in rows.items()}, "cls_f1": self.table["cls_f1"]}
-        score = rows["segmentation"]
+        self.table = self.validator(self.method, self.stop.asked)
+        rows = {
+            output.name: self.table[output.name]["miou"] for output in self.method.outputs if output.name in self.table
+        }
+        values = {f"{row}_miou": miou for row, miou in rows.items()}
+        if "cls_f1" in self.table:
+            values["cls_f1"] = self.table["cls_f1"]
+        score = list(rows.values())[-1]
         if self.runtime.is_main:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             logger.info("validation at step %d: %s", done, shown)
@@ -249,9 +203,27 @@ class TrainingRun:
                 self.best, self.best_step = score, done
         return {f"validation/{name}": value for name, value in values.items()}
 
+    def _pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What the method says about a batch's first images, for TensorBoard; changes no state."""
+        samples: list[tuple[Sample, Tensor | None]] = []
+        for name in names[:_MOST_PICTURES]:
+            try:
+                samples.append((self.images.images.read(name), None))
+            except DamagedImage:
+                continue  # Another one took its place in the batch.
+        network = self.method.network
+        training = network.training
+        network.eval()
+        try:
+            predictor = Predictor(self.method, self.config, device=self.runtime.device)
+            sheet = output_sheet(predictor, samples, heading="", cell=_PICTURE_WIDTH)
+        finally:
+            network.train(training)
+        return {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)} if samples else {}
+
     def _save(self, done: int, *, recorded: bool) -> bool:
         """Write a checkpoint, which the main process does; returns whether it was written. All processes take part."""
-        meters = self.runtime.gather(self.meter.state())
+        state = self.trainer.state()
         if not self.runtime.is_main:
             return True
         self.records.flush()
@@ -261,31 +233,27 @@ class TrainingRun:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": self.progress.seconds(),
-            "meters": meters,
-            "scaler": self.scaler.state_dict(),
-            "non_finite": self.guard.state(),
+            **state,
         }
-        return self.store.save(done, self.method.network, self.optimiser, facts)
+        return self.store.save(done, self.method.network, self.trainer.optimiser, facts)
 
     def _restore(self) -> dict[str, Any]:
         """Bring everything to where the newest intact checkpoint was; the main process reads it for all."""
         checkpoint = self.runtime.on_main(self.store.load_latest)
         if checkpoint is None:
             return {}
-        restore(checkpoint, self.method.network, self.optimiser)
+        restore(checkpoint, self.method.network, self.trainer.optimiser)
         facts = checkpoint.facts
         self.best, self.best_step = facts["best"], facts["best_step"]
-        self.meter.restore(facts["meters"], self.runtime)
-        self.scaler.load_state_dict(facts["scaler"])
-        self.guard.restore(facts["non_finite"])
+        self.trainer.restore(facts)
         return facts
 
     def _batches(self, start: int) -> Generator[dict[str, Any], None, None]:
         """This process's micro-batches from a step on; the loader's processes start with the first."""
-        assert self.images is not None
         settings = self.config.train
         loader = training_loader(
             self.images,
+            sampler=self.method.sampler,
             global_batch=self.facts["global_batch"],
             batch_size=settings.batch_size,
             steps=settings.steps - start,
@@ -307,6 +275,7 @@ class TrainingRun:
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"
         beginning = f"going on from step {start}" if start else "starting"
         logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])
+        self.images.say_what_is_given()
 
     def _leave(self, step: int, failure: UserError | None, *, saved: bool, failed: bool) -> int:
         """End before all steps are done: because of a failure, or asked to."""
@@ -321,7 +290,7 @@ class TrainingRun:
 
     def _finish(self, steps: int) -> None:
         """Say what came out, provided that it is on the disk."""
-        written = self.runtime.on_main(lambda: self.store.path(steps).is_dir()) or self._save(steps, recorded=True)
+        written = self.runtime.on_main(lambda: self.store.holds(steps)) or self._save(steps, recorded=True)
         if not self.runtime.is_main:
             return
         if not written:
@@ -332,11 +301,6 @@ class TrainingRun:
         result = {"step": steps, "seconds": self.progress.seconds(), "best": self.best, "best_step": self.best_step}
         write_result(self.output, {**result, "validation": self.table})
         logger.info("trained %d steps in %s: %s", steps, clock(self.progress.seconds()), self.output)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a step's dropout and drop-path on one process."""
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
 
 
 def killed_loader() -> UserError:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from afa.config import Config, config_differences, config_from_dict, config_to_dict, config_to_yaml, load_config
+from afa.config import TestConfig, config_differences, config_to_dict, config_to_yaml
 from afa.data.files import write_json, write_text
 from afa.engine.checkpoint import CheckpointStore
 from afa.errors import UserError
+from afa.methods import config_from_dict, load_config
 from afa.weights.facts import read_facts
 
 logger = logging.getLogger(__name__)
@@ -31,20 +32,22 @@ _IMAGES = "images"
 _FREE_SETTINGS = {
     "dataset": {
         "root", "name_list_dir", "mask_dir", "labels", "class_names", "mask_palette", "bad_image", "read_timeout",
-        "max_pixels",
+        "max_pixels", "pixel_labels", "maps", "saliency",
     },
     "train": {
         "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
         "non_finite", "non_finite_limit", "log_every", "pictures_every", "checkpoint_every", "keep_checkpoints",
         "resume",
     },
-    "validation": {"every", "cam", "batch_size"},
-    "test": {field.name for field in dataclasses.fields(Config().test)},
+    "validation": {"every", "outputs", "batch_size"},
+    "test": {field.name for field in dataclasses.fields(TestConfig)},
 }  # fmt: skip
 
 
 def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> bool:
     """Whether the folder holds checkpoints to go on from. Nothing is written.
+
+    A run that has ended may be extended: ``train.steps`` may grow then.
 
     Args:
         output: Folder of the run.
@@ -63,6 +66,10 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
     if old is None:
         return bool(steps)
     new = _comparable(facts)
+    ended, wanted = old["train"]["steps"], new["train"]["steps"]
+    extended = ended < wanted and finished_step(output) == ended
+    if extended:
+        old["train"]["steps"] = wanted
     compared = [key for key in old if key in new and key != _IMAGES]
     lines = config_differences({key: old[key] for key in compared}, {key: new[key] for key in compared})
     if lines:
@@ -82,6 +89,11 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
             f"{output} holds a run with another training list, or with other labels: bring back those of its start, "
             "choose another train.output, or delete the folder"
         )
+    if extended:
+        logger.info(
+            "%s ended at step %d and is extended to %d: its weights stay, and the schedule of %d steps holds from here",
+            output, ended, wanted, wanted,
+        )  # fmt: skip
     return bool(steps)
 
 

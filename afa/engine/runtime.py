@@ -48,11 +48,10 @@ class ProcessRuntime:
     rank: int = 0
     world_size: int = 1
     precision: str = "float32"
-    global_counts: bool = False
     control_group: Any = None
 
     @classmethod
-    def start(cls, settings: TrainConfig, *, global_counts: bool = False) -> ProcessRuntime:
+    def start(cls, settings: TrainConfig) -> ProcessRuntime:
         """Join the processes that torchrun started, if any, and choose the device.
 
         Raises:
@@ -81,7 +80,7 @@ class ProcessRuntime:
         control_group = None
         if world_size > 1:
             control_group = _join(device)
-        return cls(device, rank, world_size, settings.precision, global_counts, control_group)
+        return cls(device, rank, world_size, settings.precision, control_group)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,13 +108,12 @@ class ProcessRuntime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def denominator(self, counts: Tensor, plus: float) -> Tensor:
-        """Counts of this process plus a constant or, with global normalisation, of all processes, per process."""
-        if not self.global_counts or self.world_size == 1:
-            return counts + plus
-        counts = counts.clone()
-        dist.all_reduce(counts)
-        return (counts + plus) / self.world_size
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
 
     def seed(self, value: int) -> None:
         """Seed the random numbers of host and device alone; torch.manual_seed also looks for every other device."""
@@ -139,11 +137,7 @@ class ProcessRuntime:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the processes."""
-        if self.world_size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-            values /= self.world_size
-        return values
+        return self.sum(values) / self.world_size if self.world_size > 1 else values
 
     def gather(self, value: Value) -> list[Value]:
         """The processes' values in the order of their ranks. All processes must ask."""

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import torch
 
-from afa.config import Config, check_training, config_to_dict
+from afa.config import RunConfig, check_training, config_to_dict
 from afa.data.dataset import TrainingImages
-from afa.engine.loop import LOST_LOADER, TrainingRun, killed_loader
+from afa.data.layout import find_class_names
+from afa.data.loader import LOST_LOADER
+from afa.engine.loop import TrainingRun, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
-from afa.evaluation.evaluate import Validator
 from afa.methods import build_method
-from afa.models import build_network
-from afa.weights import load_encoder
+from afa.methods.base import Method, scored_outputs
+from afa.prediction.evaluate import Validator
+from afa.weights import load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
 
 LOST_PROCESS_EXIT_CODE = 1
 
 
-def train(config: Config) -> int:
+def train(config: RunConfig) -> int:
     """Train as configured, going on from the output folder's latest checkpoint where there is one.
 
     Every step's randomness (samples, augmentation, dropout) is a function of the seed and the step, so a resumed run
@@ -41,7 +43,7 @@ def train(config: Config) -> int:
     remarks = check_training(config)
     try:
         with (
-            ProcessRuntime.start(config.train, global_counts=config.loss.normalisation == "global") as runtime,
+            ProcessRuntime.start(config.train) as runtime,
             StopSignals() as stop,
         ):
             for remark in remarks if runtime.is_main else ():
@@ -51,9 +53,10 @@ def train(config: Config) -> int:
         if LOST_LOADER in str(error):
             raise UserError(f"{killed_loader()}; the same command goes on from the last checkpoint") from error
         if is_out_of_memory(error):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "MemoryError"
             raise UserError(
-                "memory ran out: lower train.batch_size (and raise train.accumulate), augmentation.crop_size or the "
-                f"largest of cam.scales ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'})"
+                "memory ran out: lower train.batch_size (and raise train.accumulate) or augmentation.crop_size, or "
+                f"take smaller scales or a smaller network ({reason})"
             ) from error
         if not is_lost_process(error):
             raise
@@ -63,12 +66,14 @@ def train(config: Config) -> int:
         return LOST_PROCESS_EXIT_CODE
 
 
-def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> TrainingRun:
+def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> TrainingRun:
     """Check and build everything. Nothing is written yet."""
     settings = config.train
-    images = TrainingImages(config.dataset, config.augmentation, seed=settings.seed)
-    layout = images.layout
-    class_names = list(layout.class_names)
+    class_names = list(find_class_names(config.dataset))
+    torch.manual_seed(settings.seed)
+    method = build_method(config, class_names, runtime)
+    network = method.network
+    images = TrainingImages(config.dataset, method.transform(), needs=method.needs, seed=settings.seed)
     global_batch = settings.batch_size * settings.accumulate * runtime.world_size
     if global_batch > len(images):
         raise UserError(
@@ -81,28 +86,66 @@ def _prepare(config: Config, runtime: ProcessRuntime, stop: StopSignals) -> Trai
         "config": config_to_dict(config),
         "class_names": class_names,
         "global_batch": global_batch,
-        "images": images.fingerprint,
+        "images": images.images.fingerprint,
     }
     going_on = runtime.on_main(lambda: check_output(output, facts, resume=settings.resume))
 
-    torch.manual_seed(settings.seed)
-    network = build_network(config.model, len(class_names) + 1)
-    if config.model.pretrained and not going_on:
-        load_encoder(network.encoder, config.model.pretrained)
-    elif config.optimiser.freeze_norms and not going_on and runtime.is_main:
-        logger.warning("optimiser.freeze_norms without model.pretrained: the norms stay at their initial values")
+    if not going_on:
+        _start_weights(config, method, speaks=runtime.is_main)
     network.to(runtime.device)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)
-    method = build_method(network, config, runtime)
     validator = None
+    layout = images.images.layout
     if layout.has_masks(config.dataset.val_split):
+        outputs = _validated_outputs(config, method)
         validator = Validator(
-            config, class_names, device=runtime.device, rank=runtime.rank, world_size=runtime.world_size, stop=stop
+            config.dataset,
+            class_names,
+            outputs=outputs,
+            inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
+            batch_size=config.validation.batch_size,
+            device=runtime.device,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            workers=settings.workers,
+            stop=stop,
         )
     elif runtime.is_main:
         masks = layout.split_masks(config.dataset.val_split)
         logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
     return TrainingRun(config, method, runtime, images, validator, output, facts, stop)
+
+
+def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
+    """Give a new run's network the weights that it starts from."""
+    pretrained = method.pretrained()
+    for module, source in pretrained:
+        load_encoder(module, source)
+    if config.train.init is not None:
+        load_fitting(method.network, config.train.init)
+    elif config.optimiser.freeze == "released" and not pretrained and speaks:
+        logger.warning(
+            "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
+        )
+
+
+def _validated_outputs(config: RunConfig, method: Method) -> list[str]:
+    """The outputs that validation scores.
+
+    Raises:
+        UserError: The settings name one that there is not, or that has no score.
+    """
+    scored = [output.name for output in scored_outputs(method)]
+    wanted = config.validation.outputs
+    if wanted is None:
+        return scored
+    unknown = [name for name in wanted if name not in scored]
+    if unknown or not wanted:
+        raise UserError(
+            f"validation.outputs: {f'{unknown[0]!r} is' if unknown else 'it is empty; name some of'} "
+            f"{'none of ' if unknown else ''}{', '.join(scored)}"
+        )
+    return [name for name in scored if name in wanted]

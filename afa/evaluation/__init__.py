@@ -1,1 +1,1 @@
-"""Prediction on whole images, and the scores of an evaluation."""
+"""Counting and scores: of labels and of maps. It knows arrays and ids, no network."""

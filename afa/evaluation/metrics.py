@@ -1,23 +1,106 @@
-"""Scores: confusion matrix with mIoU, pixel and class accuracy; F1 of image-level labels.
+"""Scores of labels: pixels of each class are counted, and mIoU, accuracies and error rates follow from the counts.
+
+Counts are whole numbers, which add up the same in any order: sums over images or processes are exact.
 
 Shapes: C classes with background, K = C - 1 foreground classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from afa.errors import UserError
+from afa.maps import IGNORE
+
+AbsentClass = Literal["skip", "zero"]
+ABSENT_CLASS: tuple[AbsentClass, ...] = ("skip", "zero")
+"""What a class that no true mask shows does to the means: it is left out, or it counts as 0."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of each class, of one image, or of many along leading axes. Pixels without a true class do not count.
+
+    Attributes:
+        intersection: int64 [..., C], pixels of a class that are predicted as it.
+        labelled: int64 [..., C], pixels of a class.
+        predicted: int64 [..., C], pixels predicted as a class.
+        left_open: int64 [...], pixels predicted as no class (255): a miss of their true class, nobody's false alarm.
+    """
+
+    intersection: Tensor
+    labelled: Tensor
+    predicted: Tensor
+    left_open: Tensor
+
+    def total(self) -> Counts:
+        """The sum over the first axis: of all images."""
+        return Counts(*(part.sum(dim=0) for part in (self.intersection, self.labelled, self.predicted, self.left_open)))
+
+    def __getitem__(self, index: int) -> Counts:
+        return Counts(self.intersection[index], self.labelled[index], self.predicted[index], self.left_open[index])
+
+    def scores(self, class_names: Sequence[str], *, absent: AbsentClass = "skip") -> dict[str, Any]:
+        """Scores from 0 to 1 of counts [C].
+
+        Of a class, T pixels are labelled, P predicted and TP both; its union is T + P - TP. IoU = TP / union, the rate
+        of false positives (P - TP) / union and that of false negatives (T - TP) / union: the three add up to 1.
+
+        Args:
+            class_names: C names, background first.
+            absent: ``skip``: classes without a true pixel are left out of all means, as the AFA program does. ``zero``:
+                the means are over all C classes, and what cannot be computed (0 / 0) counts as 0, as in EDAM's
+                published figures.
+
+        Returns:
+            ``miou``, ``pacc`` (share of pixels that are right), ``macc`` (mean over classes of that share), ``fp_rate``
+            and ``fn_rate`` (means over classes); ``open``, the share of pixels predicted as no class; and ``iou``,
+            ``fp`` and ``fn``: name -> value of each class, None for one that does not occur at all.
+
+        Raises:
+            UserError: There is not one pixel with a true class.
+        """
+        right, labelled, predicted = (
+            part.cpu().double() for part in (self.intersection, self.labelled, self.predicted)
+        )
+        if not labelled.any():
+            raise UserError("there is nothing to score: the true masks have not one pixel of a class or the background")
+        union = labelled + predicted - right
+        occurs = labelled > 0
+        values = {"iou": right / union, "fp": (predicted - right) / union, "fn": (labelled - right) / union}
+        recall = right / labelled
+
+        def mean(of_classes: Tensor) -> float:
+            return (of_classes.nan_to_num(0) if absent == "zero" else of_classes[occurs]).mean().item()
+
+        return {
+            "miou": mean(values["iou"]),
+            "pacc": (right.sum() / labelled.sum()).item(),
+            "macc": mean(recall),
+            "fp_rate": mean(values["fp"]),
+            "fn_rate": mean(values["fn"]),
+            "open": (self.left_open.cpu().double() / labelled.sum()).item(),
+            **{
+                key: {
+                    name: value if pixels else None
+                    for name, value, pixels in zip(class_names, of_classes.tolist(), union.tolist(), strict=True)
+                }
+                for key, of_classes in values.items()
+            },
+        }
 
 
 class ConfusionMatrix:
     """Counts of (label, prediction) pairs, streamed image by image.
 
     Attributes:
-        counts: int64 [C, C], rows ground truth, columns prediction. Whole numbers add up the same in any order, so
-            the sums over images or processes (all-reduce this tensor) are exact.
+        counts: int64 [C, C + 1], rows ground truth, columns prediction; the last column is of pixels that are predicted
+            as no class. Processes add theirs up: all-reduce this tensor.
 
     Args:
         num_classes: C.
@@ -26,48 +109,84 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64, device=device)
 
-    def update(self, label: Tensor, prediction: Tensor) -> None:
+    def update(self, label: Tensor, prediction: Tensor) -> Counts:
         """Count an image's pixels.
 
         Args:
             label: Ground truth, integers of any shape; values outside 0..C-1, such as 255, are left out.
-            prediction: Integers 0..C-1 of the same shape.
-        """
-        label, prediction = label.to(self.counts.device).flatten(), prediction.to(self.counts.device).flatten()
-        # What is left out goes to a bin of its own: choosing pixels would make a GPU wait.
-        left_out = self.num_classes**2
-        valid = (label >= 0) & (label < self.num_classes)
-        pairs = torch.where(valid, label.long() * self.num_classes + prediction, left_out)
-        self.counts += torch.bincount(pairs, minlength=left_out + 1)[:-1].view_as(self.counts)
-
-    def scores(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Scores from 0 to 1.
-
-        Classes without a ground-truth pixel are left out of the means. With no pixel at all every mean is 0.
-
-        Args:
-            class_names: C names, background first.
+            prediction: Integers 0..C-1 of the same shape, or 255 for a pixel that is left open.
 
         Returns:
-            ``miou``, ``pacc`` (share of pixels that are right), ``macc`` (mean over classes of that share) and
-            ``iou``: name -> value, 0 for a class that is only predicted, None for one that does not occur at all.
+            The image's own counts, [C], on the device.
+
+        Raises:
+            ValueError: The shapes differ, or a prediction is no class.
         """
-        counts = self.counts.cpu().double()
-        right, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-        union = labelled + predicted - right
-        occurs = labelled > 0
-        iou = right / union
-        return {
-            "miou": _mean(iou[occurs]),
-            "pacc": (right.sum() / labelled.sum()).item() if occurs.any() else 0.0,
-            "macc": _mean((right / labelled)[occurs]),
-            "iou": {
-                name: value if pixels else None
-                for name, value, pixels in zip(class_names, iou.tolist(), union.tolist(), strict=True)
-            },
-        }
+        if label.shape != prediction.shape:
+            raise ValueError(f"a label of {tuple(label.shape)} and a prediction of {tuple(prediction.shape)} pixels")
+        label, prediction = label.to(self.counts.device).flatten(), prediction.to(self.counts.device).flatten()
+        classes = self.num_classes
+        is_open = prediction == IGNORE
+        if ((prediction < 0) | (prediction >= classes) & ~is_open).any():
+            raise ValueError(f"predictions are 0 to {classes - 1}, or {IGNORE} for open pixels")
+        column = torch.where(is_open, classes, prediction.long())
+        # What is left out goes to a bin of its own.
+        left_out = classes * (classes + 1)
+        valid = (label >= 0) & (label < classes)
+        pairs = torch.where(valid, label.long() * (classes + 1) + column, left_out)
+        own = torch.bincount(pairs, minlength=left_out + 1)[:-1].view_as(self.counts)
+        self.counts += own
+        return _class_counts(own)
+
+    def class_counts(self) -> Counts:
+        """Pixels of each class, [C]."""
+        return _class_counts(self.counts)
+
+    def scores(self, class_names: Sequence[str], *, absent: AbsentClass = "skip") -> dict[str, Any]:
+        """As :meth:`Counts.scores`."""
+        return self.class_counts().scores(class_names, absent=absent)
+
+
+@dataclass
+class ImageCounts:
+    """Counts of each image apart, which comparisons of two results need.
+
+    Attributes:
+        names: Of the images.
+        counts: One of [C] for each name.
+    """
+
+    names: list[str] = field(default_factory=list)
+    counts: list[Counts] = field(default_factory=list)
+
+    def add(self, name: str, counts: Counts) -> None:
+        """Put another image behind the others; what lies on a GPU is fetched."""
+        self.names.append(name)
+        parts = (counts.intersection, counts.labelled, counts.predicted, counts.left_open)
+        self.counts.append(Counts(*(part.cpu() for part in parts)))
+
+    def stacked(self) -> Counts:
+        """All counts, [images, C].
+
+        Raises:
+            UserError: There is no image.
+        """
+        if not self.counts:
+            raise UserError("there is no image to score")
+        return Counts(
+            torch.stack([counts.intersection for counts in self.counts]),
+            torch.stack([counts.labelled for counts in self.counts]),
+            torch.stack([counts.predicted for counts in self.counts]),
+            torch.stack([counts.left_open for counts in self.counts]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[ImageCounts]) -> ImageCounts:
+        """The images of several processes, each once, sorted by name."""
+        found = {name: counts for part in parts for name, counts in zip(part.names, part.counts, strict=True)}
+        return cls(sorted(found), [found[name] for name in sorted(found)])
 
 
 def multi_label_f1(prediction: Tensor, class_labels: Tensor) -> float:
@@ -82,5 +201,7 @@ def multi_label_f1(prediction: Tensor, class_labels: Tensor) -> float:
     return 2 * hits / (2 * hits + errors) if hits + errors else 0.0
 
 
-def _mean(values: Tensor) -> float:
-    return values.mean().item() if len(values) else 0.0
+def _class_counts(pairs: Tensor) -> Counts:
+    """Counts [C] of a confusion matrix [C, C + 1]."""
+    predicted = pairs.sum(dim=0)
+    return Counts(pairs.diagonal().clone(), pairs.sum(dim=1), predicted[:-1], predicted[-1])

@@ -1,24 +1,118 @@
-"""What the engine asks of a training method."""
+"""The contract of a method: what training, prediction, evaluation and reports ask of it, and they ask nothing else.
+
+A method is a network, what one training step of it means, and what it says about an image: its ``outputs``. Everyone
+else iterates those. docs/architecture.md shows a whole method in sixty lines.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
+import torch
 from torch import Tensor, nn
 
+from afa.config import RunConfig
+from afa.data.dataset import Transform
+from afa.data.samples import Sample
+from afa.maps import Maps
+from afa.ops.random_walk import TokenAffinity
 
-class Batch(TypedDict):
-    """Training images with their image-level labels.
+Batch = dict[str, Any]
+"""What a method's transform gave for each image, stacked: key -> tensor [B, ...]; ``name`` -> list of B names."""
 
-    ``image`` lies on the network's device; what steers shapes stays on the host, that a step need not wait for a GPU.
+
+@dataclass(frozen=True)
+class Output:
+    """Something that a method says about an image.
+
+    Attributes:
+        name: As files and tables call it, for example "cam". Letters, digits and ``_``.
+        title: As people read it, for example "CAM".
+        kind: ``maps``: scores of classes, from which a label can be made. ``label``: a class per pixel, where 255
+            leaves it open. ``affinity``: of the tokens of a grid, for looking at.
+        logits: The maps are those of all classes and background, and their softmax gives probabilities.
+        threshold: For maps without a background: the background score with which a label is made of them.
+        inputs: What prediction must be given, names as in :class:`afa.data.samples.Sample`; ``class_labels`` are used
+            where they are known, and need not be named unless the output is impossible without.
+        scored: Whether evaluation scores it by default.
     """
 
-    image: Tensor  # [B, 3, H, W], normalised
-    class_labels: Tensor  # [B, K], on the host
-    valid_box: Tensor  # [B, 4] y0, y1, x0, x1, on the host
-    name: list[str]
+    name: str
+    title: str
+    kind: Literal["maps", "label", "affinity"]
+    logits: bool = False
+    threshold: float | None = None
+    inputs: tuple[str, ...] = ()
+    scored: bool = True
+
+    def label(self, found: Maps | Tensor | TokenAffinity, size: tuple[int, int] | None = None) -> Tensor:
+        """The label [H, W] of one image's maps or label, class ids as int64.
+
+        Args:
+            found: What :meth:`Method.predict` gave for this output.
+            size: (H, W); default: that of the maps.
+
+        Raises:
+            ValueError: There is no label of an affinity.
+        """
+        if isinstance(found, Maps):
+            maps_label = found.label(size) if found.has_background else found.label_above(self._threshold(), size)
+            return maps_label[0]
+        if not isinstance(found, Tensor):
+            raise ValueError(f"there is no label of the output '{self.name}'")
+        if size is not None and tuple(found.shape) != tuple(size):
+            enlarged = nn.functional.interpolate(found[None, None].float(), size=size, mode="nearest")
+            return enlarged[0, 0].to(torch.int64)
+        return found.long()
+
+    def probabilities(self, found: Maps | Tensor | TokenAffinity, size: tuple[int, int]) -> Tensor:
+        """Softmax of resized logits, [1, C, *size].
+
+        Raises:
+            ValueError: This output gives no logits.
+        """
+        if not self.logits or not isinstance(found, Maps):
+            raise ValueError(f"the output '{self.name}' gives no logits")
+        return found.resized(size).scores.softmax(dim=1)
+
+    def _threshold(self) -> float:
+        if self.threshold is None:
+            raise ValueError(f"the output '{self.name}' has no background and no threshold")
+        return self.threshold
+
+
+@dataclass(frozen=True)
+class SegmentationProtocol:
+    """How a segmentation is predicted. The defaults are one pass over the image as it is, as in training's validation.
+
+    Attributes:
+        long_side: Images are resized to this long side first; 0: as they are.
+        scales: Of the passes; they hold 1.
+        mirror: Average with the mirror image.
+    """
+
+    long_side: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    mirror: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method says about one image.
+
+    Attributes:
+        outputs: Output's name -> maps [1, c, h, w], label int64 [h, w], or affinity of one image.
+        class_ids: Of the classes that count, given or predicted: 1..K, rising.
+        class_logits: The classifier's, float [K]; None where the method has no classifier.
+    """
+
+    outputs: Mapping[str, Maps | Tensor | TokenAffinity]
+    class_ids: tuple[int, ...]
+    class_logits: Tensor | None = None
 
 
 class ParameterGroup(TypedDict):
@@ -52,37 +146,162 @@ class StepOutput:
         return sum(terms[1:], start=terms[0])
 
 
-class Method(Protocol):
-    """A network and what one training step of it means."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained, saved and evaluated."""
-        ...
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """The parameters to optimise; a frozen group has learning rate 0."""
-        ...
-
-    def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
-        """Forward pass, labels and losses of step ``step``, counted from 0.
-
-        ``network`` is :attr:`network`, possibly wrapped: the pass that gets gradients goes through it.
-        """
-        ...
-
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Picture name -> RGB uint8 [3, height, width]; changes no state."""
-        ...
-
-
 class Runtime(Protocol):
     """What the engine offers to a method."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        ...
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context in which networks run at the run's precision."""
         ...
 
-    def denominator(self, counts: Tensor, plus: float) -> Tensor:
-        """See :data:`afa.methods.losses.Denominator`."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes; all of them must ask."""
         ...
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """The :class:`Runtime` of whoever uses a method alone, in float32."""
+
+    device: torch.device = torch.device("cpu")
+    world_size: int = 1
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Full precision."""
+        return nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The values themselves."""
+        return values
+
+
+class Method(ABC):
+    """A network, and what training and prediction mean for it.
+
+    Args:
+        config: Of the class that the method's configuration has.
+        class_names: K names, background left out.
+        runtime: Where it runs.
+
+    Attributes:
+        network: All that is trained and saved, copies such as a moving average included.
+        outputs: What it says about an image; the score of the last one that is scored decides which checkpoint is best.
+    """
+
+    name: ClassVar[str]
+    """As configurations and checkpoints call it."""
+
+    config_class: ClassVar[type[RunConfig]]
+    """The class of its configuration."""
+
+    needs: tuple[str, ...] = ("class_labels",)
+    """What training samples must bring: ``class_labels``, ``pixel_labels``, ``maps/NAME``, ``saliency``. A method whose
+    needs follow from its settings sets them in ``__init__``."""
+
+    sampler: ClassVar[Literal["images", "pairs"]] = "images"
+    """``pairs``: partners with a class in common lie side by side in a batch."""
+
+    on_host: ClassVar[frozenset[str]] = frozenset({"class_labels"})
+    """Keys of a batch that steer shapes, and so stay on the host: a step need not wait for a GPU."""
+
+    network: nn.Module
+    outputs: tuple[Output, ...]
+
+    def __init__(self, config: Any, class_names: Sequence[str], runtime: Runtime) -> None:
+        self.config, self.class_names, self.runtime = config, tuple(class_names), runtime
+
+    @abstractmethod
+    def transform(self) -> Transform:
+        """The training transform."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The parameters to optimise; a frozen group has learning rate 0."""
+
+    @abstractmethod
+    def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
+        """Forward pass, labels and losses of step ``step``, counted from 0.
+
+        Args:
+            network: :attr:`network`, possibly wrapped: the pass that gets gradients goes through it.
+            batch: On the device, but for the keys in :attr:`on_host`.
+            step: Counted from 0.
+        """
+
+    @abstractmethod
+    def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
+        """What the network says about images. Its mode is set by the caller; nothing changes.
+
+        Args:
+            samples: Whose images have one size, and one ``network_size``.
+            wanted: Names of outputs, whose inputs the samples have.
+            protocol: For segmentations.
+
+        Returns:
+            One for each sample, with the outputs that were wanted. What only some methods can say, such as scales of
+            CAMs, is in the method's configuration.
+        """
+
+    def most_pixels(self, wanted: Sequence[str]) -> float | None:
+        """The largest image, in pixels, that memory allows the network to see at once; None: any.
+
+        Args:
+            wanted: Names of outputs.
+        """
+        return None
+
+    def pretrained(self) -> Sequence[tuple[nn.Module, str]]:
+        """Parts of the network that start from somebody's weights, and the file, folder or hub name of each."""
+        return ()
+
+    def after_step(self, step: int, bad: Tensor) -> None:  # noqa: B027 - nothing to do, for most methods
+        """Called after each update.
+
+        Args:
+            step: Counted from 0.
+            bad: 0-dimensional, 1 where the step was left out because something was not finite. On the device.
+        """
+
+    def after_training(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - as above
+        """Called once, after the last update and before the last checkpoint.
+
+        Args:
+            samples: All training images, as they are, in the order of the list. On every process alike.
+        """
+
+    def output(self, name: str) -> Output:
+        """The output of a name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        raise KeyError(name)
+
+
+def scored_outputs(method: Method) -> tuple[Output, ...]:
+    """The outputs that an evaluation scores."""
+    return tuple(output for output in method.outputs if output.scored)
+
+
+def label_output(method: Method, kind: str) -> Output | None:
+    """The output whose labels a user means by a name; None where there is none.
+
+    ``x`` is the output ``x_label`` where there is one (labels as training makes them), else the output ``x``.
+    ``plain`` is the label that a threshold makes of the first maps without background.
+    """
+    offered = {output.name: output for output in method.outputs if output.kind != "affinity"}
+    if kind == "plain":
+        return next((output for output in offered.values() if output.threshold is not None), None)
+    return offered.get(f"{kind}_label", offered.get(kind))

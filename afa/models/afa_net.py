@@ -68,11 +68,11 @@ class AFANet(nn.Module):
         self.affinity_blocks = affinity_blocks
         self.encoder = encoder
         self.decoder = SegFormerDecoder(
-            widths=encoder.widths, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
+            widths=encoder.channels, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
         )
         self.attn_proj = nn.Conv2d(_affinity_maps(encoder, affinity_blocks), 1, kernel_size=1)
         nn.init.kaiming_normal_(self.attn_proj.weight, a=5**0.5, mode="fan_out")
-        self.classifier = nn.Conv2d(encoder.widths[-1], num_classes - 1, kernel_size=1, bias=False)
+        self.classifier = nn.Conv2d(encoder.channels[-1], num_classes - 1, kernel_size=1, bias=False)
 
     def forward(self, image: Tensor, *, decode: bool = True, with_affinity: bool = True) -> AFAOutput:
         """Everything that training needs, in one pass.
@@ -163,6 +163,6 @@ def _affinity_maps(encoder: MixTransformer, blocks: int) -> int:
     stages = [stage for stage, depth in enumerate(encoder.depths) for _ in range(depth)][-blocks:]
     if len(stages) < blocks or any(encoder.reductions[stage] != 1 for stage in stages):
         raise ValueError(f"the last {blocks} blocks must have spatial reduction 1: the affinity needs square attention")
-    if stages[0] < 3 and any(stride != 1 for stride in encoder.strides[stages[0] + 1 :]):
+    if encoder.strides[stages[0]] != encoder.strides[-1]:
         raise ValueError(f"the last {blocks} blocks lie on different token grids")
     return sum(encoder.heads[stage] for stage in stages)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from afa.models.base import Encoder
 
 
 class RawAttention(NamedTuple):
@@ -171,7 +175,7 @@ class PatchEmbedding(nn.Module):
         return self.norm(to_tokens(embedded)), (embedded.shape[-2], embedded.shape[-1])
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(Encoder):
     """The four-stage encoder.
 
     Args:
@@ -184,9 +188,16 @@ class MixTransformer(nn.Module):
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
         fused_attention: False writes attention out, as the released program does, at the cost of time and memory.
 
+    Attributes:
+        depths, heads, reductions: As given.
+        embedding_strides: Those of the patch embeddings; their products are the features' strides.
+
     Raises:
         ValueError: A width that its heads do not divide.
     """
+
+    mean = (123.675, 116.28, 103.53)
+    std = (58.395, 57.12, 57.375)
 
     def __init__(
         self,
@@ -204,10 +215,11 @@ class MixTransformer(nn.Module):
         for width, count in zip(widths, heads, strict=True):
             if width % count:
                 raise ValueError(f"{count} heads do not divide a width of {width}")
-        self.widths = tuple(widths)
+        self.channels = tuple(widths)
         self.depths = tuple(depths)
         self.heads = tuple(heads)
-        self.strides = tuple(strides)
+        self.embedding_strides = tuple(strides)
+        self.strides = tuple(accumulate(strides, mul))
         self.reductions = tuple(reductions)
         blocks_in_all = sum(depths)
         drop_rates = (drop_path * block / max(1, blocks_in_all - 1) for block in range(blocks_in_all))
@@ -250,6 +262,10 @@ class MixTransformer(nn.Module):
             maps = to_map(self.get_submodule(f"norm{stage}")(tokens), grid)
             features.append(maps)
         return EncoderOutput(features, attention)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See :class:`afa.models.base.Encoder`."""
+        return self(images).features
 
 
 def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

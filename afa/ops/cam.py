@@ -1,32 +1,29 @@
 """Class activation maps: CAMs of several scales and mirrors, fused and normalised (AFA sec. 3.1).
 
-Shapes: B images, K foreground classes, H x W crop, h x w token grid, N = h * w.
+Shapes: B images, c classes, H x W crop, h x w token grid, N = h * w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afa.ops.random_walk import TokenAffinity
 
-class CamNetwork(Protocol):
-    """What a network must offer for :func:`multi_scale_cam`."""
-
-    def cam(self, image: Tensor, affinity_of: int = 0) -> tuple[Tensor, Tensor | None]:
-        """CAM [B, K, h, w] of every image, and the affinity [n, N, N] of the first ``affinity_of`` images."""
-        ...
+CamPass = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
+"""One pass of a network: normalised images [n, 3, *, *], and of how many of the first ones the affinity is wanted ->
+CAMs [n, c, h, w] of any classes, before ReLU, and affinity [*, N, N] or None."""
 
 
 class MultiScaleCam(NamedTuple):
-    """CAMs [B, K, H, W] in 0..1; affinity [B, N, N] of the largest scale and its token grid (h, w), if wanted."""
+    """CAMs [B, c, H, W] in 0..1, and the affinity at the largest scale, if wanted."""
 
     cams: Tensor
-    affinity: Tensor | None
-    token_grid: tuple[int, int] | None
+    affinity: TokenAffinity | None
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -41,11 +38,17 @@ def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     return max(1, int(scale * size[0])), max(1, int(scale * size[1]))
 
 
-def normalise_cams(cams: Tensor, epsilon: float = 1e-5) -> Tensor:
+def long_side_size(size: Sequence[int], long_side: int, smallest: int = 1) -> tuple[int, int]:
+    """Height and width resized to a long side in pixels, integer parts, at least ``smallest``; 0 keeps the size."""
+    ratio = long_side / max(size) if long_side else 1.0
+    return max(smallest, int(size[0] * ratio)), max(smallest, int(size[1] * ratio))
+
+
+def normalise_cams(cams: Tensor, epsilon: float) -> Tensor:
     """Per image and class: subtract the spatial minimum, divide by the spatial maximum that is left plus epsilon.
 
     Args:
-        cams: [B, K, H, W].
+        cams: [B, c, H, W].
         epsilon: Keeps a constant map at 0.
     """
     cams = cams - cams.amin(dim=(-2, -1), keepdim=True)
@@ -54,12 +57,12 @@ def normalise_cams(cams: Tensor, epsilon: float = 1e-5) -> Tensor:
 
 @torch.no_grad()
 def multi_scale_cam(
-    network: CamNetwork,
+    cam_pass: CamPass,
     image: Tensor,
-    scales: Sequence[float] = (1.0, 0.5, 1.5),
+    scales: Sequence[float],
     *,
-    epsilon: float = 1e-5,
-    with_affinity: bool = True,
+    epsilon: float,
+    with_affinity: bool,
     first_cam: Tensor | None = None,
 ) -> MultiScaleCam:
     """Fuse CAMs over scales and mirrors.
@@ -68,12 +71,12 @@ def multi_scale_cam(
     are summed, then each map is normalised to 0..1. The affinity is that of the un-mirrored image at the largest scale.
 
     Args:
-        network: Gives CAMs and affinity.
+        cam_pass: Runs the network.
         image: Normalised images [B, 3, H, W].
         scales: In the order in which the passes run.
         epsilon: See :func:`normalise_cams`.
         with_affinity: Whether the affinity is wanted.
-        first_cam: CAM [B, K, h, w] of the un-mirrored image at scale 1 where the caller has it already: that pass
+        first_cam: CAM [B, c, h, w] of the un-mirrored image at scale 1 where the caller has it already: that pass
             then runs the mirror image alone.
 
     Returns:
@@ -87,21 +90,20 @@ def multi_scale_cam(
     batch, _, height, width = image.shape
     largest = max(scales)
     total: Tensor | None = None
-    affinity: Tensor | None = None
-    token_grid: tuple[int, int] | None = None
+    affinity: TokenAffinity | None = None
     for scale in scales:
         scaled = resize(image, scaled_size((height, width), scale))
         wants_affinity = with_affinity and scale == largest
         if first_cam is not None and scale == 1 and not wants_affinity:
-            plain, mirrored = first_cam, network.cam(scaled.flip(-1))[0]
+            plain, mirrored = first_cam, cam_pass(scaled.flip(-1), 0)[0]
         else:
-            both, scale_affinity = network.cam(torch.cat([scaled, scaled.flip(-1)]), batch if wants_affinity else 0)
+            both, scale_affinity = cam_pass(torch.cat([scaled, scaled.flip(-1)]), batch if wants_affinity else 0)
             plain, mirrored = both[:batch], both[batch:]
-            if wants_affinity:
-                affinity, token_grid = scale_affinity, (both.shape[-2], both.shape[-1])
+            if scale_affinity is not None:
+                affinity = TokenAffinity(scale_affinity, (both.shape[-2], both.shape[-1]))
         fused = torch.maximum(
             resize(plain.float(), (height, width)), resize(mirrored.float(), (height, width)).flip(-1)
         ).relu_()
         total = fused if total is None else total.add_(fused)
     assert total is not None
-    return MultiScaleCam(normalise_cams(total, epsilon), affinity, token_grid)
+    return MultiScaleCam(normalise_cams(total, epsilon), affinity)

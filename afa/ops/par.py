@@ -25,10 +25,10 @@ class PAR:
     def __init__(
         self,
         *,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-        iterations: int = 10,
-        temperature: float = 0.3,
-        position_weight: float = 0.01,
+        dilations: Sequence[int],
+        iterations: int,
+        temperature: float,
+        position_weight: float,
     ) -> None:
         self.iterations = iterations
         self.temperature = temperature

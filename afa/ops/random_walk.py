@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class TokenAffinity(NamedTuple):
+    """Affinity [B, N, N] in 0..1 between the tokens of a grid (h, w), N = h * w, row-major."""
+
+    values: Tensor
+    grid: tuple[int, int]
 
 
 @lru_cache(maxsize=8)
@@ -25,45 +33,35 @@ def affinity_window(height: int, width: int, radius: int, device: torch.device |
     return window.reshape(height * width, height * width).to(device)
 
 
-def transition_matrix(
-    affinity: Tensor, token_grid: tuple[int, int], *, radius: int = 8, power: float = 2.0, epsilon: float = 0.1
-) -> Tensor:
+def transition_matrix(affinity: TokenAffinity, *, radius: int, power: float, epsilon: float) -> Tensor:
     """T = A^power inside the window, each column divided by its sum + epsilon (eq. 5).
 
     Args:
         affinity: [B, N, N] in 0..1.
-        token_grid: (h, w) with h * w = N.
-        radius: In tokens of this grid.
+        radius: In tokens of its grid.
         power: The paper's alpha.
         epsilon: Keeps columns of no affinity at rest.
 
     Returns:
         [B, N, N].
     """
-    raised = affinity.square() if power == 2 else affinity.pow(power)
-    raised.mul_(affinity_window(*token_grid, radius, affinity.device))
+    values = affinity.values
+    raised = values.square() if power == 2 else values.pow(power)
+    raised.mul_(affinity_window(*affinity.grid, radius, values.device))
     return raised.div_(raised.sum(dim=1, keepdim=True).add_(epsilon))
 
 
 @torch.no_grad()
-def propagate(
-    scores: Tensor,
-    affinity: Tensor,
-    *,
-    radius: int = 8,
-    power: float = 2.0,
-    epsilon: float = 0.1,
-) -> Tensor:
+def propagate(scores: Tensor, affinity: TokenAffinity, *, radius: int, power: float, epsilon: float) -> Tensor:
     """Scores after one step of the walk: scores * T (eq. 6).
 
     Args:
-        scores: [B, C, h, w], background included.
-        affinity: [B, N, N], N = h * w.
+        scores: [B, c, h, w] on the affinity's grid, background included.
+        affinity: [B, N, N].
         radius, power, epsilon: See :func:`transition_matrix`.
 
     Returns:
-        [B, C, h, w].
+        [B, c, h, w].
     """
-    height, width = scores.shape[-2:]
-    transition = transition_matrix(affinity, (height, width), radius=radius, power=power, epsilon=epsilon)
+    transition = transition_matrix(affinity, radius=radius, power=power, epsilon=epsilon)
     return torch.bmm(scores.flatten(2), transition).view_as(scores)

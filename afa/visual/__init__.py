@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afa.visual.animation import write_gif
-from afa.visual.grids import picture_grids
+from afa.visual.outputs import map_heat, prediction_strip
 from afa.visual.overlays import colour_label, heat_map, overlay_cams, overlay_label
 from afa.visual.sheets import contact_sheet, write_picture
 
@@ -11,9 +11,10 @@ __all__ = [
     "colour_label",
     "contact_sheet",
     "heat_map",
+    "map_heat",
     "overlay_cams",
     "overlay_label",
-    "picture_grids",
+    "prediction_strip",
     "write_gif",
     "write_picture",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from afa.weights.checkpoint import OpenedCheckpoint, open_checkpoint, pack_metadata
 from afa.weights.layouts import describe_network
-from afa.weights.loading import load_encoder, load_network, load_segmenter
+from afa.weights.loading import load_encoder, load_fitting, load_network, load_segmenter
 from afa.weights.reading import find_weights, read_tensors
 from afa.weights.saving import save_afa_layout, save_huggingface, save_network, write_tensors
 
@@ -13,6 +13,7 @@ __all__ = [
     "describe_network",
     "find_weights",
     "load_encoder",
+    "load_fitting",
     "load_network",
     "load_segmenter",
     "open_checkpoint",

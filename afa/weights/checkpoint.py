@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from afa.config import VARIANTS, Config, ModelConfig, config_from_dict, config_to_dict, load_config
+from afa.config import EncoderConfig, RunConfig, config_to_dict
+from afa.config.encoders import encoder_variant
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from afa.data.layout import find_class_names
 from afa.errors import UserError
-from afa.models import AFANet, build_network
+from afa.methods import build_method, config_from_dict, load_config
+from afa.methods.afa.config import AFAConfig
+from afa.methods.base import Method, SingleProcess
 from afa.weights.facts import CHECKSUMS, FACTS_FILE, WEIGHTS_FILE, check_facts, read_facts
 from afa.weights.files import parse_json
-from afa.weights.layouts import article, describe_network, recognise
+from afa.weights.layouts import Recognised, article, describe_network, recognise
 from afa.weights.loading import check_names_and_shapes, load_recognised
 from afa.weights.reading import WeightsFile, file_checksum, find_weights, read_source
 
@@ -25,66 +28,62 @@ _TENSORS_OF_A_BLOCK = 12
 
 
 class OpenedCheckpoint(NamedTuple):
-    """A network ready for use, and what is known about it.
+    """A trained method ready for use, and what is known about it.
 
     Attributes:
-        network: In evaluation mode, on the CPU.
+        method: Its network is in evaluation mode, on the CPU.
         config: What it was trained with; defaults where nothing came with the weights.
         class_names: K names, background left out.
         step: Training steps done, None where nobody says.
+        path: The file of the weights.
     """
 
-    network: AFANet
-    config: Config
+    method: Method
+    config: RunConfig
     class_names: list[str]
     step: int | None
+    path: Path
 
 
-def open_checkpoint(path: str | Path, config_path: str | Path | None = None) -> OpenedCheckpoint:
-    """Build the network that a checkpoint holds.
+def open_checkpoint(
+    path: str | Path, config_path: str | Path | None = None, change: Callable[[RunConfig], RunConfig] | None = None
+) -> OpenedCheckpoint:
+    """Build the network that a checkpoint holds, as the method that it names does.
 
     Args:
         path: A run's output folder (its checkpoint ``best``, else ``last``), a checkpoint folder, or a file: ours, or
-            the released program's. ``FILE#ENTRY`` names one of several versions in a file.
+            the released AFA program's. ``FILE#ENTRY`` names one of several versions in a file.
         config_path: Configuration to use instead of the one that came with the weights. A file that brings none is
-            described by the shapes of its tensors, which is enough for mit_b0 to mit_b5.
+            taken for AFA's and described by the shapes of its tensors, which is enough for mit_b0 to mit_b5.
+        change: Makes of that configuration the one to be used.
 
     Returns:
-        Network, configuration, class names and step.
+        Method, configuration, class names, step and file.
 
     Raises:
-        UserError: Nothing there, damaged, no AFA network, or a configuration that does not fit it.
+        UserError: Nothing there, damaged, no network that the method knows, or a configuration that does not fit it.
     """
     file = read_source(path, find_weights)
     record = _record(file.path, file.metadata)
     seen = recognise(file.tensors)
-    if seen.num_classes is None:
-        raise UserError(f"{file.path} holds no AFA network: it seems to be {article(seen.kind)}")
     if config_path is not None:
         config = load_config(config_path)
     elif "config" in record:
         config = config_from_dict(record["config"], source=str(file.path))
     else:
-        try:
-            settings, _ = describe_network(file.tensors)
-        except UserError as error:
-            raise UserError(f"{file.path}: {error}") from error
-        config = Config(model=settings)
-    known_names = record.get("class_names")
-    if known_names is None and config_path is not None:
-        known_names = _names_from_config(config)
-    class_names = names_by_count(seen.num_classes - 1) if known_names is None else list(known_names)
-    if not class_names or len(class_names) + 1 != seen.num_classes:
-        raise UserError(
-            f"{file.path} has {seen.num_classes - 1} classes without the background, but "
-            f"{config_path or 'its record'} names {len(class_names)}: give the configuration it was trained with"
-        )
-    network = _build(config.model, seen.num_classes, file)
-    load_recognised(network, file)
-    return OpenedCheckpoint(network.eval(), config, class_names, record.get("step"))
+        config = _described(file, seen)
+    if change is not None:
+        config = change(config)
+    if isinstance(config, AFAConfig) and seen.num_classes is None:
+        raise UserError(f"{file.path} holds no AFA network: it seems to be {article(seen.kind)}")
+    class_names = _class_names(file, seen, record.get("class_names"), config, config_path)
+    method = _build(config, class_names, file)
+    load_recognised(method.network, file)
+    method.network.eval()
+    return OpenedCheckpoint(method, config, class_names, record.get("step"), file.path)
 
 
-def pack_metadata(config: Config, class_names: Sequence[str], step: int | None) -> dict[str, str]:
+def pack_metadata(config: RunConfig, class_names: Sequence[str], step: int | None) -> dict[str, str]:
     """What makes a weights file speak for itself: metadata for :func:`afa.weights.save_network`."""
     metadata = {"config": json.dumps(config_to_dict(config)), "class_names": json.dumps(list(class_names))}
     return metadata if step is None else {**metadata, "step": str(step)}
@@ -98,23 +97,61 @@ def names_by_count(count: int) -> list[str]:
     return [f"class{index}" for index in range(1, count + 1)]
 
 
-def _build(settings: ModelConfig, num_classes: int, file: WeightsFile) -> AFANet:
-    """The network of a configuration, after it was compared with the tensors: it may ask for more than memory holds."""
-    variant = VARIANTS.get(settings.encoder)
-    depths = settings.depths or (variant.depths if variant else [])
-    if sum(depths) * _TENSORS_OF_A_BLOCK > len(file.tensors):
+def _described(file: WeightsFile, seen: Recognised) -> AFAConfig:
+    """The configuration of weights that bring none: only AFA's tell enough by their shapes."""
+    if seen.num_classes is None:
         raise UserError(
-            f"{file.path} does not fit: its {len(file.tensors)} tensors are too few for {sum(depths)} blocks "
-            f"(model.encoder={settings.encoder}): give the configuration it was trained with"
+            f"{file.path} holds no AFA network and says nothing about itself: it seems to be {article(seen.kind)}; "
+            "give the configuration that it was trained with"
         )
     try:
+        settings, _ = describe_network(file.tensors)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from error
+    return AFAConfig(model=settings)
+
+
+def _class_names(
+    file: WeightsFile,
+    seen: Recognised,
+    recorded: Sequence[str] | None,
+    config: RunConfig,
+    config_path: str | Path | None,
+) -> list[str]:
+    """The K names of a network's classes, as many as it has where its layout tells."""
+    if recorded is None and (config_path is not None or seen.num_classes is None):
+        recorded = _names_from_config(config)
+    if recorded is None and seen.num_classes is None:
+        raise UserError(f"{file.path} names no classes: give the configuration it was trained with")
+    names = names_by_count(seen.num_classes - 1) if recorded is None else list(recorded)  # type: ignore[operator]
+    if not names or (seen.num_classes is not None and len(names) + 1 != seen.num_classes):
+        count = "no" if seen.num_classes is None else seen.num_classes - 1
+        raise UserError(
+            f"{file.path} has {count} classes without the background, but "
+            f"{config_path or 'its record'} names {len(names)}: give the configuration it was trained with"
+        )
+    return names
+
+
+def _build(config: RunConfig, class_names: Sequence[str], file: WeightsFile) -> Method:
+    """The method of a configuration, after its network was compared with the tensors: it may ask for more than memory
+    holds."""
+    model = getattr(config, "model", None)
+    if isinstance(model, EncoderConfig):
+        depth = sum(encoder_variant(model).depths)
+        if depth * _TENSORS_OF_A_BLOCK > len(file.tensors):
+            raise UserError(
+                f"{file.path} does not fit: its {len(file.tensors)} tensors are too few for {depth} blocks "
+                f"(model.encoder={model.encoder}): give the configuration it was trained with"
+            )
+    try:
         with torch.device("meta"):
-            outline = build_network(settings, num_classes)
+            outline = build_method(config, class_names, SingleProcess())
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file.path}: no network can be built as its configuration says: {reason}") from error
-    check_names_and_shapes(outline, file)
-    return build_network(settings, num_classes)
+    check_names_and_shapes(outline.network, file)
+    return build_method(config, class_names, SingleProcess())
 
 
 def _record(weights: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -132,7 +169,7 @@ def _record(weights: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     return record
 
 
-def _names_from_config(config: Config) -> list[str] | None:
+def _names_from_config(config: RunConfig) -> list[str] | None:
     """None where an own data set is not at hand: weights can be converted without it."""
     dataset = config.dataset
     if dataset.type == "folder" and not dataset.class_names and not Path(dataset.root, CLASS_NAMES_FILE).is_file():

@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from afa.config import ModelConfig
+from afa.config import VARIANTS
 from afa.errors import UserError
-from afa.models import VARIANTS
+from afa.methods.afa.config import ModelConfig
 from afa.weights.files import shown
 
 _BLOCK_PARTS = {

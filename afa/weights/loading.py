@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afa.errors import UserError
-from afa.models import AFANet, MixTransformer
+from afa.models import AFANet
 from afa.weights.files import shown
 from afa.weights.layouts import Recognised, article, encoder_shape, recognise
 from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_source
@@ -22,7 +22,7 @@ _NAMED = 6
 _HEADS = ("decoder.", "attn_proj.", "classifier.")
 
 
-def load_encoder(encoder: MixTransformer, source: str | Path) -> None:
+def load_encoder(encoder: nn.Module, source: str | Path) -> None:
     """Give an encoder pretrained weights. What was loaded, and its SHA-256, goes to the log.
 
     Args:
@@ -44,7 +44,7 @@ def load_encoder(encoder: MixTransformer, source: str | Path) -> None:
     _report("encoder", seen, file)
 
 
-def load_network(network: AFANet, source: str | Path) -> None:
+def load_network(network: nn.Module, source: str | Path) -> None:
     """Give a network all its weights. What was loaded, and its SHA-256, goes to the log.
 
     Args:
@@ -57,22 +57,54 @@ def load_network(network: AFANet, source: str | Path) -> None:
     load_recognised(network, read_source(source, find_weights))
 
 
-def load_recognised(network: AFANet, file: WeightsFile) -> None:
+def load_fitting(network: nn.Module, source: str | Path) -> None:
+    """Give a network those weights of another one that fit by name and shape; the others stay. The log says how many.
+
+    Args:
+        network: Changed in place.
+        source: As :func:`load_network` takes it, of any method.
+
+    Raises:
+        UserError: As :func:`afa.weights.read_tensors`; none fits, or one that does is not finite.
+    """
+    file = read_source(source, find_weights)
+    wanted = network.state_dict()
+    found = recognise(file.tensors).tensors
+    fitting = {
+        name: tensor.to(wanted[name].dtype)
+        for name, tensor in found.items()
+        if name in wanted and tensor.shape == wanted[name].shape and _kind(tensor.dtype) == _kind(wanted[name].dtype)
+    }
+    if not fitting:
+        raise UserError(
+            f"{file.path} holds nothing that fits this network: {listed(list(found))} there, {listed(list(wanted))} "
+            "here"
+        )
+    _require_finite(fitting, file.path)
+    network.load_state_dict(fitting, strict=False)
+    logger.info(
+        "%d of the network's %d tensors start from %s (not there: %s), sha256 %s",
+        len(fitting), len(wanted), file.path, listed([name for name in wanted if name not in fitting]) or "none",
+        file_checksum(file.path),
+    )  # fmt: skip
+
+
+def load_recognised(network: nn.Module, file: WeightsFile) -> None:
     """As :func:`load_network`, from a file that has been read."""
     seen = recognise(file.tensors)
     wanted = network.state_dict()
-    network.load_state_dict(_fitting(wanted, seen.tensors, seen, file.path, num_classes=network.num_classes))
+    network.load_state_dict(_fitting(wanted, seen.tensors, seen, file.path, num_classes=_num_classes(network)))
     _report("network", seen, file)
 
 
-def check_names_and_shapes(network: AFANet, file: WeightsFile) -> None:
+def check_names_and_shapes(network: nn.Module, file: WeightsFile) -> None:
     """As :func:`load_recognised`, but only look. The network may lie on PyTorch's meta device and take no memory.
 
     Raises:
         UserError: As :func:`load_network`.
     """
     seen = recognise(file.tensors)
-    _check(network.state_dict(), _complete(network.state_dict(), seen.tensors), seen, file.path, network.num_classes)
+    _check(network.state_dict(), _complete(network.state_dict(), seen.tensors), seen, file.path, _num_classes(network))
 
 
 def load_segmenter(network: AFANet, source: str | Path) -> None:
@@ -107,13 +139,22 @@ def _fitting(
     complete = _complete(wanted, found)
     _check(wanted, complete, seen, path, num_classes)
     fitting = {name: tensor.to(wanted[name].dtype) for name, tensor in complete.items()}
-    broken = [name for name, tensor in fitting.items() if not torch.isfinite(tensor).all()]
+    _require_finite(fitting, path)
+    return fitting
+
+
+def _num_classes(network: nn.Module) -> int | None:
+    """C of networks that are recognised by their names, for a better message; shapes tell of all others."""
+    return network.num_classes if isinstance(network, AFANet) else None
+
+
+def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(
             f"{path} holds values that are not finite ({listed(broken)}): "
             "it is damaged, or its training diverged; take an earlier one"
         )
-    return fitting
 
 
 def _complete(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:

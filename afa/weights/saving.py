@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from afa.data.files import replacing
 from afa.errors import UserError
@@ -35,11 +35,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         flush(temporary)
 
 
-def save_network(network: AFANet, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write a network's weights as ours: safetensors, with the names of the released program.
+def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write a network's weights as ours: safetensors, with the network's own names, AFA's being the released program's.
 
     Args:
-        network: Its weights and running statistics are written, in their own precision.
+        network: Of any method; its weights and running statistics are written, in their own precision.
         path: The ``.safetensors`` file.
         metadata: See :func:`afa.weights.pack_metadata`.
     """
@@ -117,7 +117,7 @@ def _huggingface_config(network: AFANet, class_names: Sequence[str]) -> dict[str
     labels = ["background", *class_names]
     ratios = [
         encoder.get_submodule(f"block{stage}.0.mlp.fc1").out_features / width  # type: ignore[operator]
-        for stage, width in enumerate(encoder.widths, start=1)
+        for stage, width in enumerate(encoder.channels, start=1)
     ]
     return {
         "model_type": "segformer",
@@ -125,11 +125,11 @@ def _huggingface_config(network: AFANet, class_names: Sequence[str]) -> dict[str
         "num_channels": 3,
         "num_encoder_blocks": 4,
         "depths": list(encoder.depths),
-        "hidden_sizes": list(encoder.widths),
+        "hidden_sizes": list(encoder.channels),
         "num_attention_heads": list(encoder.heads),
         "sr_ratios": list(encoder.reductions),
         "patch_sizes": [7, 3, 3, 3],
-        "strides": list(encoder.strides),
+        "strides": list(encoder.embedding_strides),
         "mlp_ratios": [int(ratio) if ratio == int(ratio) else ratio for ratio in ratios],
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,8 @@ from run_tool import Result, RunTool
 
 from afa.benchmarks import crf, training_step
 from afa.benchmarks.par import DirectPAR
-from afa.benchmarks.step import PHASES
-from afa.benchmarks.training_step import floor_flops
-from afa.config import config_from_dict
+from afa.benchmarks.training_step import PARTS, floor_flops
+from afa.methods import config_from_dict
 from afa.ops.par import PAR
 
 TINY = {
@@ -73,12 +73,12 @@ def test_crf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_step(bench: Bench) -> None:
     figures = bench.figures("step", *TINY["step"])
-    assert set(figures["phases_s"]) == set(PHASES)
-    assert all(seconds > 0 for seconds in figures["phases_s"].values())
+    assert set(figures["parts_s"]) == {"data", *PARTS}
+    assert all(seconds > 0 for seconds in figures["parts_s"].values())
     assert figures["encoder"] == "mit_b0"
     assert (figures["crop"], figures["batch"], figures["classes"]) == (64, 2, 21)
     assert figures["images_per_s"] == pytest.approx(2 / figures["step_s"])
-    assert 0 < figures["care_s"] < figures["loop_step_s"]
+    assert 0 < figures["care_s"] < figures["step_s"]
     assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
     # The step repeats none of the floor's work: it even takes one pass from the training forward.
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
@@ -89,8 +89,8 @@ def test_classification_step_makes_no_labels(bench: Bench, small_model: str) -> 
         "step", "--config", small_model, "--repeats", "1", "--stage", "classification", "--precision", "bf16"
     )
     assert figures["precision"] == "bf16"
-    for phase in ("cam", "propagation", "par", "labels"):
-        assert figures["phases_s"][phase] == 0
+    for part, seconds in figures["parts_s"].items():
+        assert (seconds == 0) == (part in ("cam", "propagation", "par", "labels"))
     assert figures["step_gflop"] < 1.2 * figures["floor_gflop"]
 
 
@@ -136,11 +136,17 @@ def test_growth(bench: Bench) -> None:
         (("step", "--classes", "3", "--present", "3"), "--present"),
         (("step", "--config", "nowhere.yaml"), "nowhere.yaml"),
         (("par", "--size", "0"), "--size"),
-        (("reg", "--crop", "0"), "--crop"),
+        (("step", "--batch", "0"), "batch_size"),
+        (("step", "--precision", "int8"), "precision"),
+        (("step", "--stage", "classification", "--set", "schedule.cls_until=-1"), "cls_until"),
+        (("step", "--set", "method=segment", "dataset.pixel_labels=labels"), "'segment'"),
+        (("operators", "--threads", "few"), "--threads"),
+        (("reg", "--crop", "0"), "crop_size"),
         (("data", "--count", "0"), "--count"),
         (("crf", "--repeats", "0"), "--repeats"),
         (("eval", "--repeats", "0"), "--repeats"),
         (("par", "--json", "nowhere/figures.json"), "no folder"),
+        (("par", "--json", "."), "folder"),
         (("growth", "--values", "32"), "--vary"),
         (("growth", "--vary", "crop", "--values", "big"), "big"),
         (("growth", "--vary", "crop", "--values", "100"), "crop_size"),
@@ -157,12 +163,13 @@ def test_mistakes(bench: Bench, arguments: tuple[str, ...], complaint: str) -> N
 def test_direct_par_is_par() -> None:
     torch.manual_seed(0)
     image, masks = torch.rand(2, 3, 30, 41), torch.rand(2, 4, 30, 41)
-    torch.testing.assert_close(DirectPAR(iterations=3)(image, masks), PAR(iterations=3)(image, masks))
+    settings: dict[str, Any] = {"dilations": [1, 4, 12], "iterations": 3, "temperature": 0.2, "position_weight": 0.05}
+    torch.testing.assert_close(DirectPAR(**settings)(image, masks), PAR(**settings)(image, masks))
 
 
 def test_floor_counts_the_published_arithmetic() -> None:
     """b1, crop 512, batch 2: 602 GFLOP in the CAM passes, and three times the encoder's forward pass."""
-    config = config_from_dict({"model": {"encoder": "mit_b1"}})
+    config = config_from_dict({"method": "afa", "model": {"encoder": "mit_b1"}})
     classification = floor_flops(config, 21, classification=True)
     assert classification == pytest.approx(3 * 73.8e9, rel=0.01)
     everything = floor_flops(config, 21)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -8,19 +7,14 @@ import pytest
 
 from afa.benchmarks import crf as benchmark
 from afa.benchmarks.pictures import noise_image
+from afa.commands.benchmark import parse
 from afa.errors import UserError
-
-
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    return parser.parse_args(arguments)
 
 
 def test_measures_without_pydensecrf(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     monkeypatch.setattr(benchmark, "peak_memory", lambda *_: None)
-    table = benchmark.run(parse("--size", "20", "30", "--classes", "6", "--repeats", "2", "--iterations", "2"))
+    table = benchmark.run(parse(["crf", "--size", "20", "30", "--classes", "6", "--repeats", "2", "--iterations", "2"]))
     assert table["all classes"]["median_s"] > 0 and table["negligible classes merged"]["median_s"] > 0
     assert table["kept"] == 3 and 0 < table["moved_by_merging"] < 1e-2
     assert "pydensecrf is not installed" in capsys.readouterr().out
@@ -45,10 +39,11 @@ def test_picture_depends_on_its_seed_alone() -> None:
         ["--present", "9", "--classes", "4"],
         ["--size", "0", "9"],
         ["--negligible", "1"],
+        ["--negligible", "nan"],
         ["--repeats", "0"],
         ["--image", "missing.jpg"],
     ],
 )
 def test_mistakes(arguments: list[str]) -> None:
     with pytest.raises(UserError):
-        benchmark.run(parse(*arguments))
+        benchmark.run(parse(["crf", *arguments]))

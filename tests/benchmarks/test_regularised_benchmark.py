@@ -1,21 +1,14 @@
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
 from afa.benchmarks import regularised as benchmark
+from afa.commands.benchmark import parse
 from afa.errors import UserError
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    benchmark.add_arguments(parser)
-    return parser.parse_args(arguments)
-
-
 def test_measures_steps_without_and_with_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    args = parse("--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--classes", "3", "--repeats", "1")
+    args = parse(["reg", "--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--classes", "3", "--repeats", "1"])
     table = benchmark.run(args)
     assert min(table["without_s"], table["with_s"], table["alone_s"]) > 0
     assert table["alone_share"] == pytest.approx(table["alone_s"] / table["without_s"])
@@ -25,4 +18,4 @@ def test_measures_steps_without_and_with_the_loss(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("arguments", [["--crop", "0"], ["--classes", "1"], ["--repeats", "0"], ["--threads", "-1"]])
 def test_mistakes(arguments: list[str]) -> None:
     with pytest.raises(UserError):
-        benchmark.run(parse(*arguments))
+        benchmark.run(parse(["reg", *arguments]))

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from afa.config import Config, config_from_dict, config_to_dict, config_to_yaml, describe_settings, load_config
+from afa.config import config_to_dict, config_to_yaml, describe_settings
 from afa.errors import UserError
+from afa.methods import config_from_dict, load_config
+from afa.methods.afa.config import AFAConfig
 
 # Texts that YAML takes for something else, or in which it sees more than text.
 TEXTS = [
@@ -32,7 +34,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def get(config: Config, key: str) -> Any:
+def get(config: AFAConfig, key: str) -> Any:
     value: Any = config_to_dict(config)
     for part in key.split("."):
         value = value[part]
@@ -243,6 +245,6 @@ def test_a_wrong_value_of_another_program_is_one_line(tree: dict[Any, Any]) -> N
 
 
 def test_own_files_can_be_read_by_any_yaml_reader() -> None:
-    settings = config_to_dict(Config())
+    settings = config_to_dict(AFAConfig())
     assert yaml.safe_load(config_to_yaml({"train": settings["train"]})) == {"train": settings["train"]}
-    assert describe_settings()
+    assert describe_settings(AFAConfig)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_sources import make_folder_source, write_image, write_list, write_mask
+from data_sources import make_folder_source, training_images, write_image, write_list, write_mask
 from PIL import Image
 
-from afa.config import AugmentationConfig, DatasetConfig
-from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.config import DatasetConfig
+from afa.data.dataset import EvaluationImages
 from afa.data.images import DamagedImage
 from afa.data.labels import write_labels
 from afa.data.layout import find_layout
@@ -22,7 +22,6 @@ from afa.data.sampler import StreamSampler
 from afa.errors import UserError
 
 IMAGES = 7
-AUGMENTATION = AugmentationConfig(crop_size=48)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
 
 def batches(config: DatasetConfig, **settings: Any) -> list[dict[str, Any]]:
     defaults = {"global_batch": 4, "batch_size": 4, "steps": 6}
-    images = TrainingImages(config, AUGMENTATION, seed=settings.pop("seed", 3))
+    images = training_images(config, seed=settings.pop("seed", 3))
     return list(training_loader(images, **{**defaults, **settings}))
 
 
@@ -138,20 +137,20 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_samples(config: DatasetConfig, workers: int) -> None:
     samples = list(evaluation_loader(config, workers=workers))
-    assert [sample["name"] for sample in samples] == ["image_0", "image_1", "image_2"]
+    assert [sample.sample.name for sample in samples] == ["image_0", "image_1", "image_2"]
     sample = samples[2]
-    assert sample["image"].shape == (3, 50, 62) and sample["image"].dtype == torch.float32
-    assert sample["label"].shape == (50, 62) and sample["label"].dtype == torch.int64
-    assert sample["label"].unique().tolist() == [0, 2, 3, 255]
-    assert sample["class_labels"].tolist() == [0, 1, 1]
+    assert sample.sample.image.shape == (50, 62, 3) and sample.sample.image.dtype == np.uint8
+    assert sample.label.shape == (50, 62) and sample.label.dtype == torch.int64
+    assert sample.label.unique().tolist() == [0, 2, 3, 255]
+    assert sample.sample.class_labels.tolist() == [0, 1, 1]
     with Image.open(Path(config.root) / "JPEGImages/image_2.jpg") as image:
-        assert np.array_equal(sample["image_uint8"].numpy(), np.array(image))
+        assert np.array_equal(sample.sample.image, np.array(image))
 
 
 def test_evaluation_is_shared_out(config: DatasetConfig) -> None:
-    names = [[sample["name"] for sample in evaluation_loader(config, rank=rank, world_size=2)] for rank in range(2)]
+    names = [[sample.sample.name for sample in evaluation_loader(config, rank=rank, world_size=2)] for rank in range(2)]
     assert names == [["image_0", "image_2"], ["image_1"]]
-    assert [sample["name"] for sample in evaluation_loader(config, limit=2)] == ["image_0", "image_1"]
+    assert [sample.sample.name for sample in evaluation_loader(config, limit=2)] == ["image_0", "image_1"]
     assert len(evaluation_loader(config, split="train")) == IMAGES
 
 
@@ -161,7 +160,7 @@ def test_own_ignore_value_becomes_255(config: DatasetConfig, tmp_path: Path) -> 
     mask[3:20] = 1
     write_mask(tmp_path / "copy/SegmentationClass/image_0.png", mask)
     sample = EvaluationImages(replace(copy, ignore_index=9))[0]
-    assert sample["label"].unique().tolist() == [1, 255] and sample["class_labels"].tolist() == [1, 0, 0]
+    assert sample.label.unique().tolist() == [1, 255] and sample.sample.class_labels.tolist() == [1, 0, 0]
 
 
 def test_labels_from_masks_are_said_and_kept(
@@ -171,22 +170,22 @@ def test_labels_from_masks_are_said_and_kept(
     shutil.copytree(config.root, root, ignore=shutil.ignore_patterns(".class_labels*"))
     copy = replace(config, root=str(root))
     with caplog.at_level(logging.INFO, "afa.data"):
-        first = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
+        first = training_images(copy).class_labels
         assert "from its masks" in caplog.text
         caplog.clear()
-        again = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
-        assert "from its masks" not in caplog.text and torch.equal(first, again)
+        again = training_images(copy).class_labels
+        assert "from its masks" not in caplog.text and np.array_equal(first, again)
         # A mask replaced by another one counts.
         mask = np.zeros((40, 70), np.uint8)
         mask[:9] = 3
         write_mask(root / "SegmentationClass/new.png", mask)
         (root / "SegmentationClass/new.png").replace(root / "SegmentationClass/image_0.png")
-        changed = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
+        changed = training_images(copy).class_labels
         # So does one that is written over, which leaves the folder's time as it is.
         (root / "SegmentationClass/image_0.png").write_bytes((root / "SegmentationClass/image_1.png").read_bytes())
-        overwritten = TrainingImages(copy, AUGMENTATION, seed=0).class_labels
-    assert changed[0].tolist() == [0, 0, 1] and torch.equal(changed[1:], first[1:])
-    assert torch.equal(overwritten[0], first[1]) and torch.equal(overwritten[1:], first[1:])
+        overwritten = training_images(copy).class_labels
+    assert changed[0].tolist() == [0, 0, 1] and np.array_equal(changed[1:], first[1:])
+    assert np.array_equal(overwritten[0], first[1]) and np.array_equal(overwritten[1:], first[1:])
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
@@ -201,8 +200,8 @@ def test_files_that_are_not_there_are_said_at_once(config: DatasetConfig, tmp_pa
     assert len(EvaluationImages(replace(copy, bad_image="skip"))) == 3
     if kind == "images":
         with pytest.raises(UserError, match=r"images of 'train' are missing"):
-            TrainingImages(copy, AUGMENTATION, seed=0)
-        TrainingImages(replace(copy, bad_image="skip"), AUGMENTATION, seed=0)
+            training_images(copy)
+        training_images(replace(copy, bad_image="skip"))
 
 
 def test_a_path_of_the_settings_lies_below_the_root_first(
@@ -264,7 +263,7 @@ def test_missing_parts_are_one_line(config: DatasetConfig, tmp_path: Path, remov
     shutil.copytree(config.root, tmp_path / "copy")
     (tmp_path / "copy" / remove).rename(tmp_path / "away")
     with pytest.raises(UserError, match=expected) as caught:
-        TrainingImages(replace(config, root=str(tmp_path / "copy")), AUGMENTATION, seed=0)
+        training_images(replace(config, root=str(tmp_path / "copy")))
     assert "\n" not in str(caught.value)
 
 
@@ -272,18 +271,18 @@ def test_labels_file_must_know_every_training_image(config: DatasetConfig, tmp_p
     labels = {f"image_{number}": ["cat"] for number in range(IMAGES - 1)}
     write_labels(tmp_path / "labels.json", labels)
     with pytest.raises(UserError, match="image_6"):
-        TrainingImages(replace(config, labels=str(tmp_path / "labels.json")), AUGMENTATION, seed=0)
+        training_images(replace(config, labels=str(tmp_path / "labels.json")))
     write_labels(tmp_path / "labels.json", {**labels, "image_6": ["cow"]})
-    images = TrainingImages(replace(config, labels=str(tmp_path / "labels.json")), AUGMENTATION, seed=0)
+    images = training_images(replace(config, labels=str(tmp_path / "labels.json")))
     assert images.class_labels[6].tolist() == [0, 0, 1]
 
 
 def test_labels_file_wins_over_the_mask_in_evaluation(config: DatasetConfig, tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.csv", {"image_1": ["cow"]})
     images = EvaluationImages(replace(config, labels=str(tmp_path / "labels.csv")))
-    assert images[1]["class_labels"].tolist() == [0, 0, 1]
+    assert images[1].sample.class_labels.tolist() == [0, 0, 1]
     # What the file does not name is taken from the mask.
-    assert images[0]["class_labels"].tolist() == [1, 1, 0]
+    assert images[0].sample.class_labels.tolist() == [1, 1, 0]
 
 
 def test_evaluation_refuses_what_does_not_fit(config: DatasetConfig, tmp_path: Path) -> None:
@@ -300,15 +299,15 @@ def test_own_folder(tmp_path: Path) -> None:
     root = make_folder_source(tmp_path / "mine")
     config = DatasetConfig(type="folder", root=str(root), train_split="train")
     write_labels(root / "class_labels.csv", {f"train/picture {number}": ["red panda"] for number in range(5)})
-    images = TrainingImages(config, AUGMENTATION, seed=0)
-    assert images.names == [f"train/picture {number}" for number in range(5)]
+    images = training_images(config)
+    assert images.images.names == [f"train/picture {number}" for number in range(5)]
     assert images.class_labels.tolist() == [[0, 1]] * 5
     assert [images[0, index]["image"].shape for index in range(5)] == [(3, 48, 48)] * 5
     sample = EvaluationImages(config)[1]
-    assert sample["class_labels"].tolist() == [0, 1] and sample["label"].max() == 2
+    assert sample.sample.class_labels.tolist() == [0, 1] and sample.label.max() == 2
     # A list of one's own wins over the sub-folders.
     write_list(root / "train.txt", ["train/picture 3.webp", "train/picture 1"])
-    assert TrainingImages(config, AUGMENTATION, seed=0).names == ["train/picture 3", "train/picture 1"]
+    assert training_images(config).images.names == ["train/picture 3", "train/picture 1"]
 
 
 def test_own_folder_without_masks_trains_but_is_not_scored(tmp_path: Path) -> None:
@@ -316,9 +315,9 @@ def test_own_folder_without_masks_trains_but_is_not_scored(tmp_path: Path) -> No
     shutil.rmtree(root / "masks")
     config = DatasetConfig(type="folder", root=str(root), train_split="train")
     with pytest.raises(UserError, match="no image-level labels"):
-        TrainingImages(config, AUGMENTATION, seed=0)
+        training_images(config)
     write_labels(root / "class_labels.json", {f"train/picture {number}": ["cat"] for number in range(5)})
-    assert len(TrainingImages(config, AUGMENTATION, seed=0)) == 5
+    assert len(training_images(config)) == 5
     with pytest.raises(UserError, match="evaluation needs masks"):
         EvaluationImages(config)
 

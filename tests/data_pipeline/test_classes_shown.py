@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sources import write_image, write_list, write_mask
+from data_sources import training_images, write_image, write_list, write_mask
 
-from afa.config import AugmentationConfig, DatasetConfig
+from afa.config import DatasetConfig
 from afa.data.check import check_data
 from afa.data.classes import read_class_names
 from afa.data.dataset import TrainingImages
@@ -187,7 +187,9 @@ def make_data(
 
 def train(root: Path, **settings: object) -> TrainingImages:
     config = DatasetConfig(root=str(root), train_split="train")
-    return TrainingImages(replace(config, **settings), AugmentationConfig(crop_size=16), seed=0)
+    images = training_images(replace(config, **settings), crop_size=16)
+    images.say_what_is_given()
+    return images
 
 
 def found(root: Path, **settings: object) -> dict[tuple[str, str], str]:

@@ -1,24 +1,22 @@
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from afa.benchmarks.data import Baseline, TrainingSample, add_arguments, run
+from afa.benchmarks.data import Baseline, TrainingSample, run
 from afa.benchmarks.pictures import make_jpegs
+from afa.commands.benchmark import parse
 from afa.errors import UserError
 
 
 def test_it_measures_samples_and_decoders(tmp_path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     make_jpegs(tmp_path, 2)
     threads = torch.get_num_threads()
     try:
-        result = run(parser.parse_args(["--images", str(tmp_path), "--rounds", "1", "--crop", "64"]))
+        result = run(parse(["data", "--images", str(tmp_path), "--rounds", "1", "--crop", "64"]))
     finally:
         torch.set_num_threads(threads)
     assert result["images"] == 2
@@ -26,7 +24,7 @@ def test_it_measures_samples_and_decoders(tmp_path: Path) -> None:
     assert all(rate > 0 for rate in (*result["samples"].values(), *result["decoders"].values()))
     assert result["ratio_to_baseline"]["baseline (Pillow)"] == 1
     with pytest.raises(UserError, match="no JPEG"):
-        run(parser.parse_args(["--images", str(tmp_path.parent / "nothing")]))
+        run(parse(["data", "--images", str(tmp_path.parent / "nothing")]))
 
 
 def test_the_baseline_does_the_same_work(tmp_path: Path) -> None:

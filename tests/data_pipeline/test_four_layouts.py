@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_sources import make_coco_source, make_folder_source, make_voc_source
+from data_sources import make_coco_source, make_folder_source, make_voc_source, training_images
 
 SETTINGS = """
 augmentation: {{crop_size: 64}}
@@ -47,13 +47,14 @@ def test_training_and_evaluation(tmp_path: Path, run_tool, layout: str) -> None:
     run_tool("train.py", config)
     report = tmp_path / "evaluation.json"
     run_tool("eval.py", output, "--device", "cpu", "--workers", 0, "--output", report)
-    table = json.loads(report.read_text())
+    (entry,) = json.loads(report.read_text())["evaluations"]
+    table = entry["table"]
     for row in ("cam", "propagated_cam", "segmentation"):
         assert 0 <= table[row]["miou"] <= 1
     names = set(table["segmentation"]["iou"])
     expected = {"voc": "pottedplant", "coco": "stop sign", "folder": "red panda", "shapes": "triangle"}
     assert expected[layout] in names
-    assert table["step"] == 3
+    assert entry["protocol"]["step"] == 3
 
 
 def test_own_data_without_masks_is_trained_on_and_not_scored(tmp_path: Path, run_tool) -> None:
@@ -83,11 +84,10 @@ def test_labels_from_class_folders(tmp_path: Path, run_tool) -> None:
     assert (root / "classes.txt").read_text().splitlines() == ["cat", "red panda"]
     labels = json.loads((root / "class_labels.json").read_text())
     assert labels["train/cat/picture 0"] == ["cat"] and labels["train/red panda/picture 1"] == ["red panda"]
-    from afa.config import AugmentationConfig, DatasetConfig
-    from afa.data.dataset import TrainingImages
+    from afa.config import DatasetConfig
 
     config = DatasetConfig(type="folder", root=str(root), train_split="train")
-    assert TrainingImages(config, AugmentationConfig(), seed=0).class_labels.sum(0).tolist() == [3, 2]
+    assert training_images(config).class_labels.sum(0).tolist() == [3, 2]
 
 
 def test_mistakes_when_making_labels(tmp_path: Path, run_tool) -> None:

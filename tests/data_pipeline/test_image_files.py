@@ -15,7 +15,8 @@ from PIL import Image, features
 
 from afa.config import DatasetConfig
 from afa.data.check import check_data
-from afa.data.images import IMAGE_SUFFIXES, DamagedImage, read_image
+from afa.data.images import DamagedImage, read_image
+from afa.data.names import IMAGE_SUFFIXES
 from afa.errors import UserError
 
 SUBFILE, ORIENTATION, WHITE_IS_ZERO, SAMPLE_FORMAT = 254, 274, 262, 339

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sources import training_images
 from image_files import png, tiff
 from PIL import Image
 
-from afa.config.settings import MAX_PIXELS, AugmentationConfig, DatasetConfig
-from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.config.settings import MAX_PIXELS, DatasetConfig
+from afa.data.dataset import EvaluationImages
 from afa.data.images import DamagedImage, TooManyPixels, read_image, read_mask
 
 # More pixels than allowed, in files that hold hardly any.
@@ -55,14 +56,14 @@ def test_the_setting_holds_in_every_reader(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\n")
     config = DatasetConfig(type="folder", root=str(tmp_path), train_split="train", max_pixels=1199)
     with pytest.raises(TooManyPixels, match="the mask"):
-        TrainingImages(config, AugmentationConfig(), seed=0)
+        training_images(config)
     (tmp_path / "class_labels.json").write_text('{"train/a": ["cat"]}')
     with pytest.raises(DamagedImage, match="max_pixels=1199"):
-        TrainingImages(config, AugmentationConfig(), seed=0)[0, 0]
+        training_images(config)[0, 0]
     with pytest.raises(TooManyPixels, match="the image"):
         EvaluationImages(config)[0]
     config.max_pixels = 1200
-    assert EvaluationImages(config)[0]["label"].shape == (30, 40)
+    assert EvaluationImages(config)[0].label.shape == (30, 40)
 
 
 def test_larger_images_are_read_where_the_setting_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_colour_masks_serve_evaluation_labels_and_check(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (tmp_path / "colours.txt").write_text("dog:128,0,0\nbackground:0,0,0\n")
     config = DatasetConfig(type="folder", root=str(tmp_path), train_split="train", mask_palette="colours.txt")
-    assert (EvaluationImages(config)[0]["label"] == 2).all()
+    assert (EvaluationImages(config)[0].label == 2).all()
     assert {problem.kind for problem in check_data(config).problems} == {"unseen-class"}
     output = tmp_path / "class_labels.json"
     write_label_file(output, masks=tmp_path / "masks", mask_palette=tmp_path / "colours.txt")

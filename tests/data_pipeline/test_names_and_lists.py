@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sources import make_folder_source, write_image, write_list, write_mask
+from data_sources import make_folder_source, training_images, write_image, write_list, write_mask
 
-from afa.config import AugmentationConfig, DatasetConfig
+from afa.config import DatasetConfig
 from afa.data.dataset import EvaluationImages, TrainingImages
 from afa.data.labels import write_labels
 from afa.data.layout import find_layout
@@ -54,7 +54,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
 
 
 def training(config: DatasetConfig) -> TrainingImages:
-    return TrainingImages(config, AugmentationConfig(crop_size=16), seed=0)
+    return training_images(config, crop_size=16)
 
 
 def test_the_fingerprint_is_that_of_the_content(voc: DatasetConfig, tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_the_fingerprint_is_that_of_the_content(voc: DatasetConfig, tmp_path: Pa
         write_labels(tmp_path / "labels.csv", labels)
         (tmp_path / "names.txt").write_text(classes)
         own = {"name_list_dir": tmp_path, "labels": tmp_path / "labels.csv", "class_names": tmp_path / "names.txt"}
-        return training(replace(voc, **{key: str(path) for key, path in own.items()})).fingerprint
+        return training(replace(voc, **{key: str(path) for key, path in own.items()})).images.fingerprint
 
-    known = training(voc).fingerprint
+    known = training(voc).images.fingerprint
     # Other places, another kind of file, other spellings, labels of further images, another order of the labels.
     spelled = {"./a.jpg": ["1"], "b": ["red_panda"], decomposed("Zoë"): ["red panda", "cat"], "more": ["cat"]}
     assert fingerprint(["a.jpg", "b", decomposed("Zoë")], spelled) == known
@@ -190,7 +190,7 @@ def test_files_that_spell_names_in_their_own_way(tmp_path: Path) -> None:
         config = DatasetConfig(type=layout, root=str(root), train_split="train", val_split="train", mask_dir="masks")
         assert training(config).class_labels.tolist() == [[1, 0], [0, 1], [1, 0]]
         samples = [EvaluationImages(config)[index] for index in range(3)]
-        assert [(sample["name"], int(sample["label"].max())) for sample in samples] == [("Zoë", 1), ("b", 2), ("c", 1)]
+        assert [(sample.sample.name, int(sample.label.max())) for sample in samples] == [("Zoë", 1), ("b", 2), ("c", 1)]
 
 
 def test_a_folder_that_links_to_itself_is_searched_once(tmp_path: Path) -> None:

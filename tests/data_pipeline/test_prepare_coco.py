@@ -47,8 +47,8 @@ def test_the_loader_reads_what_was_prepared(tmp_path: Path, run_tool) -> None:
     run_tool("prepare_coco.py", root)
     images = EvaluationImages(DatasetConfig(type="coco", root=str(root)))
     sample = images[1]
-    assert np.array_equal(sample["label"].numpy(), coco_truth(2))
-    assert sample["image_uint8"].shape == (48, 64, 3)
+    assert np.array_equal(sample.label.numpy(), coco_truth(2))
+    assert sample.sample.image.shape == (48, 64, 3)
 
 
 def test_ignored_crowds(tmp_path: Path, run_tool) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sources import kill_half_way, stored_mask, tool_command, tool_environment, tree_bytes
+from data_sources import kill_half_way, stored_mask, tool_command, tool_environment, training_images, tree_bytes
 from PIL import Image
 from scipy import ndimage
 
-from afa.config import AugmentationConfig, DatasetConfig
-from afa.data.dataset import EvaluationImages, TrainingImages
+from afa.config import DatasetConfig
+from afa.data.dataset import EvaluationImages
 from afa.data.shapes import CLASS_NAMES, SMALLEST_SIZE, ShapesStyle, draw_picture, make_shapes
 from afa.errors import UserError
 
@@ -80,19 +80,19 @@ def test_the_tool_makes_a_data_set_that_the_loaders_read(tmp_path: Path, run_too
     root = tmp_path / "shapes"
     run_tool("make_shapes.py", root, "--train", 6, "--val", 3, "--size", 96, "--workers", 1)
     config = DatasetConfig(root=str(root), train_split="train")
-    images = TrainingImages(config, AugmentationConfig(crop_size=64), seed=0)
-    assert len(images) == 6 and images.layout.class_names == CLASS_NAMES
+    images = training_images(config, crop_size=64)
+    assert len(images) == 6 and images.images.layout.class_names == CLASS_NAMES
     evaluation = EvaluationImages(config)
     assert len(evaluation) == 3
     for number in range(3):
         sample = evaluation[number]
-        classes = [class_id for class_id in sample["label"].unique().tolist() if class_id]
-        assert sample["class_labels"].nonzero().flatten().tolist() == [class_id - 1 for class_id in classes]
-        assert sample["image"].shape == (3, 96, 96)
+        classes = [class_id for class_id in sample.label.unique().tolist() if class_id]
+        assert np.flatnonzero(sample.sample.class_labels).tolist() == [class_id - 1 for class_id in classes]
+        assert sample.sample.image.shape == (96, 96, 3)
     # Training labels are those of the masks, although they come from the labels file.
-    for name, labels in zip(images.names, images.class_labels, strict=True):
+    for name, labels in zip(images.images.names, images.class_labels, strict=True):
         shown = np.unique(stored_mask(root / "SegmentationClass" / f"{name}.png"))
-        assert labels.nonzero().flatten().tolist() == [class_id - 1 for class_id in shown if class_id]
+        assert np.flatnonzero(labels).tolist() == [class_id - 1 for class_id in shown if class_id]
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     run_tool("make_shapes.py", root, "--train", 6, "--val", 3, "--size", 96)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

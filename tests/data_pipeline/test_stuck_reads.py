@@ -160,7 +160,7 @@ class Damaged(Drive):
 
 
 def test_errors_of_the_reading_thread_arrive_as_they_are(pipe: Path) -> None:
-    samples = iter(loader(Damaged(pipe), 0, skip_damaged=True))
+    samples = iter(loader(Damaged(pipe), 0, damaged="skip"))
     assert numbers(samples, 3) == [0, 2, 3]
     with pytest.raises(ValueError, match="a mistake in the program"):
         next(samples)

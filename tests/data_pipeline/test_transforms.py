@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from afa.data.transforms import normalise, resize, training_transform
-from afa.methods.pseudo_labels import restore_image
+from afa.methods.afa.labels import restore_image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import faults
 import pytest
 
-from afa.evaluation import evaluate
+from afa.methods.afa.method import AFA
 
 STREWN_KILLS, STREWN_KILLS_WITH_LOADERS = 20, 120
 
@@ -204,13 +204,13 @@ def test_a_signal_to_the_whole_process_group(data: Path, tmp_path: Path, undistu
 
 
 def test_a_signal_in_a_validation_does_not_wait_for_its_end(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    predict_images = evaluate.predict_images
+    predict = AFA.predict
 
     def asked(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return predict_images(*args, **kwargs)
+        return predict(*args, **kwargs)
 
-    with patch.object(evaluate, "predict_images", asked):
+    with patch.object(AFA, "predict", asked):
         stopped = faults.run_here(config)
     assert stopped.code == 75, stopped.text
     assert "asked to stop at step 7; the same command goes on from there" in stopped.text

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 
 import faults
@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import afa.engine.training
-from afa.config import Config, load_config
 from afa.engine.finite import FiniteGuard, InspectedStep
 from afa.engine.optimisation import update
 from afa.engine.records import Meter
 from afa.engine.runtime import ProcessRuntime, compile_network
 from afa.engine.training import train
 from afa.errors import UserError
-from afa.methods import AFA, Batch, StepOutput, build_method
+from afa.maps import Maps
+from afa.methods import build_method, load_config
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.labels import PseudoLabels
+from afa.methods.base import Batch, Method, StepOutput
 
 BAD_STEP = 5
 
@@ -47,13 +50,13 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make some steps of a run bad."""
 
     def install(kind: str, steps: tuple[int, ...] = (BAD_STEP,)) -> None:
-        def build(network: nn.Module, config: Config, runtime: ProcessRuntime) -> AFA:
-            method = build_method(network, config, runtime)  # type: ignore[arg-type]
+        def build(config: AFAConfig, class_names: Sequence[str], runtime: ProcessRuntime) -> Method:
+            method = build_method(config, class_names, runtime)
             original = method.training_step
 
             def training_step(wrapped: nn.Module, batch: Batch, step: int) -> StepOutput:
                 if step in steps and kind == "image":
-                    batch = Batch(**{**batch, "image": batch["image"] * torch.nan})  # type: ignore[typeddict-item]
+                    batch = {**batch, "image": batch["image"] * torch.nan}
                 result = original(wrapped, batch, step)
                 if step in steps and kind == "gradient":
                     result.losses["cls"] = _Infinite.apply(result.losses["cls"])
@@ -62,7 +65,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 return result
 
             monkeypatch.setattr(method, "training_step", training_step)
-            return method  # type: ignore[return-value]
+            return method
 
         monkeypatch.setattr(afa.engine.training, "build_method", build)
 
@@ -144,12 +147,7 @@ def test_overflows_of_scaled_gradients_are_no_fault_until_they_do_not_end(tmp_pa
         parameter.grad = torch.full_like(parameter, torch.inf)
     runtime = ProcessRuntime(torch.device("cpu"))
     guard = FiniteGuard(runtime, network, tmp_path, policy="stop", limit=1, scaled=True)
-    batch = Batch(
-        image=torch.zeros(1, 3, 4, 4),
-        class_labels=torch.zeros(1, 2),
-        valid_box=torch.zeros(1, 4, dtype=torch.int64),
-        name=["one"],
-    )
+    batch = {"image": torch.zeros(1, 3, 4, 4), "class_labels": torch.zeros(1, 2), "name": ["one"]}
 
     def inspect(step: int) -> Tensor:
         return guard.inspect(InspectedStep(step, [batch], [{"cls": torch.tensor(1.0)}], torch.tensor(1.0)))[1]
@@ -170,19 +168,19 @@ def test_bf16_on_the_cpu(config: Path, tmp_path: Path) -> None:
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}
 
 
-def test_bf16_labels_and_losses_are_float32(config: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    import afa.methods.label_maker as method
-
+def test_bf16_labels_are_made_in_float32(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[torch.dtype]] = {"refined": [], "propagated": []}
     for name in seen:
-        original = getattr(method, f"{name}_label")
+        original = getattr(PseudoLabels, name)
 
-        def label(*tensors: Tensor, kind: str, original: Callable[..., Tensor], **settings: object) -> Tensor:
+        def label(
+            labels: PseudoLabels, image: Tensor, cams: Maps, *rest: object, kind: str, original: Callable[..., Tensor]
+        ) -> Tensor:
             assert not torch.is_autocast_enabled("cpu")
-            seen[kind] += [tensor.dtype for tensor in tensors[:2]]
-            return original(*tensors, **settings)
+            seen[kind] += [image.dtype, cams.scores.dtype]
+            return original(labels, image, cams, *rest)
 
-        monkeypatch.setattr(method, f"{name}_label", partial(label, kind=name, original=original))
+        monkeypatch.setattr(PseudoLabels, name, partialmethod(label, kind=name, original=original))
     assert train(load_config(config, ["train.precision=bf16"])) == 0
     assert set(seen["refined"]) == set(seen["propagated"]) == {torch.float32}
 
@@ -241,12 +239,12 @@ def test_what_is_left_uncompiled_is_one_line(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("precision", ["tf32", "float32"])
 def test_float32_is_rounded_on_a_gpu_only_where_asked_for(precision: str) -> None:
-    with ProcessRuntime.start(Config().train):
+    with ProcessRuntime.start(AFAConfig().train):
         assert not torch.backends.cudnn.allow_tf32, "by PyTorch's default convolutions are"
-    with ProcessRuntime.start(dataclasses.replace(Config().train, precision=precision)) as runtime:
+    with ProcessRuntime.start(dataclasses.replace(AFAConfig().train, precision=precision)) as runtime:
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
         assert runtime.dtype == torch.float32 and isinstance(runtime.autocast(), nullcontext)
-    with ProcessRuntime.start(Config().train):
+    with ProcessRuntime.start(AFAConfig().train):
         assert not torch.backends.cuda.matmul.allow_tf32
 
 

@@ -4,14 +4,13 @@ import itertools
 
 import pytest
 import torch
-from golden import small_config, small_network
+from golden import small_config, small_method
 
 from afa.config import OptimiserConfig
 from afa.engine.optimisation import build_optimiser, lr_factor, set_learning_rates
-from afa.engine.runtime import ProcessRuntime
-from afa.methods import ParameterGroup, build_method
+from afa.methods.base import ParameterGroup
 
-SETTINGS = {"steps": 20_000, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 1.0}
+SETTINGS = {"steps": 20_000, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 1.0, "decay_from": "start"}
 
 
 @pytest.mark.parametrize(
@@ -37,19 +36,28 @@ def test_factor_drops_where_warm_up_ends() -> None:
 
 
 def test_no_warm_up_and_a_power() -> None:
-    assert lr_factor(0, steps=10, warmup_steps=0, warmup_ratio=1e-6, power=0.9) == 1
-    assert lr_factor(5, steps=10, warmup_steps=0, warmup_ratio=1e-6, power=0.9) == pytest.approx(0.5**0.9)
+    settings = {**SETTINGS, "steps": 10, "warmup_steps": 0, "power": 0.9}
+    assert lr_factor(0, **settings) == 1
+    assert lr_factor(5, **settings) == pytest.approx(0.5**0.9)
+
+
+def test_decay_from_the_end_of_the_warm_up_is_continuous() -> None:
+    settings = {**SETTINGS, "steps": 40, "warmup_steps": 10, "warmup_ratio": 0.1, "power": 0.9, "decay_from": "warmup"}
+    factors = [lr_factor(step, **settings) for step in range(40)]
+    assert factors[:11] == pytest.approx([0.1 + 0.9 * step / 10 for step in range(11)])
+    assert factors[10:] == pytest.approx([(1 - (step - 10) / 30) ** 0.9 for step in range(10, 40)])
+    assert lr_factor(5, **{**settings, "steps": 5}) > 0, "a warm-up as long as the run is no division by zero"
 
 
 def groups(**optimiser: object) -> dict[str, ParameterGroup]:
     config = small_config(optimiser=optimiser)
-    method = build_method(small_network(), config, ProcessRuntime(torch.device("cpu")))
+    method = small_method(config)
     return {group["name"]: group for group in method.parameter_groups()}
 
 
 def test_groups_share_the_parameters_out() -> None:
-    network = small_network()
-    method = build_method(network, small_config(), ProcessRuntime(torch.device("cpu")))
+    method = small_method(small_config())
+    network = method.network
     names = {parameter: name for name, parameter in network.named_parameters()}
     found: dict[str, set[str]] = {}
     for group in method.parameter_groups():
@@ -76,7 +84,7 @@ def test_rates_and_decay_of_the_groups() -> None:
         "heads": 0.01,
         "decoder": 0.01,
     }
-    learning = groups(freeze_norms=False, lr=1e-3, head_lr_factor=2)
+    learning = groups(freeze="none", lr=1e-3, head_lr_factor=2)
     assert [group["base_lr"] for group in learning.values()] == pytest.approx([1e-3, 1e-3, 2e-3, 2e-3])
     assert learning["norms"]["weight_decay"] == 0.01
 
@@ -98,9 +106,10 @@ def test_optimiser_follows_its_settings() -> None:
 
 def test_frozen_norms_stay_and_learning_norms_move() -> None:
     for freeze in (True, False):
-        network = small_network()
-        config = small_config(optimiser={"freeze_norms": freeze, "lr": 1e-2, "warmup_steps": 0})
-        method = build_method(network, config, ProcessRuntime(torch.device("cpu")))
+        freezing = "released" if freeze else "none"
+        config = small_config(optimiser={"freeze": freezing, "lr": 1e-2, "warmup_steps": 0})
+        method = small_method(config)
+        network = method.network.eval()
         optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
         before = {name: parameter.clone() for name, parameter in network.encoder.named_parameters() if "norm" in name}
         set_learning_rates(optimiser, 0, steps=10, settings=config.optimiser)
@@ -108,3 +117,17 @@ def test_frozen_norms_stay_and_learning_norms_move() -> None:
         optimiser.step()
         after = dict(network.encoder.named_parameters())
         assert all(torch.equal(after[name], value) == freeze for name, value in before.items())
+
+
+def test_sgd_with_momentum_by_hand() -> None:
+    settings = OptimiserConfig(name="sgd", momentum=0.5)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    group = ParameterGroup(name="all", params=[parameter], base_lr=0.1, weight_decay=0.2)
+    optimiser = build_optimiser([group], settings)
+    velocity, expected = 0.0, 1.0
+    for _ in range(3):
+        parameter.grad = torch.ones(2)
+        optimiser.step()
+        velocity = 0.5 * velocity + 1 + 0.2 * expected
+        expected -= 0.1 * velocity
+    torch.testing.assert_close(parameter.detach(), torch.full((2,), expected))

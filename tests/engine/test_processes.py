@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from afa.data.shapes import CLASS_NAMES
+
 NO_DROPOUT = {"drop_path": 0.0, "decoder_dropout": 0.0}
 # One step of each phase: classification alone, refined labels, propagated labels.
 PHASES = (0, 5, 9)
@@ -32,25 +34,23 @@ def undisturbed_pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def save_losses_and_gradients(config_path: str, target: str) -> None:
     """Losses and gradients of one step of each phase, at the initial weights, with frozen BatchNorm statistics."""
-    from afa.config import load_config
     from afa.data.dataset import TrainingImages
     from afa.data.loader import training_loader
     from afa.engine.runtime import ProcessRuntime
-    from afa.methods import Batch, build_method
-    from afa.models import build_network
+    from afa.methods import build_method, load_config
 
     config = load_config(config_path)
-    with ProcessRuntime.start(config.train, global_counts=config.loss.normalisation == "global") as runtime:
+    with ProcessRuntime.start(config.train) as runtime:
         torch.manual_seed(1)
-        network = build_network(config.model, 6)
-        method = build_method(network, config, runtime)
+        method = build_method(config, CLASS_NAMES, runtime)
+        network = method.network
         wrapped = runtime.wrap(network, sync_batchnorm=False)
         found: dict[str, torch.Tensor] = {}
         for step in PHASES:
             network.train()
             network.decoder.linear_fuse.bn.eval()
             batches = training_loader(
-                TrainingImages(config.dataset, config.augmentation, seed=config.train.seed),
+                TrainingImages(config.dataset, method.transform(), needs=method.needs, seed=config.train.seed),
                 global_batch=4,
                 batch_size=4 // runtime.world_size,
                 steps=1,
@@ -60,7 +60,7 @@ def save_losses_and_gradients(config_path: str, target: str) -> None:
             )
             batch = next(iter(batches))
             network.zero_grad()
-            result = method.training_step(wrapped, Batch(**batch), step)  # type: ignore[typeddict-item]
+            result = method.training_step(wrapped, batch, step)
             result.total().backward()
             for name, loss in result.losses.items():
                 found[f"{step}/loss/{name}"] = runtime.mean(loss.detach())
@@ -185,15 +185,21 @@ def save_table(run: str, data: str, target: str) -> None:
     import json
 
     from afa.engine.runtime import ProcessRuntime
-    from afa.evaluation.evaluate import Validator
-    from afa.weights import open_checkpoint
+    from afa.prediction.evaluate import Validator
+    from afa.prediction.model import load
 
-    opened = open_checkpoint(run)
-    with ProcessRuntime.start(opened.config.train) as runtime:
+    model = load(run, device="cpu")
+    with ProcessRuntime.start(model.config.train) as runtime:
         validator = Validator(
-            opened.config, opened.class_names, device="cpu", rank=runtime.rank, world_size=runtime.world_size
+            model.config.dataset,
+            model.class_names,
+            outputs=[output.name for output in model.method.outputs if output.scored],
+            batch_size=model.config.validation.batch_size,
+            device=runtime.device,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
         )
-        table = validator(opened.network)
+        table = validator(model.method)
         if runtime.is_main:
             Path(target).write_text(json.dumps(table))
 

@@ -8,30 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-import afa.engine.training
-from afa.config import Config, load_config
-from afa.engine.loop import step_seed
-from afa.engine.runtime import ProcessRuntime
+from afa.engine.trainer import step_seed
 from afa.engine.training import train
-from afa.methods import AFA, Batch, StepOutput, build_method
+from afa.methods import load_config
+from afa.methods.afa.method import AFA
+from afa.methods.base import Batch, StepOutput
 
 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_every_step_has_a_seed_of_its_own(config: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     seeds = {}
+    original = AFA.training_step
 
-    class Listening(AFA):
-        def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
-            seeds[step] = torch.initial_seed()
-            return super().training_step(network, batch, step)
+    def training_step(method: AFA, network: nn.Module, batch: Batch, step: int) -> StepOutput:
+        seeds[step] = torch.initial_seed()
+        return original(method, network, batch, step)
 
-    def build(network: nn.Module, config: Config, runtime: ProcessRuntime) -> AFA:
-        method = build_method(network, config, runtime)  # type: ignore[arg-type]
-        method.__class__ = Listening
-        return method  # type: ignore[return-value]
-
-    monkeypatch.setattr(afa.engine.training, "build_method", build)
-    assert train(load_config(config, ["train.steps=3", f"train.seed={seed}", "validation.cam=false"])) == 0
+    monkeypatch.setattr(AFA, "training_step", training_step)
+    overrides = ["train.steps=3", "schedule.cls_until=0", f"train.seed={seed}", "validation.outputs=[segmentation]"]
+    assert train(load_config(config, overrides)) == 0
     assert seeds == {step: step_seed(seed, step, 0) for step in range(3)}
 
 

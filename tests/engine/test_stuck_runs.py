@@ -44,11 +44,11 @@ def image_of_step(config: Path, step: int) -> str:
     """The first image of a step of the tiny run."""
     import numpy as np
 
-    from afa.config import load_config
-    from afa.data.dataset import TrainingImages
+    from afa.data.layout import find_layout
+    from afa.methods import load_config
 
-    settings = load_config(config)
-    names = TrainingImages(settings.dataset, settings.augmentation, seed=1).names
+    dataset = load_config(config).dataset
+    names = find_layout(dataset).names(dataset.train_split)
     epoch, place = divmod(4 * step, len(names))
     return names[np.random.default_rng((1, epoch, 1)).permutation(len(names))[place]]
 

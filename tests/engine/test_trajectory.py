@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from golden import NUM_CLASSES, Agreement, load_golden, normalised, small_config
+from golden import Agreement, golden_network, load_golden, normalised, small_config, small_method
 from torch import Tensor
 
-from afa.config import Config
 from afa.engine.optimisation import build_optimiser, set_learning_rates
 from afa.engine.runtime import ProcessRuntime
-from afa.methods import Batch, build_method
-from afa.models import AFANet, build_network
+from afa.methods.afa.config import AFAConfig
+from afa.models import AFANet
 
 STEPS = 9
 LOSSES = ("cls", "seg", "aff")
 
 
-def trajectory_config(*, released_decoder_passes: bool, fused_attention: bool) -> Config:
+def trajectory_config(*, released_decoder_passes: bool, fused_attention: bool) -> AFAConfig:
     return small_config(
         model={"fused_attention": fused_attention},
         augmentation={"crop_size": 128},
@@ -41,24 +38,23 @@ class Trajectory:
     def __init__(self, golden: dict[str, Tensor], *, fused_attention: bool, tried_by_default: bool = False) -> None:
         config = trajectory_config(released_decoder_passes=True, fused_attention=fused_attention)
         runtime = ProcessRuntime(torch.device("cpu"))
-        self.network: AFANet = build_network(config.model, NUM_CLASSES)
-        self.network.load_state_dict(load_golden("network_state"))
-        method = build_method(self.network.train(), config, runtime)
+        method = small_method(config, golden_network().train(), runtime)
+        self.network: AFANet = method.network
         optimiser = build_optimiser(method.parameter_groups(), config.optimiser)
         self.losses, self.rates, self.targets, self.totals = [], [], [], []
         self.default_losses, self.default_targets, self.gradients = [], [], []
         for step in range(STEPS):
             rates = set_learning_rates(optimiser, step, steps=config.train.steps, settings=config.optimiser)
-            batch = Batch(
-                image=normalised(golden["images_uint8"][step]),
-                class_labels=golden["class_labels"][step],
-                valid_box=golden["boxes"][step],
-                name=["first", "second"],
-            )
+            batch = {
+                "image": normalised(golden["images_uint8"][step]),
+                "class_labels": golden["class_labels"][step],
+                "valid_box": golden["boxes"][step],
+                "name": ["first", "second"],
+            }
             default = None
             if tried_by_default:
                 default_config = trajectory_config(released_decoder_passes=False, fused_attention=fused_attention)
-                default = build_method(copy.deepcopy(self.network), default_config, runtime)
+                default = small_method(default_config, self.network, runtime)
                 tried = default.training_step(default.network, batch, step)
                 default.network.zero_grad()
                 tried.total().backward()

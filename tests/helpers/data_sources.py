@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from afa.config import DatasetConfig
+from afa.data.dataset import TrainingImages
+from afa.methods.afa.method import training_sample
 
 REPOSITORY = Path(__file__).parents[2]
 TOOL_VARIABLES = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -215,3 +220,19 @@ def make_folder_source(root: Path) -> Path:
             mask[10:30, 10:40] = 1 + number % 2
             write_mask(root / "masks" / split / f"picture {number}.png", mask)
     return root
+
+
+def training_images(
+    config: DatasetConfig, *, crop_size: int = 48, seed: int = 0, needs: Sequence[str] = ("class_labels",)
+) -> TrainingImages:
+    """The training images of a data set with AFA's transform."""
+    transform = partial(
+        training_sample,
+        crop_size=crop_size,
+        scale_range=(0.5, 2.0),
+        mirror_probability=0.5,
+        resampling="pil",
+        mean=config.image_mean,
+        std=config.image_std,
+    )
+    return TrainingImages(config, transform, needs=needs, seed=seed)

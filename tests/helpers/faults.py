@@ -148,9 +148,9 @@ def run_here(config: Path, *overrides: str, when: Mapping[str, Callable[[], obje
 
 
 def _code_of(config: Path, overrides: Sequence[str]) -> int:
-    from afa.config import load_config
     from afa.engine.training import train
     from afa.errors import run_command
+    from afa.methods import load_config
 
     with pytest.raises(SystemExit) as end:
         run_command(lambda: train(load_config(config, overrides)))
@@ -193,7 +193,7 @@ def _in_a_validation(output: Path, step: int) -> contextlib.AbstractContextManag
     def predict(*_: object, **__: object) -> None:
         die()
 
-    return patch("afa.evaluation.evaluate.predict_images", predict)
+    return patch("afa.methods.afa.method.AFA.predict", predict)
 
 
 def _in_a_step(output: Path, step: int) -> contextlib.AbstractContextManager[object]:
@@ -204,7 +204,7 @@ def _in_a_step(output: Path, step: int) -> contextlib.AbstractContextManager[obj
             die()
         return original(optimiser, current, **settings)  # type: ignore[arg-type]
 
-    return patch("afa.engine.loop.set_learning_rates", set_learning_rates)
+    return patch("afa.engine.trainer.set_learning_rates", set_learning_rates)
 
 
 def _at_words(words: str, output: Path, step: int) -> contextlib.AbstractContextManager[object]:
@@ -339,7 +339,7 @@ def _train(
     os.setsid()  # a process group of its own, as a shell gives its jobs
     import resource
 
-    from afa.config import load_config
+    from afa.methods import load_config
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     if limit_bytes is not None:

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afa.config import Config, ModelConfig, config_from_dict
-from afa.models import AFANet, build_network
+from afa.methods import build_method, config_from_dict
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.method import AFA
+from afa.methods.afa.network import build_network
+from afa.methods.base import Runtime, SingleProcess
+from afa.models import AFANet
 
 DATA = Path(__file__).parents[1] / "data"
 NUM_CLASSES = 6
@@ -34,12 +38,12 @@ def load_golden(name: str) -> dict[str, Tensor]:
 
 def normalised(images_uint8: Tensor) -> Tensor:
     """[B, 3, H, W] as the network takes it: a float32 subtraction, then a float32 division."""
-    mean = torch.tensor(Config().dataset.image_mean)[:, None, None]
-    std = torch.tensor(Config().dataset.image_std)[:, None, None]
+    mean = torch.tensor(AFAConfig().dataset.image_mean)[:, None, None]
+    std = torch.tensor(AFAConfig().dataset.image_std)[:, None, None]
     return (images_uint8.float() - mean) / std
 
 
-def small_config(**sections: object) -> Config:
+def small_config(**sections: object) -> AFAConfig:
     """Settings for the small network; sections as keyword arguments."""
     model = {**SMALL_MODEL, **sections.pop("model", {})}  # type: ignore[dict-item]
     return config_from_dict({"augmentation": {"crop_size": 64}, "affinity": {"radius": 2}, **sections, "model": model})
@@ -48,8 +52,18 @@ def small_config(**sections: object) -> Config:
 def small_network(num_classes: int = NUM_CLASSES, seed: int = 0, **model: object) -> AFANet:
     """The small network with random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    settings: ModelConfig = small_config(model=model).model
-    return build_network(settings, num_classes).eval()
+    return build_network(small_config(model=model).model, num_classes).eval()
+
+
+def small_method(config: AFAConfig, network: AFANet | None = None, runtime: Runtime | None = None) -> AFA:
+    """AFA of a configuration, with a network's weights where one is given."""
+    class_names = [f"class{index}" for index in range(1, NUM_CLASSES)]
+    method = build_method(config, class_names, runtime or SingleProcess())
+    assert isinstance(method, AFA)
+    if network is not None:
+        method.network.load_state_dict(network.state_dict())
+        method.network.train(network.training)
+    return method
 
 
 def golden_network(pooling: str = "gmp") -> AFANet:

@@ -14,7 +14,8 @@ from run_tool import Result
 from safetensors.torch import save_file
 from torch import Tensor
 
-from afa.config import Config, ModelConfig, config_to_dict
+from afa.config import config_to_dict
+from afa.methods.afa.config import AFAConfig, ModelConfig
 from afa.models import AFANet
 from afa.weights.facts import FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE, pack_facts
 from afa.weights.reading import file_checksum
@@ -66,7 +67,7 @@ def write_foreign_files(folder: Path) -> Path:
 
 
 def write_checkpoint(folder: Path, seed: int, step: int) -> None:
-    config = Config(model=small_settings())
+    config = AFAConfig(model=small_settings())
     folder.mkdir(parents=True)
     save_file(small_network(seed).state_dict(), folder / WEIGHTS_FILE)
     save_file({"exp_avg/classifier.weight": torch.zeros(2)}, folder / TRAINING_FILE)

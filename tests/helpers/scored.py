@@ -1,4 +1,4 @@
-"""Five images with masks of three classes, and a network whose untrained maps are not flat."""
+"""Five images with masks of three classes, and a method whose untrained maps are not flat."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from afa.config import Config, ModelConfig
-from afa.models import AFANet, build_network
+from afa.config import config_to_dict
+from afa.methods import build_method
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.method import AFA
+from afa.methods.base import SingleProcess
+from afa.weights import pack_metadata, save_network
+from afa.weights.facts import FACTS_FILE, WEIGHTS_FILE, pack_facts
+from afa.weights.reading import file_checksum
 
 CLASS_NAMES = ("disc", "bar", "ring")
 SIZES = [(40, 56), (64, 48), (33, 47), (50, 50), (48, 64)]
@@ -37,18 +43,28 @@ def write_data_set(root: Path) -> Path:
     return root
 
 
-def small_config(root: Path) -> Config:
+def small_config(root: Path) -> AFAConfig:
     """The data set, made below ``root``, and settings for the small network."""
     return golden.small_config(
         dataset={"root": str(write_data_set(root)), "train_split": "train"}, test={"long_side": 64}
     )
 
 
-def small_network(settings: ModelConfig, seed: int = 1) -> AFANet:
+def small_method(config: AFAConfig, seed: int = 1) -> AFA:
     """In training mode. Untrained maps are flat: larger heads make labels differ from pixel to pixel."""
     torch.manual_seed(seed)
-    network = build_network(settings, len(CLASS_NAMES) + 1)
+    method = build_method(config, CLASS_NAMES, SingleProcess())
+    assert isinstance(method, AFA)
     with torch.no_grad():
-        network.decoder.linear_pred.weight.mul_(20)
-        network.attn_proj.weight.mul_(20)
-    return network
+        method.network.decoder.linear_pred.weight.mul_(20)
+        method.network.attn_proj.weight.mul_(20)
+    return method
+
+
+def write_checkpoint(folder: Path, config: AFAConfig, seed: int, step: int) -> Path:
+    """A checkpoint folder, as training leaves it."""
+    weights = folder / WEIGHTS_FILE
+    save_network(small_method(config, seed).network, weights, pack_metadata(config, CLASS_NAMES, step))
+    facts = {"step": step, "config": config_to_dict(config), "class_names": list(CLASS_NAMES)}
+    (folder / FACTS_FILE).write_text(pack_facts(facts, {WEIGHTS_FILE: file_checksum(weights)}))
+    return folder

@@ -8,8 +8,8 @@ from PIL import Image
 
 import afa.data.check
 import afa.engine.training
-import afa.evaluation.opening  # noqa: F401
-from afa.config import config_from_dict
+import afa.prediction.model  # noqa: F401
+from afa.methods import config_from_dict
 
 Image.init()
 config_from_dict({})

@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from golden import random_image, small_config, small_network
+from golden import random_image, small_config, small_method, small_network
 from torch import Tensor
 
-from afa.config import Config
 from afa.engine.runtime import ProcessRuntime
-from afa.methods import Batch, build_method
-from afa.methods.label_maker import LabelMaker
-from afa.methods.pseudo_labels import box_mask, restore_image
+from afa.maps import present_classes
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.labels import box_mask, par_image, restore_image
+from afa.methods.base import Batch
 from afa.ops.cam import resize
 from afa.ops.dense_energy import dense_energy_loss
 from afa.ops.par import PAR
+from afa.ops.random_walk import TokenAffinity
 
 CPU = torch.device("cpu")
 
@@ -24,11 +25,12 @@ def random_batch(seed: int = 0, size: int = 64) -> Batch:
     image = torch.nn.functional.interpolate(random_image(2, 3, 8, 8, seed=seed), size=(size, size), mode="bilinear")
     labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     box = torch.tensor([[0, size, 0, size], [8, size, 0, size - 6]])
-    return Batch(image=image, class_labels=labels, valid_box=box, name=["first", "second"])
+    return {"image": image, "class_labels": labels, "valid_box": box, "name": ["first", "second"]}
 
 
-def step_of(config: Config, step: int, precision: str = "float32", seed: int = 0) -> tuple[Any, Any]:
-    method = build_method(small_network(seed=seed).train(), config, ProcessRuntime(CPU, precision=precision))
+def step_of(config: AFAConfig, step: int, precision: str = "float32", seed: int = 0) -> tuple[Any, Any]:
+    method = small_method(config, small_network(seed=seed).train(), ProcessRuntime(CPU, precision=precision))
+    torch.manual_seed(0)
     return method, method.training_step(method.network, random_batch(), step)
 
 
@@ -55,21 +57,41 @@ def test_labels_follow_the_schedule(switches: bool, same_source: bool) -> None:
         assert torch.equal(after["aff"], before["aff"])
 
 
-def test_par_weights_of_a_crop_that_its_image_fills_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def labels(made: list[int], *, share: bool = True) -> dict[str, Tensor]:
-        weights = PAR.weights
-        with monkeypatch.context() as patched:
-            patched.setattr(PAR, "weights", lambda par, image: made.append(len(image)) or weights(par, image))
-            if not share:
-                patched.setattr(LabelMaker, "par_weights", lambda maker, image: None)
-            return step_of(small_config(schedule=SCHEDULE), 4)[1].targets
+def test_par_weights_of_a_crop_that_its_image_fills_are_made_once() -> None:
+    method = small_method(small_config(schedule=SCHEDULE), small_network().train())
+    batch, labels = random_batch(), method.labels
+    image = par_image(batch["image"], method.config.dataset.image_mean, method.config.dataset.image_std)
+    present = present_classes(batch["class_labels"])
+    cams = present.maps(torch.rand(2, 2, 64, 64))
+    affinity = TokenAffinity(torch.rand(2, 16, 16), (4, 4))
+    made: list[int] = []
 
-    shared, apart = [], []
-    found, expected = labels(shared), labels(apart, share=False)
-    assert all(torch.equal(found[name], expected[name]) for name in ("seg", "aff"))
+    class Counting(PAR):
+        def weights(self, image: Tensor) -> Tensor:
+            made.append(len(image))
+            return super().weights(image)
+
+    par = method.config.par
+    labels.par = Counting(
+        dilations=par.dilations,
+        iterations=par.iterations,
+        temperature=par.temperature,
+        position_weight=par.position_weight,
+    )
+    apart = [
+        labels.propagated(image, cams, affinity, batch["valid_box"]),
+        labels.refined(image, cams, batch["valid_box"]),
+    ]
+    assert sorted(made) == [1, 1, 2]
+    made.clear()
+    weights = labels.par_weights(image)
+    shared = [
+        labels.propagated(image, cams, affinity, batch["valid_box"], weights),
+        labels.refined(image, cams, batch["valid_box"], weights),
+    ]
     # Both images whole for the refined label; for the propagated one inside their boxes, of which the first is whole.
-    assert sorted(shared) == [1, 2]
-    assert sorted(apart) == [1, 1, 2]
+    assert sorted(made) == [1, 2]
+    assert all(torch.equal(one, other) for one, other in zip(apart, shared, strict=True))
 
 
 @pytest.mark.parametrize("released", [True, False])
@@ -109,6 +131,10 @@ def test_regularised_loss_sees_the_decoder_s_target(step: int) -> None:
         seg_logits.softmax(dim=1),
         box_mask(batch["valid_box"], (64, 64), CPU).float(),
         result.targets["seg"],
+        weight=config.loss.reg.energy_weight,
+        sigma_rgb=config.loss.reg.sigma_rgb,
+        sigma_xy=config.loss.reg.sigma_xy,
+        scale=config.loss.reg.scale,
     )
     assert result.weights["reg"] == 0.01
     torch.testing.assert_close(result.losses["reg"], expected, atol=1e-9, rtol=1e-4)
@@ -130,39 +156,35 @@ def test_stochastic_depth_and_finer_strides() -> None:
     config = small_config(schedule=SCHEDULE, model={"drop_path": 0.2, "decoder_dropout": 0.1, "strides": [4, 2, 1, 1]})
     torch.manual_seed(0)
     network = small_network(drop_path=0.2, decoder_dropout=0.1, strides=[4, 2, 1, 1]).train()
-    method = build_method(network, config, ProcessRuntime(CPU))
-    result = method.training_step(network, random_batch(), 4)
+    method = small_method(config, network)
+    result = method.training_step(method.network, random_batch(), 4)
     assert torch.isfinite(result.total())
 
 
 class TwoProcesses:
     """A runtime that answers as the second of two equal processes would."""
 
+    device, world_size = CPU, 2
+
     def __init__(self) -> None:
-        self.asked: list[tuple[Tensor, float]] = []
+        self.asked: list[Tensor] = []
 
     def autocast(self) -> AbstractContextManager[Any]:
         return ProcessRuntime(CPU).autocast()
 
-    def denominator(self, counts: Tensor, plus: float) -> Tensor:
-        self.asked.append((counts, plus))
-        return (2 * counts + plus) / 2
+    def sum(self, values: Tensor) -> Tensor:
+        self.asked.append(values)
+        return 2 * values
 
 
 def test_counts_go_through_the_runtime() -> None:
     runtime = TwoProcesses()
-    method = build_method(small_network().train(), small_config(schedule=SCHEDULE), runtime)
+    config = small_config(schedule=SCHEDULE, loss={"normalisation": "global"})
+    method = small_method(config, small_network().train(), runtime)
     method.training_step(method.network, random_batch(), 2)
-    assert [plus for _, plus in runtime.asked] == [0, 1]
-
-
-def test_pictures_change_nothing() -> None:
-    method = build_method(small_network().train(), small_config(), ProcessRuntime(CPU))
-    before = {name: value.clone() for name, value in method.network.state_dict().items()}
-    pictures = method.pictures(random_batch())
-    assert method.network.training
-    assert all(torch.equal(value, before[name]) for name, value in method.network.state_dict().items())
-    assert pictures
-    for picture in pictures.values():
-        assert picture.dtype == torch.uint8
-        assert picture.shape[0] == 3
+    # Pixels of background and foreground, positive and negative pairs.
+    assert [tuple(counts.shape) for counts in runtime.asked] == [(2,), (2,)]
+    asked = TwoProcesses()
+    alone = small_method(small_config(schedule=SCHEDULE), small_network().train(), asked)
+    alone.training_step(alone.network, random_batch(), 2)
+    assert not asked.asked, "by default each process counts for itself"

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afa.methods.losses import affinity_loss, classification_loss, segmentation_loss
+from afa.methods.afa.losses import affinity_loss, classification_loss
+from afa.methods.segmentation import segmentation_loss
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -14,7 +15,7 @@ from afa.methods.losses import affinity_loss, classification_loss, segmentation_
 def test_empty_sides_are_zero_with_zero_gradient(dtype: torch.dtype, fill: int) -> None:
     logits = (torch.randn(2, 5, 6, 6) * 20).to(dtype).requires_grad_()
     label = torch.full((2, 6, 6), fill)
-    loss = segmentation_loss(logits, label)
+    loss = segmentation_loss(logits, label, background_share=0.5)
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
@@ -36,7 +37,9 @@ def test_segmentation_loss_by_definition() -> None:
     background[label > 0] = 255
     foreground[label == 0] = 255
     halves = [F.cross_entropy(logits, part, ignore_index=255) for part in (background, foreground)]
-    torch.testing.assert_close(segmentation_loss(logits, label), 0.5 * halves[0] + 0.5 * halves[1])
+    torch.testing.assert_close(
+        segmentation_loss(logits, label, background_share=0.5), 0.5 * halves[0] + 0.5 * halves[1]
+    )
     torch.testing.assert_close(
         segmentation_loss(logits, label, background_share=0.2), 0.2 * halves[0] + 0.8 * halves[1]
     )
@@ -47,7 +50,9 @@ def test_ignored_pixels_do_not_matter() -> None:
     label[:, 4:] = 255
     other = logits.clone()
     other[:, :, 4:] = 50
-    assert segmentation_loss(logits, label) == segmentation_loss(other, label)
+    assert segmentation_loss(logits, label, background_share=0.5) == segmentation_loss(
+        other, label, background_share=0.5
+    )
 
 
 def test_pixels_count_over_the_whole_batch() -> None:
@@ -55,20 +60,22 @@ def test_pixels_count_over_the_whole_batch() -> None:
     label = torch.zeros(2, 4, 4, dtype=torch.long)
     label[1] = 1
     swapped = torch.stack([logits[1], logits[0]]), torch.stack([label[1], label[0]])
-    torch.testing.assert_close(segmentation_loss(logits, label), segmentation_loss(*swapped))
+    torch.testing.assert_close(
+        segmentation_loss(logits, label, background_share=0.5), segmentation_loss(*swapped, background_share=0.5)
+    )
 
 
 def test_affinity_loss_by_hand() -> None:
     affinity = torch.tensor([[[0.9, 0.2], [0.2, 0.6]]])
     pairs = torch.tensor([[[1, 0], [255, 1]]], dtype=torch.uint8)
     # Positive: (0.1 + 0.4) / (2 + 1); negative: 0.2 / (1 + 1).
-    assert affinity_loss(affinity, pairs).item() == pytest.approx(0.5 * 0.5 / 3 + 0.5 * 0.2 / 2)
-    assert affinity_loss(affinity, torch.full_like(pairs, 255)) == 0
+    assert affinity_loss(affinity, pairs, positive_share=0.5).item() == pytest.approx(0.5 * 0.5 / 3 + 0.5 * 0.2 / 2)
+    assert affinity_loss(affinity, torch.full_like(pairs, 255), positive_share=0.5) == 0
 
 
 def test_affinity_loss_pulls_the_right_way() -> None:
     affinity = torch.full((1, 2, 2), 0.5, requires_grad=True)
-    affinity_loss(affinity, torch.tensor([[[1, 0], [0, 255]]], dtype=torch.uint8)).backward()
+    affinity_loss(affinity, torch.tensor([[[1, 0], [0, 255]]], dtype=torch.uint8), positive_share=0.5).backward()
     assert affinity.grad[0, 0, 0] < 0
     assert affinity.grad[0, 0, 1] > 0
     assert affinity.grad[0, 1, 1] == 0
@@ -88,10 +95,14 @@ def test_global_denominators_make_processes_add_up() -> None:
     counts = torch.stack([(pairs == 1).sum(), (pairs == 0).sum()]).float()
     parts = [
         (
-            segmentation_loss(logits[half], label[half], denominator=lambda _, plus: (pixels + plus) / 2),
-            affinity_loss(affinity[half], pairs[half], denominator=lambda _, plus: (counts + plus) / 2),
+            segmentation_loss(
+                logits[half], label[half], denominator=lambda _, plus: (pixels + plus) / 2, background_share=0.5
+            ),
+            affinity_loss(
+                affinity[half], pairs[half], denominator=lambda _, plus: (counts + plus) / 2, positive_share=0.5
+            ),
         )
         for half in (slice(0, 2), slice(2, 4))
     ]
-    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, segmentation_loss(logits, label))
-    torch.testing.assert_close((parts[0][1] + parts[1][1]) / 2, affinity_loss(affinity, pairs))
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, segmentation_loss(logits, label, background_share=0.5))
+    torch.testing.assert_close((parts[0][1] + parts[1][1]) / 2, affinity_loss(affinity, pairs, positive_share=0.5))

@@ -5,26 +5,26 @@ import torch
 from golden import Agreement, load_golden, normalised
 from torch import Tensor
 
-from afa.config import Config
-from afa.methods.losses import affinity_loss, segmentation_loss
-from afa.methods.pseudo_labels import (
-    affinity_label,
-    combine,
-    initial_label,
-    par_image,
-    plain_label,
-    present_classes,
-    propagate_cams,
-    propagated_label,
-    refine_inside_box,
-    refined_label,
-    restore_image,
-)
+from afa.maps import Maps, present_classes
+from afa.methods.afa.config import AFAConfig, AffinityConfig, CamConfig, ParConfig
+from afa.methods.afa.labels import PseudoLabels, affinity_label, combine, par_image, restore_image
+from afa.methods.afa.losses import affinity_loss
+from afa.methods.segmentation import segmentation_loss
 from afa.ops.cam import resize
-from afa.ops.par import PAR
+from afa.ops.random_walk import TokenAffinity
 
-MEAN, STD = Config().dataset.image_mean, Config().dataset.image_std
+MEAN, STD = AFAConfig().dataset.image_mean, AFAConfig().dataset.image_std
 PIXELS = 1e-3  # one in a thousand
+
+
+def made_with(radius: int = 8, **par: object) -> PseudoLabels:
+    """The labels of the published settings but for those given."""
+    return PseudoLabels(CamConfig(), AffinityConfig(radius=radius), ParConfig(**par))  # type: ignore[arg-type]
+
+
+def maps_of(cams: Tensor, class_labels: Tensor) -> Maps:
+    present = present_classes(class_labels)
+    return present.maps(present.gather(cams))
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,15 @@ def golden() -> dict[str, Tensor]:
 
 
 def test_reference_plain_and_initial_label(agreement: Agreement, golden: dict[str, Tensor]) -> None:
-    cams, classes = golden["cams"], golden["class_labels"]
-    agreement.labels("plain label", plain_label(cams, classes), golden["eval_label"], PIXELS)
-    initial = initial_label(cams, classes, golden["boxes"])
+    cams = maps_of(golden["cams"], golden["class_labels"])
+    agreement.labels("plain label", cams.label_above(CamConfig().background), golden["eval_label"], PIXELS)
+    initial = made_with().initial(cams, golden["boxes"])
     agreement.labels("initial label", initial, golden["initial_label"], PIXELS)
 
 
 def test_reference_refined_label(agreement: Agreement, golden: dict[str, Tensor]) -> None:
-    refined = refined_label(golden["image"], golden["cams"], golden["class_labels"], golden["boxes"], PAR())
+    cams = maps_of(golden["cams"], golden["class_labels"])
+    refined = made_with().refined(golden["image"], cams, golden["boxes"])
     agreement.labels("refined label", refined, golden["refined_label"], PIXELS)
 
 
@@ -51,37 +52,27 @@ def test_reference_affinity_label_and_loss(agreement: Agreement, golden: dict[st
     agreement.labels("affinity label", pairs, golden["affinity_label"], 0)
     assert (pairs == 1).sum() + 1 == golden["positive_count"]
     assert (pairs == 0).sum() + 1 == golden["negative_count"]
-    agreement.values("affinity loss", affinity_loss(golden["affinity"], pairs), golden["affinity_loss"], 1e-4)
+    loss = affinity_loss(golden["affinity"], pairs, positive_share=0.5)
+    agreement.values("affinity loss", loss, golden["affinity_loss"], 1e-4)
 
 
 @pytest.mark.parametrize(("name", "background"), [("low", "low_thre"), ("high", "high_thre")])
 def test_reference_propagation(agreement: Agreement, golden: dict[str, Tensor], name: str, background: str) -> None:
-    walked = propagate_cams(
-        golden["cams"],
-        golden["affinity_infer"],
-        (12, 12),
-        golden["class_labels"],
-        background=float(golden[background]),
-        radius=int(golden["radius"]),
-    )
+    labels = made_with(int(golden["radius"]))
+    cams = maps_of(golden["cams"], golden["class_labels"])
+    affinity = TokenAffinity(golden["affinity_infer"], (12, 12))
+    walked = labels.walk(cams, affinity, float(golden[background])).dense(6)
     agreement.values(f"random walk, {name} background", walked, golden[f"propagated_{name}"], 1e-4)
-    refined = refine_inside_box(golden["image"], resize(walked, (128, 128)), golden["boxes"], PAR())
+    refined = labels.refine_inside_box(golden["image"], resize(walked, (128, 128)), golden["boxes"])
     agreement.values(f"PAR inside the box, {name} background", refined[:, :, ::4, ::4], golden[f"refined_{name}"], 1e-4)
 
 
 def test_reference_propagated_label_and_segmentation_loss(agreement: Agreement, golden: dict[str, Tensor]) -> None:
-    label = propagated_label(
-        golden["image"],
-        golden["cams"],
-        golden["affinity_infer"],
-        (12, 12),
-        golden["class_labels"],
-        golden["boxes"],
-        PAR(),
-        radius=int(golden["radius"]),
-    )
+    cams = maps_of(golden["cams"], golden["class_labels"])
+    affinity = TokenAffinity(golden["affinity_infer"], (12, 12))
+    label = made_with(int(golden["radius"])).propagated(golden["image"], cams, affinity, golden["boxes"])
     agreement.labels("propagated label", label, golden["propagated_label"], PIXELS)
-    loss = segmentation_loss(golden["seg_logits"], golden["propagated_label"])
+    loss = segmentation_loss(golden["seg_logits"], golden["propagated_label"], background_share=0.5)
     agreement.values("segmentation loss", loss, golden["seg_loss"], 1e-4)
 
 
@@ -100,15 +91,17 @@ WHOLE = torch.tensor([[0, 1, 0, 4]])
 
 
 def test_plain_label_by_hand() -> None:
-    assert plain_label(CAMS, PRESENT).tolist() == [[[1, 2, 0, 0]]]
-    assert plain_label(CAMS, PRESENT, background=0.6).tolist() == [[[0, 2, 0, 0]]]
-    assert plain_label(CAMS, torch.zeros(1, 3)).tolist() == [[[0, 0, 0, 0]]]
+    cams = maps_of(CAMS, PRESENT)
+    assert cams.label_above(0.45).tolist() == [[[1, 2, 0, 0]]]
+    assert cams.label_above(0.6).tolist() == [[[0, 2, 0, 0]]]
+    assert maps_of(CAMS, torch.zeros(1, 3)).label_above(0.45).tolist() == [[[0, 0, 0, 0]]]
 
 
 def test_initial_label_by_hand() -> None:
-    assert initial_label(CAMS, PRESENT, WHOLE).tolist() == [[[1, 2, 255, 255]]]
-    assert initial_label(CAMS, PRESENT, torch.tensor([[0, 1, 1, 3]])).tolist() == [[[255, 2, 255, 255]]]
-    assert initial_label(CAMS / 3, PRESENT, WHOLE).tolist() == [[[0, 0, 0, 0]]]
+    labels, cams = made_with(), maps_of(CAMS, PRESENT)
+    assert labels.initial(cams, WHOLE).tolist() == [[[1, 2, 255, 255]]]
+    assert labels.initial(cams, torch.tensor([[0, 1, 1, 3]])).tolist() == [[[255, 2, 255, 255]]]
+    assert labels.initial(maps_of(CAMS / 3, PRESENT), WHOLE).tolist() == [[[0, 0, 0, 0]]]
 
 
 def test_combine_by_hand() -> None:
@@ -142,16 +135,18 @@ class Case:
         self.boxes = torch.tensor([[0, size, 5, size - 4], [7, size, 0, size]])[:batch]
         affinity = torch.rand(batch, grid**2, grid**2, generator=generator)
         self.affinity = 0.1 * (affinity + affinity.transpose(1, 2)) + 0.8 * torch.eye(grid**2)
-        self.par = PAR(dilations=(1, 2, 4), iterations=3)
+        self.made_with = made_with(radius=2, dilations=[1, 2, 4], iterations=3)
+
+    @property
+    def maps(self) -> Maps:
+        return maps_of(self.cams, self.class_labels)
 
     def labels(self, name: str) -> Tensor:
         if name == "initial":
-            return initial_label(self.cams, self.class_labels, self.boxes)
+            return self.made_with.initial(self.maps, self.boxes)
         if name == "refined":
-            return refined_label(self.image, self.cams, self.class_labels, self.boxes, self.par)
-        return propagated_label(
-            self.image, self.cams, self.affinity, self.grid, self.class_labels, self.boxes, self.par, radius=2
-        )
+            return self.made_with.refined(self.image, self.maps, self.boxes)
+        return self.made_with.propagated(self.image, self.maps, TokenAffinity(self.affinity, self.grid), self.boxes)
 
     def only(self, index: int) -> Case:
         case = Case()
@@ -239,22 +234,22 @@ def test_present_classes_fill_up_with_others_that_stay_zero() -> None:
     case = Case()
     classes = present_classes(case.class_labels)
     assert classes.channels.shape == (2, 2)
-    assert classes.present.tolist() == [[True, True], [True, False]]
-    scores = classes.softmax(classes.gather(case.cams), 0.45)
-    assert not scores[1, 2].any()
-    torch.testing.assert_close(scores.sum(dim=1), torch.ones(2, 48, 48))
-    full = classes.scatter(scores, 8)
+    assert classes.counted.tolist() == [[True, True], [True, False]]
+    maps = case.maps.softmax(0.45)
+    assert not maps.scores[1, 2].any()
+    torch.testing.assert_close(maps.scores.sum(dim=1), torch.ones(2, 48, 48))
+    full = maps.dense(8)
     assert full.shape == (2, 8, 48, 48)
     assert not full[0, [1, 3, 4, 6, 7]].any()
-    assert torch.equal(full[0, 5], scores[0, 2])
+    assert torch.equal(full[0, 5], maps.scores[0, 2])
 
 
 def test_propagated_label_is_its_parts() -> None:
     case = Case()
     results = []
     for background in (0.55, 0.35):
-        walked = propagate_cams(case.cams, case.affinity, case.grid, case.class_labels, background=background, radius=2)
-        inside = refine_inside_box(case.image, resize(walked, (48, 48)), case.boxes, case.par)
+        walked = case.made_with.walk(case.maps, TokenAffinity(case.affinity, case.grid), background).dense(8)
+        inside = case.made_with.refine_inside_box(case.image, resize(walked, (48, 48)), case.boxes)
         results.append(inside.argmax(dim=1))
     assert torch.equal(combine(results[0], results[1], case.boxes), case.labels("propagated"))
 

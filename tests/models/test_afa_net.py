@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from golden import DATA, Agreement, golden_network, load_golden, normalised, random_image, small_network
 from torch import Tensor
 
-from afa.config import ModelConfig
-from afa.models import VARIANTS, AFANet, MixTransformer, build_network
+from afa.config import VARIANTS
+from afa.methods.afa.config import ModelConfig
+from afa.methods.afa.network import build_network
+from afa.models import AFANet, MixTransformer
 from afa.models.decoder import SegFormerDecoder
 from afa.models.mit import DropPath
 

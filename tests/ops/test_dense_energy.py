@@ -5,8 +5,8 @@ import torch
 from golden import Agreement, load_golden, normalised
 from torch import Tensor
 
-from afa.config import Config
-from afa.methods.pseudo_labels import restore_image
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.labels import restore_image
 from afa.ops.dense_energy import dense_energy_loss
 from afa.ops.permutohedral import PermutohedralLattice
 
@@ -36,7 +36,7 @@ def gradient(logits: Tensor, *others: Tensor, **settings: float) -> tuple[Tensor
 
 def test_reference_energy(agreement: Agreement) -> None:
     golden = load_golden("dense_energy")
-    dataset = Config().dataset
+    dataset = AFAConfig().dataset
     image = restore_image(normalised(golden["images_uint8"]), dataset.image_mean, dataset.image_std)
     mask = torch.zeros(golden["label"].shape)
     for one, (y0, y1, x0, x1) in enumerate(golden["boxes"].tolist()):

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from run_tool import TOOLS
 
-NEEDS_PYTORCH = "benchmark"  # its arguments are those of all that it measures
-
 
 def read_help(tool: str, folder: Path, *options: str) -> str:
     """What Python says on stderr while a command prints its help."""
@@ -22,13 +20,8 @@ def read_help(tool: str, folder: Path, *options: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("tool", sorted({path.stem for path in TOOLS.glob("*.py")} - {NEEDS_PYTORCH}))
+@pytest.mark.parametrize("tool", sorted({path.stem for path in TOOLS.glob("*.py")}))
 def test_help_comes_without_waiting_for_pytorch(tool: str, tmp_path: Path) -> None:
     log = read_help(tool, tmp_path, "-X", "importtime")
     imported = {line.rpartition("|")[2].strip() for line in log.splitlines()}
     assert "afa.errors" in imported and "torch" not in imported
-
-
-@pytest.mark.slow
-def test_help_of_the_others(tmp_path: Path) -> None:
-    read_help(NEEDS_PYTORCH, tmp_path)

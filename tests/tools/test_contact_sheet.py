@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_tool import RunTool
-from scored import CLASS_NAMES, small_config, small_network
+from scored import CLASS_NAMES, small_config, small_method
 
 from afa.weights import pack_metadata, save_network
 
@@ -16,7 +16,7 @@ from afa.weights import pack_metadata, save_network
 def weights(tmp_path: Path) -> Path:
     config = small_config(tmp_path / "shapes")
     path = tmp_path / "weights.safetensors"
-    save_network(small_network(config.model), path, pack_metadata(config, CLASS_NAMES, 7))
+    save_network(small_method(config).network, path, pack_metadata(config, CLASS_NAMES, 7))
     return path
 
 
@@ -31,7 +31,7 @@ def test_sheet(draw: RunTool, tmp_path: Path) -> None:
         result = draw("--count", count, "--cell", 60, "--output", tmp_path / "sheet.png")
         assert result.returncode == 0, result.stderr
         sheet = np.array(Image.open(tmp_path / "sheet.png"))
-        assert sheet.shape[1] == 2 * 20 + 6 * 60 + 5 * 10
+        assert sheet.shape[1] == 2 * 20 + 7 * 60 + 6 * 10
         heights.append(len(sheet))
     assert heights[1] > heights[0]
     assert "5 images" in result.stdout
@@ -40,7 +40,7 @@ def test_sheet(draw: RunTool, tmp_path: Path) -> None:
 def test_sheet_with_crf_has_one_column_more(draw: RunTool, tmp_path: Path) -> None:
     result = draw("--count", 2, "--cell", 60, "--crf", "--output", tmp_path / "sheet.png")
     assert result.returncode == 0, result.stderr
-    assert np.array(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 20 + 7 * 60 + 6 * 10
+    assert np.array(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 20 + 8 * 60 + 7 * 10
 
 
 @pytest.mark.parametrize(

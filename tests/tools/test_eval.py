@@ -5,16 +5,20 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_tool import RunTool
-from scored import CLASS_NAMES, small_config, small_network
+from scored import CLASS_NAMES, small_config, small_method
 
-from afa.config import Config, config_to_dict
+from afa.commands.eval import default_report_path
+from afa.config import config_to_dict
 from afa.data.loader import evaluation_loader
-from afa.evaluation.evaluate import evaluate
-from afa.evaluation.report import default_report_path
-from afa.models import AFANet
+from afa.evaluation.tables import read_image_counts
+from afa.methods.afa.config import AFAConfig
+from afa.methods.afa.method import AFA
+from afa.methods.base import SegmentationProtocol
+from afa.prediction.evaluate import evaluate
 from afa.weights import pack_metadata, save_network
 from afa.weights.facts import FACTS_FILE, WEIGHTS_FILE, pack_facts
 from afa.weights.reading import file_checksum
@@ -23,21 +27,23 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path) -> AFAConfig:
     return small_config(tmp_path / "shapes")
 
 
 @pytest.fixture
-def network(config: Config) -> AFANet:
-    return small_network(config.model).eval()
+def method(config: AFAConfig) -> AFA:
+    method = small_method(config)
+    method.network.eval()
+    return method
 
 
 @pytest.fixture
-def run(tmp_path: Path, config: Config, network: AFANet) -> Path:
+def run(tmp_path: Path, config: AFAConfig, method: AFA) -> Path:
     """A run's output folder with one checkpoint, as training leaves it."""
     folder = tmp_path / "run/checkpoints/step_00000007"
     weights = folder / WEIGHTS_FILE
-    save_network(network, weights, pack_metadata(config, CLASS_NAMES, 7))
+    save_network(method.network, weights, pack_metadata(config, CLASS_NAMES, 7))
     facts = {"step": 7, "config": config_to_dict(config), "class_names": list(CLASS_NAMES)}
     (folder / FACTS_FILE).write_text(pack_facts(facts, {WEIGHTS_FILE: file_checksum(weights)}))
     (folder.parent / "best").symlink_to(folder.name)
@@ -49,25 +55,37 @@ def score(run_tool: RunTool) -> RunTool:
     return partial(run_tool, "eval.py", "--device", "cpu", "--workers", 0)
 
 
-def test_table_and_json_of_a_run(run: Path, config: Config, network: AFANet) -> None:
+def test_table_and_json_of_a_run(run: Path, config: AFAConfig, method: AFA) -> None:
     command = [sys.executable, "tools/eval.py", run, "--device", "cpu", "--workers", "1"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
-    table = json.loads((run / "evaluation.json").read_text())
+    entry = only_entry(run / "evaluation.json")
+    table = entry["table"]
     loader = evaluation_loader(config.dataset)
-    expected = evaluate(network, loader, config=config, class_names=CLASS_NAMES, device="cpu", test=config.test)
+    protocol = SegmentationProtocol(config.test.long_side, tuple(config.test.scales), config.test.mirror)
+    expected = evaluate(method, loader, class_names=CLASS_NAMES, device="cpu", protocol=protocol).table
     for row in ("cam", "propagated_cam", "segmentation"):
         assert table[row]["miou"] == pytest.approx(expected[row]["miou"], abs=2e-3)
         assert list(table[row]["iou"]) == ["background", *CLASS_NAMES]
         assert f"{100 * table[row]['miou']:.1f}" in result.stdout
     assert 0 < table["segmentation"]["miou"] < 1
-    assert table["step"] == 7
+    test = {"long_side": 64, "scales": [1.0, 0.5, 0.75], "mirror": True}
+    assert entry["protocol"] == {"split": "val", "step": 7, **test, "crf": None, "limit": None}
+    counts, names = read_image_counts(run / entry["per_image"])
+    assert names == ("background", *CLASS_NAMES)
+    for row in ("cam", "propagated_cam", "segmentation"):
+        assert counts[row].stacked().total().scores(names) == table[row]
     for word in ("CAM", "propagated CAM", "segmentation", "mIoU", "pAcc", "mAcc", "ring"):
         assert word in result.stdout
 
 
+def only_entry(path: Path) -> dict[str, Any]:
+    (entry,) = json.loads(path.read_text())["evaluations"]
+    return entry
+
+
 def test_options(score: RunTool, run: Path, tmp_path: Path) -> None:
-    tables = {}
+    tables, protocols = {}, {}
     for name, options in {
         "default": [],
         "single": ["--scales", 1, "--no-flip"],
@@ -78,14 +96,33 @@ def test_options(score: RunTool, run: Path, tmp_path: Path) -> None:
         output = tmp_path / f"{name}.json"
         result = score(run, "--no-cams", "--output", output, *options)
         assert result.returncode == 0, result.stderr
-        tables[name] = json.loads(output.read_text())
+        entry = only_entry(output)
+        tables[name], protocols[name] = entry["table"], entry["protocol"]
+        assert entry["partial"] is (name == "limited")
         assert "cam" not in tables[name]
     assert len({tables[name]["segmentation"]["pacc"] for name in ("default", "single", "native")}) == 3
-    assert tables["single"]["test"] == {"long_side": 64, "scales": [1.0], "mirror": False}
+    default = protocols["default"]
+    assert protocols["single"] == {**default, "scales": [1.0], "mirror": False}
+    assert protocols["native"] == {**default, "long_side": 0}
+    assert protocols["limited"] == {**default, "limit": 2}
+    assert protocols["crf"]["crf"]["crf_iterations"] == 10
     assert tables["crf"]["segmentation"] == tables["default"]["segmentation"]
     assert tables["crf"]["segmentation_crf"] != tables["crf"]["segmentation"]
     assert [tables[name]["images"] for name in ("default", "limited")] == [5, 2]
     assert not (run / "evaluation.json").exists()
+
+
+def test_evaluations_of_other_protocols_stay(score: RunTool, run: Path) -> None:
+    for options in (["--scales", 1], ["--scales", 1, "--limit", 2], ["--scales", 1, "--limit", 5]):
+        result = score(run, "--no-cams", *options)
+        assert result.returncode == 0, result.stderr
+        assert ("only the first 2 of the list" in result.stdout) is (2 in options)
+    entries = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    assert [(entry["protocol"]["limit"], entry["table"]["images"]) for entry in entries] == [(None, 5), (2, 2)]
+    (run / "evaluation.json").write_text("[]")
+    result = score(run, "--no-cams")
+    assert result.returncode == 2 and "holds no evaluations" in result.stderr and result.stderr.count("\n") == 1
+    assert (run / "evaluation.json").read_text() == "[]"
 
 
 def test_settings_may_stand_anywhere(score: RunTool, run: Path, tmp_path: Path) -> None:
@@ -132,7 +169,7 @@ def test_no_checkpoint(score: RunTool, tmp_path: Path) -> None:
     assert "nothing" in result.stderr
 
 
-def test_other_classes_are_refused(score: RunTool, run: Path, config: Config) -> None:
+def test_other_classes_are_refused(score: RunTool, run: Path, config: AFAConfig) -> None:
     (Path(config.dataset.root) / "classes.txt").write_text("disc\nbar\nring\nstar\n")
     result = score(run)
     assert result.returncode == 2

@@ -6,21 +6,21 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from golden import SMALL_MODEL
 from PIL import Image
 from run_tool import RunTool
-from scored import CLASS_NAMES, small_network
+from scored import CLASS_NAMES, small_method
 
-from afa.config import config_from_dict
 from afa.data.palette import voc_palette
-from afa.evaluation.inference import Inference
-from afa.evaluation.opening import open_network
-from afa.evaluation.pictures import find_pictures
-from afa.evaluation.predictor import Predictor
-from afa.evaluation.results import WantedResults
+from afa.methods import config_from_dict
+from afa.prediction.images import find_pictures
+from afa.prediction.inference import Inference
+from afa.prediction.model import load
+from afa.prediction.results import WantedResults
 from afa.weights import pack_metadata, save_network
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     path = tmp_path_factory.mktemp("run") / "weights.safetensors"
-    save_network(small_network(config.model), path, pack_metadata(config, CLASS_NAMES, 7))
+    save_network(small_method(config).network, path, pack_metadata(config, CLASS_NAMES, 7))
     return path
 
 
@@ -77,7 +77,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
-    assert "6 pictures: 4 done, 2 failed" in result.stdout
+    assert "6 images: 4 done, 2 failed" in result.stdout
     assert "text.jpg" in result.stderr
     assert "empty" in result.stderr
     assert "notes.txt" not in result.stderr
@@ -118,7 +118,7 @@ def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_pa
     result = infer(checkpoint, pictures, named, *options)
     assert result.returncode == 1, "a file that was named itself is missed, one of a folder is not"
     assert "named.jpg is not in the labels file" in result.stderr and "unlabelled" not in result.stderr
-    assert "5 pictures: 3 done, 1 failed, 1 without labels left out" in result.stdout
+    assert "5 images: 3 done, 1 failed, 1 without labels left out" in result.stdout
     allowed = {"one": {0, 2, 255}, "two": {0, 1, 3, 255}, "none": {0, 255}}
     expected = {f"pseudo_labels/{kind}/{name}.png" for kind in kinds for name in allowed}
     assert expected <= files(out)
@@ -150,7 +150,7 @@ def test_pictures_of_one_size_run_together(infer: RunTool, checkpoint: Path, tmp
         options = ["--no-cams", "--no-overlays", "--pseudo-labels", "propagated", "--batch-size", str(batch_size)]
         result = infer(checkpoint, pictures, "--out", out, *options)
         assert result.returncode == 1
-        assert "5 pictures: 4 done, 1 failed" in result.stdout
+        assert "5 images: 4 done, 1 failed" in result.stdout
         done[batch_size] = out
     assert files(done[1]) == files(done[3])
     assert list(json.loads((done[3] / "pictures.json").read_text())) == ["frame0", "frame2", "frame3", "frame4"]
@@ -160,21 +160,20 @@ def test_pictures_of_one_size_run_together(infer: RunTool, checkpoint: Path, tmp
 
 
 def test_a_batch_that_is_too_large_runs_one_by_one(checkpoint: Path, tmp_path: Path) -> None:
-    opened = open_network(str(checkpoint), device="cpu", overrides=["test.batch_size=3"])
-    predictor = Predictor(opened.network, opened.config, opened.class_names)
+    predictor = load(checkpoint, device="cpu", overrides=["test.batch_size=3"]).predictor()
     sizes = []
     predict_batch = predictor.predict_batch
 
-    def little_memory(images: list[np.ndarray], *arguments: object, **wanted: bool) -> object:
+    def little_memory(images: list[np.ndarray], *arguments: Any, **wanted: Any) -> object:
         sizes.append(len(images))
         if len(images) > 1 or images[0].shape[1] == 72:
             raise MemoryError
         return predict_batch(images, *arguments, **wanted)
 
-    predictor.predict_batch = little_memory
+    predictor.predict_batch = little_memory  # type: ignore[method-assign]
     for number in range(4):
         save(tmp_path / "pictures" / f"{number}.png", 40, 72 if number == 3 else 56)
-    inference = Inference(predictor, tmp_path / "out", WantedResults(cams=False, overlays=False))
+    inference = Inference(predictor, tmp_path / "out", WantedResults(overlays=False))
     assert inference.run(find_pictures([tmp_path / "pictures"], without=tmp_path / "out").pictures) == 1
     assert sizes == [3, 1, 1, 1, 1]
     assert "3.png is too large for the memory" in inference.failures[0]
@@ -199,7 +198,7 @@ def test_results_inside_the_folder_are_not_looked_at(infer: RunTool, checkpoint:
     save(tmp_path / "a.png")
     for _ in range(2):
         result = infer(checkpoint, tmp_path, "--out", tmp_path / "results", "--no-cams")
-        assert "1 pictures: 1 done" in result.stdout
+        assert "1 images: 1 done" in result.stdout
     result = infer(checkpoint, tmp_path, "--out", tmp_path)
     assert result.returncode == 2 and "is the folder of the pictures" in result.stderr
 

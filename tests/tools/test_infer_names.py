@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import SMALL_MODEL
 from PIL import Image
 from run_tool import RunTool
+from scored import CLASS_NAMES, small_method
 
-from afa.config import config_from_dict
-from afa.evaluation import inference
-from afa.evaluation.inference import Inference
-from afa.evaluation.opening import open_network
-from afa.evaluation.pictures import Found, find_pictures
-from afa.evaluation.predictor import Predictor
-from afa.evaluation.results import WantedResults
+from afa.errors import UserError
+from afa.methods import config_from_dict
+from afa.prediction import inference
+from afa.prediction.images import Found, find_pictures
+from afa.prediction.inference import Inference
+from afa.prediction.model import load
+from afa.prediction.results import WantedResults
 from afa.visual import contact_sheet
 from afa.weights import pack_metadata, save_network
-from tests.evaluation.conftest import CLASS_NAMES, SMALL_MODEL, small_network
 
 NAMES = [
     b"plain.png",
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = {"long_side": 64, "scales": [1.0]}
     config = config_from_dict({"model": SMALL_MODEL, "test": test, "cam": {"scales": [1.0]}})
     path = tmp_path_factory.mktemp("run") / "weights.safetensors"
-    save_network(small_network(config.model), path, pack_metadata(config, CLASS_NAMES, 7))
+    save_network(small_method(config).network, path, pack_metadata(config, CLASS_NAMES, 7))
     return path
 
 
@@ -69,10 +70,8 @@ def results(folder: Path) -> list[str]:
 
 
 def run(checkpoint: Path, out: Path, found: Found, **wanted: bool) -> Inference:
-    opened = open_network(str(checkpoint), device="cpu")
-    work = Inference(
-        Predictor(opened.network, opened.config, opened.class_names), out, WantedResults(**{"cams": False, **wanted})
-    )
+    predictor = load(checkpoint, device="cpu").predictor()
+    work = Inference(predictor, out, WantedResults(maps="cam", **{"write_maps": False, **wanted}))
     work.run(found.pictures)
     return work
 
@@ -85,7 +84,7 @@ def test_names_of_every_kind(checkpoint: Path, run_tool: RunTool, tmp_path: Path
     out = tmp_path / "out"
     result = run_tool("infer.py", checkpoint, folder, "--out", out, "--gif")
     assert result.returncode == 0, result.stderr
-    assert f"{len(NAMES)} pictures: {len(NAMES)} done, 0 failed" in result.stdout
+    assert f"{len(NAMES)} images: {len(NAMES)} done, 0 failed" in result.stdout
     listed = json.loads((out / "pictures.json").read_text())
     assert {os.fsencode(Path(entry["picture"]).name) for entry in listed.values()} == set(NAMES)
     kinds = {"masks": "png", "cams": "npz", "overlays": "jpg", "cam_overlays": "jpg"}
@@ -103,7 +102,7 @@ def test_names_in_labels_are_those_of_the_lists(checkpoint: Path, run_tool: RunT
     (tmp_path / "labels.json").write_text('{"a.jpg": ["bar"], "\N{LATIN SMALL LETTER E WITH ACUTE}": ["disc"]}')
     options = ("--labels", tmp_path / "labels.json", "--out", tmp_path / "out", "--pseudo-labels", "plain")
     result = run_tool("infer.py", checkpoint, folder, *options)
-    assert "2 pictures: 2 done" in result.stdout, result.stderr
+    assert "2 images: 2 done" in result.stdout, result.stderr
 
 
 def test_what_is_passed_over_is_counted_and_named(checkpoint: Path, run_tool: RunTool, tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_what_is_passed_over_is_counted_and_named(checkpoint: Path, run_tool: Ru
     Image.new("RGB", (40, 32)).save(folder / "f.jfif", "JPEG")
     result = run_tool("infer.py", checkpoint, folder, "--out", tmp_path / "out", "--no-cams", "--no-overlays")
     assert result.returncode == 0
-    assert "2 pictures: 2 done" in result.stdout
+    assert "2 images: 2 done" in result.stdout
     assert "4 .heic (a.heic, b.HEIC, c.heic, ...), 1 .txt (notes.txt)" in result.stdout
 
 
@@ -141,17 +140,19 @@ def test_pipes_and_large_images_are_failures_of_their_own(checkpoint: Path, run_
     options = ("--out", tmp_path / "out", "--no-cams", "--no-overlays")
     result = run_tool("infer.py", checkpoint, folder, *options, "--set", "dataset.max_pixels=2000")
     assert result.returncode == 1
-    assert "3 pictures: 1 done, 2 failed" in result.stdout
+    assert "3 images: 1 done, 2 failed" in result.stdout
     assert "pipe.png is a named pipe" in result.stderr
     assert "large.png has 60 x 50 pixels, more than dataset.max_pixels=2000" in result.stderr
     result = run_tool("infer.py", checkpoint, folder, *options, "--set", "dataset.max_pixels=3000")
-    assert "3 pictures: 2 done, 1 failed" in result.stdout
+    assert "3 images: 2 done, 1 failed" in result.stdout
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
 def test_images_of_a_pixel_or_a_line(checkpoint: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     save(tmp_path / "a.png", size)
-    work = run(checkpoint, tmp_path / "out", find_pictures([tmp_path / "a.png"], without=tmp_path / "out"), cams=True)
+    work = run(
+        checkpoint, tmp_path / "out", find_pictures([tmp_path / "a.png"], without=tmp_path / "out"), write_maps=True
+    )
     assert work.failures == []
     with Image.open(tmp_path / "out/masks/a.png") as mask:
         assert mask.size == size
@@ -186,7 +187,7 @@ def test_the_summary_is_written_where_the_work_ends_early(
 
     monkeypatch.setattr(inference, "write_picture", write)
     found = find_pictures(sorted(tmp_path.glob("*.png")), without=tmp_path / "out")
-    with pytest.raises((inference.UserError, KeyboardInterrupt)) as caught:
+    with pytest.raises((UserError, KeyboardInterrupt)) as caught:
         run(checkpoint, tmp_path / "out", found)
     if isinstance(error, OSError):
         assert "No space left on device" in str(caught.value)

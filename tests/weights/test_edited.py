@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from samples import NAMES, same, small_network, small_settings
 from torch import Tensor
 
-from afa.config import Config, config_to_dict
+from afa.config import config_to_dict
 from afa.engine.checkpoint import CheckpointStore, restore
 from afa.errors import UserError
+from afa.methods.afa.config import AFAConfig
 from afa.models import AFANet
 from afa.weights import load_encoder, load_network, open_checkpoint, pack_metadata, read_tensors, save_network
 from afa.weights.facts import CHECKSUMS, FACTS_FILE, TRAINING_FILE, WEIGHTS_FILE, pack_facts
@@ -151,7 +152,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny network with one checkpoint."""
     output = tmp_path_factory.mktemp("good")
     network, optimiser = trained()
-    facts = {**FACTS, "config": config_to_dict(Config(model=small_settings()))}
+    facts = {**FACTS, "config": config_to_dict(AFAConfig(model=small_settings()))}
     assert CheckpointStore(output).save(1, network, optimiser, facts)
     return output
 
@@ -251,7 +252,7 @@ def test_settings_in_somebodys_weights_are_compared_before_anything_is_built(
     path = tmp_path / "weights.safetensors"
     taken = []
     for key, value in EDITED_SETTINGS[::every]:
-        config = config_to_dict(Config(model=small_settings()))
+        config = config_to_dict(AFAConfig(model=small_settings()))
         config["model"][key] = value
         names = json.dumps(NAMES)
         save_network(small_network(1), path, {"config": json.dumps(config), "class_names": names, "step": "1"})
@@ -267,7 +268,7 @@ def test_settings_in_somebodys_weights_are_compared_before_anything_is_built(
 @pytest.mark.parametrize("key", ["config", "class_names", "step"])
 @pytest.mark.parametrize("text", ["", "x", DEEP, "NaN", '"x"', "1e999", "-1", "1.5", "true", "9" * 5000, '{"a": 1}'])
 def test_metadata_that_cannot_be_is_one_line(key: str, text: str, tmp_path: Path) -> None:
-    metadata = {**pack_metadata(Config(model=small_settings()), NAMES, 3), key: text}
+    metadata = {**pack_metadata(AFAConfig(model=small_settings()), NAMES, 3), key: text}
     save_network(small_network(1), tmp_path / "weights.safetensors", metadata)
     with pytest.raises(UserError, match=r"weights\.safetensors"):
         open_checkpoint(tmp_path / "weights.safetensors")
@@ -284,7 +285,7 @@ def test_nothing_of_this_machine_is_looked_up(good: Path, tmp_path: Path, monkey
         ("dataset", "image_mean", ["${oc.env:SECRET}", 1, 2]),
         ("dataset", "${oc.env:SECRET}", 1),
     ):
-        config = config_to_dict(Config(model=small_settings()))
+        config = config_to_dict(AFAConfig(model=small_settings()))
         config[section][key] = text
         rewrite(folder, config=config)
         with pytest.raises(UserError, match="looked up on this machine, which is refused"):
@@ -298,7 +299,7 @@ def test_nothing_of_this_machine_is_looked_up(good: Path, tmp_path: Path, monkey
 
 @SOME
 def test_tensors_that_cannot_be_are_one_line(every: int, tmp_path: Path) -> None:
-    readers, metadata = Readers(), pack_metadata(Config(model=small_settings()), NAMES, 1)
+    readers, metadata = Readers(), pack_metadata(AFAConfig(model=small_settings()), NAMES, 1)
     for what, tensors in list(edited_tensors(small_network(1).state_dict()).items())[::every]:
         torch.save(tensors, tmp_path / "edited.pth")
         save_file({key: value.clone() for key, value in tensors.items()}, tmp_path / "edited.safetensors", metadata)

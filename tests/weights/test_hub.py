@@ -16,9 +16,9 @@ from forked import Forked
 from safetensors.torch import load_file
 from samples import MEAN, STD, refused
 
-from afa.config import ModelConfig
 from afa.errors import run_command
-from afa.models import build_network
+from afa.methods.afa.config import ModelConfig
+from afa.methods.afa.network import build_network
 from afa.weights import load_encoder, save_huggingface
 
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from samples import KEYS, published, same, small_network
 
-from afa.config import ModelConfig
+from afa.config import VARIANTS
 from afa.errors import UserError
-from afa.models import VARIANTS, build_network
+from afa.methods.afa.config import ModelConfig
+from afa.methods.afa.network import build_network
 from afa.weights import describe_network, load_encoder, load_network, open_checkpoint, save_afa_layout
 
 

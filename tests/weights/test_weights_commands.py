@@ -25,9 +25,9 @@ from samples import (
     write_foreign_files,
 )
 
-from afa.config import Config, ModelConfig
 from afa.data.shapes import ShapesStyle, make_shapes
 from afa.errors import UserError
+from afa.methods.afa.config import AFAConfig, ModelConfig
 from afa.weights import load_network, load_segmenter, open_checkpoint, pack_metadata, save_huggingface, save_network
 
 
@@ -57,7 +57,7 @@ def test_command_converts_through_every_layout_and_back(tmp_path: Path, run_tool
 
 def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path, run_tool: RunTool) -> None:
     good, trace = tmp_path / "good.safetensors", write_foreign_files(tmp_path)
-    save_network(small_network(), good, pack_metadata(Config(model=small_settings()), NAMES, None))
+    save_network(small_network(), good, pack_metadata(AFAConfig(model=small_settings()), NAMES, None))
     torch.save({"state_dict": small_network().state_dict()}, tmp_path / "good.pth")
     (tmp_path / "truncated.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:20000])
     (tmp_path / "truncated.safetensors").write_bytes(good.read_bytes()[:-7])

@@ -1,0 +1,1 @@
+"""Commands: arguments in, package called. What ``tools/*.py`` start."""

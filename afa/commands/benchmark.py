@@ -1,0 +1,203 @@
+"""Measure speed and memory on this machine: tools/benchmark.py step --crop 512 --batch 2 --json step.json"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from afa.benchmarks import SERIES
+from afa.data.files import write_json
+from afa.errors import UserError
+from afa.paths import given_path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments, measure, print, write the figures."""
+    args = parse(arguments)
+    if args.json and not args.json.parent.is_dir():
+        raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json and args.json.is_dir():
+        raise UserError(f"--json {args.json}: this is a folder; give the name of a file")
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    figures = import_module(_BENCHMARKS[args.command].module).run(args)
+    if args.json:
+        write_json(args.json, figures)
+    return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a measurement; its name is ``command``.
+
+    Raises:
+        UserError: A number is below the least that makes sense.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, benchmark in _BENCHMARKS.items():
+        description = str(benchmark.add_arguments.__doc__)
+        command = commands.add_parser(name, help=description.partition("\n")[0], description=description)
+        benchmark.add_arguments(command)
+        command.add_argument("--json", type=given_path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args(arguments)
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    """A training step: its parts, and how far it is from the arithmetic that cannot be avoided."""
+    _add_training(parser)
+    _add_stage(parser)
+
+
+def _operators(parser: argparse.ArgumentParser) -> None:
+    """A training step, operator by operator: what stands between it and its floor."""
+    _step(parser)
+
+
+def _growth(parser: argparse.ArgumentParser) -> None:
+    """How time and memory of a training step grow with crop, classes, batch and backbone."""
+    _step(parser)
+    parser.add_argument(
+        "--vary", nargs="+", choices=tuple(SERIES), default=list(SERIES), help="one table each (default: all)"
+    )
+    parser.add_argument(
+        "--values", nargs="+", metavar="V", help="of the one thing that is varied; default: a series that suits it"
+    )
+
+
+def _regularised(parser: argparse.ArgumentParser) -> None:
+    """The regularised loss: what it adds to a training step."""
+    _add_training(parser)
+    parser.set_defaults(stage="all")
+
+
+def _par(parser: argparse.ArgumentParser) -> None:
+    """PAR alone, beside a direct version whose neighbours are made by convolutions."""
+    _add_number(parser, "--size", 256, "side of image and masks")
+    _add_number(parser, "--channels", 3, "of the masks")
+    _add_number(parser, "--batch", 2, "images")
+    _add_number(parser, "--iterations", 10, "of the refinement")
+    _add_runs(parser, repeats=7)
+    _add_device(parser, "cpu")
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    """How many training images one core prepares per second, and what JPEG decoders cost."""
+    parser.add_argument(
+        "--images", type=given_path, help="folder of JPEG files; without it, images of VOC's size are made"
+    )
+    _add_number(parser, "--count", 16, "number of images")
+    _add_number(parser, "--rounds", 5, "rounds over the images")
+    _add_number(parser, "--crop", 512, "side of the crop")
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    """Evaluation: images per second for each output, and what sharing passes between outputs saves."""
+    parser.add_argument("--encoder", default="mit_b1", help="variant (default: %(default)s)")
+    _add_number(parser, "--classes", 20, "foreground classes")
+    _add_number(parser, "--present", 2, "classes in an image")
+    _add_size(parser, minimum=16)
+    _add_number(parser, "--long-side", 512, "of the released protocol's segmentation", minimum=16)
+    _add_number(parser, "--images", 4, "images per run")
+    _add_number(parser, "--batch-size", 1, "images that run together")
+    _add_runs(parser)
+    _add_device(parser, "auto")
+    parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs beside the network")
+
+
+def _crf(parser: argparse.ArgumentParser) -> None:
+    """DenseCRF: time, memory and agreement beside pydensecrf, on the same machine in the same run."""
+    _add_number(parser, "--classes", 21, "number of classes")
+    _add_number(parser, "--present", 3, "classes that the image shows")
+    _add_size(parser)
+    parser.add_argument(
+        "--image", type=given_path, metavar="FILE", help="image to use; default: cloudy noise and discs"
+    )
+    _add_number(parser, "--iterations", 10, "mean-field iterations")
+    parser.add_argument(
+        "--negligible", type=float, default=0.005, help="threshold of the merged run (default: %(default)s)"
+    )
+    _add_runs(parser, repeats=9)
+
+
+class _Benchmark(NamedTuple):
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    module: str
+
+
+_BENCHMARKS = {
+    "step": _Benchmark(_step, "afa.benchmarks.step"),
+    "operators": _Benchmark(_operators, "afa.benchmarks.operators"),
+    "growth": _Benchmark(_growth, "afa.benchmarks.growth"),
+    "par": _Benchmark(_par, "afa.benchmarks.par"),
+    "data": _Benchmark(_data, "afa.benchmarks.data"),
+    "eval": _Benchmark(_eval, "afa.benchmarks.eval"),
+    "crf": _Benchmark(_crf, "afa.benchmarks.crf"),
+    "reg": _Benchmark(_regularised, "afa.benchmarks.regularised"),
+}
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what :mod:`afa.benchmarks.training_step` reads."""
+    parser.add_argument(
+        "--config", type=given_path, metavar="FILE", help="settings to start from; default: those of VOC"
+    )
+    parser.add_argument("--encoder", help="MiT variant; default: the configuration's")
+    parser.add_argument("--crop", type=int, help="in pixels; default: the configuration's")
+    parser.add_argument("--batch", type=int, help="images in a step; default: the configuration's")
+    _add_number(parser, "--classes", 21, "with background", minimum=2)
+    _add_number(parser, "--present", 2, "classes in an image, at most")
+    parser.add_argument("--precision", help="float32, tf32, bf16 or fp16; default: the configuration's")
+    _add_runs(parser)
+    _add_device(parser, "cpu")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings: train.compile=true par.iterations=15"
+    )
+
+
+def _add_stage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stage",
+        choices=("all", "classification"),
+        default="all",
+        help="steps with all labels, or classification alone (default: %(default)s)",
+    )
+
+
+def _add_size(parser: argparse.ArgumentParser, *, minimum: int = 1) -> None:
+    parser.add_argument(
+        "--size",
+        type=_at_least(minimum, "--size"),
+        nargs=2,
+        default=[375, 500],
+        metavar=("H", "W"),
+        help="in pixels (default: 375 500)",
+    )
+
+
+def _add_runs(parser: argparse.ArgumentParser, *, repeats: int = 5) -> None:
+    _add_number(parser, "--repeats", repeats, "runs that count")
+    _add_number(parser, "--threads", 0, "CPU threads; 0: as torch chooses", minimum=0)
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--device", default=default, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+
+
+def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, meaning: str, *, minimum: int = 1) -> None:
+    parser.add_argument(flag, type=_at_least(minimum, flag), default=default, help=f"{meaning} (default: %(default)s)")
+
+
+def _at_least(minimum: int, flag: str) -> Callable[[str], int]:
+    """A whole number from ``minimum`` on."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise UserError(f"{flag} {text}: a whole number is needed") from None
+        if value < minimum:
+            raise UserError(f"{flag} {value}: at least {minimum} is needed")
+        return value
+
+    return convert

@@ -1,0 +1,91 @@
+"""Write a trained network in another layout: ours, the released AFA program's, or Hugging Face's.
+
+SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
+file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
+DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
+
+The last two know AFA's networks alone; networks of other methods are written as ours.
+
+    python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afa.errors import UserError
+from afa.paths import expand_home, given_path
+
+if TYPE_CHECKING:
+    from afa.weights import OpenedCheckpoint
+
+_SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Open, then write; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source", type=expand_home, metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)"
+    )
+    parser.add_argument("destination", metavar="DESTINATION", type=given_path, help="file or folder to write")
+    parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
+    parser.add_argument("--config", type=expand_home, help="configuration (YAML) of weights that come with none")
+    args = parser.parse_args(arguments)
+
+    destination: Path = args.destination
+    suffixes = _SUFFIXES.get(args.format)
+    if suffixes and destination.suffix not in suffixes:
+        raise UserError(f"{destination}: --format {args.format} writes a file that ends in {' or '.join(suffixes)}")
+    if not suffixes and any(destination.suffix in known for known in _SUFFIXES.values()):
+        raise UserError(f"{destination}: --format huggingface writes a folder: name one")
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from safetensors import SafetensorError
+
+    from afa.weights import open_checkpoint
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("afa").setLevel(logging.INFO)
+
+    opened = open_checkpoint(args.source, args.config)
+    try:
+        write(opened, destination, args.format)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{destination} could not be written: {error}") from error
+    print(f"wrote {destination}: {len(opened.class_names)} classes and the background")
+    return 0
+
+
+def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
+    """Write what was opened.
+
+    Args:
+        opened: Of any method.
+        destination: File or folder.
+        layout: ``afa``, ``released`` or ``huggingface``.
+
+    Raises:
+        UserError: The layout has no place for this network.
+    """
+    from afa.models import AFANet
+    from afa.weights import pack_metadata, save_afa_layout, save_huggingface, save_network
+
+    network, config, class_names = opened.method.network, opened.config, opened.class_names
+    if layout == "afa":
+        save_network(network, destination, pack_metadata(config, class_names, opened.step))
+        return
+    if not isinstance(network, AFANet):
+        raise UserError(
+            f"{opened.path} holds a network of the method '{opened.method.name}', and --format {layout} has no place "
+            "for it: give --format afa"
+        )
+    if layout == "released":
+        save_afa_layout(network, destination)
+        return
+    mean, std = config.dataset.image_mean, config.dataset.image_std
+    save_huggingface(network, destination, class_names=class_names, image_mean=mean, image_std=std)

@@ -1,0 +1,112 @@
+"""Score a checkpoint: tools/eval.py work_dirs/voc --split val --scales 1 0.5 0.75 --flip dataset.root=data/VOC2012
+
+Segmentation follows the test protocol (long side, scales, mirror); CAM and propagated CAM are scored as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from afa.commands.arguments import (
+    add_batch_argument,
+    add_crf_arguments,
+    add_network_arguments,
+    prediction_overrides,
+    split_scales,
+)
+from afa.data.parallel import usable_cores
+from afa.errors import UserError
+from afa.paths import given_path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments, score, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_network_arguments(parser)
+    add_batch_argument(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
+    parser.add_argument("--split", help="list of images; default: dataset.val_split")
+    parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
+    parser.add_argument(
+        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
+    )
+    add_crf_arguments(parser)
+    args = parser.parse_intermixed_args(arguments)
+    args.overrides += split_scales(args)
+    args.overrides += prediction_overrides(args)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: at least 1 image is needed")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} is below 0")
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from afa.data.layout import find_layout
+    from afa.data.loader import evaluation_loader
+    from afa.evaluation.tables import format_table, protocol_key, read_entries, write_entry
+    from afa.methods.base import scored_outputs
+    from afa.prediction.evaluate import evaluate
+    from afa.prediction.model import build_crf, load, scored_class_names
+
+    model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
+    test = model.config.test
+    outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
+    crf = build_crf(test, args.crf_negligible) if args.crf else None
+    path = args.output or default_report_path(args.checkpoint)
+    read_entries(path)  # before hours of work, what could not be written beside them
+    split = args.split or model.config.dataset.val_split
+    listed = len(find_layout(model.config.dataset).names(split))
+    limit = None if args.limit is None or args.limit >= listed else args.limit  # the whole list is no part of it
+    loader = evaluation_loader(
+        model.config.dataset,
+        split=split,
+        inputs=sorted({name for output in outputs for name in output.inputs}),
+        limit=limit,
+        workers=args.workers,
+        pin_memory=model.device.type == "cuda",
+    )
+    class_names = scored_class_names(model)
+    found = evaluate(
+        model.method,
+        loader,
+        class_names=class_names,
+        device=model.device,
+        outputs=[output.name for output in outputs],
+        protocol=model.protocol,
+        refinement=crf,
+        batch_size=test.batch_size,
+        progress="evaluating",
+    )
+    crf_settings = {name: value for name, value in vars(test).items() if name.startswith("crf_")}
+    key = protocol_key(
+        split=split,
+        step=model.step,
+        scales=test.scales,
+        long_side=test.long_side,
+        mirror=test.mirror,
+        crf=None if crf is None else {**crf_settings, "crf_negligible": args.crf_negligible},
+        limit=limit,
+    )
+    titles = {output.name: output.title for output in model.method.outputs}
+    titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
+    print(format_table(found.table, titles, limit=limit))
+    beside = write_entry(path, key, found.table, found.per_image)
+    print(f"written to {path} and {beside}", file=sys.stderr)
+    return 0
+
+
+def default_report_path(checkpoint: str | Path) -> Path:
+    """``evaluation.json`` in the folder of the run that a checkpoint belongs to, else beside the weights file."""
+    from afa.weights.facts import CHECKPOINTS_FOLDER
+
+    path = Path(checkpoint)
+    folder = path if path.is_dir() else path.parent
+    # OUTPUT itself, OUTPUT/checkpoints and OUTPUT/checkpoints/step_00002000 all belong to the run OUTPUT.
+    store = next((parent for parent in (folder, folder.parent) if parent.name == CHECKPOINTS_FOLDER), None)
+    return (store.parent if store else folder) / "evaluation.json"

@@ -1,0 +1,346 @@
+"""Score a folder of masks, or of maps over a range of background thresholds.
+
+    tools/score.py masks FOLDER --config configs/voc.yaml --split val dataset.root=data/VOC2012
+    tools/score.py maps FOLDER --truth masks/ --classes classes.txt --plot sweep.svg
+
+FOLDER is a label folder of tools/label.py, or made elsewhere: palette or grey PNG masks (the indices count, not the
+colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask leaves a pixel open, which counts as a
+miss; in the true masks it counts for nothing. Maps are resized to the true mask's size; masks must have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from afa.commands.arguments import split_names
+from afa.errors import UserError
+from afa.paths import expand_home, given_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from afa.data.map_folders import MapFolder
+    from afa.data.true_masks import TrueMasks
+    from afa.evaluation.metrics import Counts, ImageCounts
+    from afa.maps import Maps
+
+_THRESHOLDS = (0.0, 1.0, 0.01)
+_MOST_LINES = 21
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Score what the arguments name.
+
+    Args:
+        arguments: Of the command line; default: this process's.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UserError: Something is missing or does not fit.
+    """
+    args = _read_arguments(arguments)
+    from afa.data.map_folders import MapFolder
+    from afa.data.true_masks import TrueMasks
+
+    if args.config is not None:
+        from afa.methods import load_config
+
+        truth = TrueMasks.of_split(load_config(args.config, args.overrides).dataset, args.split, args.list)
+    else:
+        truth = TrueMasks.of_folder(args.truth, args.classes, args.list)
+    folder = MapFolder(args.folder)
+    held, others = folder.label_outputs, folder.map_outputs
+    if args.kind == "maps":
+        held, others = others, held
+    if not held:
+        other = "maps" if args.kind == "masks" else "masks"
+        raise UserError(f"{folder.root} holds no {args.kind}" + (f", only {other}: score {other}" if others else ""))
+    outputs = list(dict.fromkeys(args.outputs)) or list(held)
+    unknown = [output for output in outputs if output not in held]
+    if unknown:
+        raise UserError(f"--outputs {unknown[0]}: {folder.root} holds {args.kind} of {', '.join(held)}")
+    score = _score_masks if args.kind == "masks" else _score_maps
+    rows, per_image = score(args, folder, outputs, truth)
+
+    for note in _notes(folder, truth, rows):
+        print(f"note: {note}", file=sys.stderr)
+    _write(args, truth, rows, per_image)
+    return 0
+
+
+def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", metavar="masks|maps", choices=("masks", "maps"), help="what is scored")
+    parser.add_argument("folder", metavar="FOLDER", type=given_path, help="where it lies")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
+    parser.add_argument(
+        "--config", type=expand_home, metavar="FILE", help="configuration (YAML) whose data set has the true masks"
+    )
+    parser.add_argument("--split", help="list of images of that data set; default: dataset.val_split")
+    parser.add_argument("--truth", type=given_path, metavar="FOLDER", help="true masks NAME.png, in place of --config")
+    parser.add_argument("--classes", type=given_path, metavar="FILE", help="with --truth: class names, one per line")
+    parser.add_argument(
+        "--list", type=given_path, metavar="FILE", help="names of the images to score, one per line (.txt)"
+    )
+    parser.add_argument("--outputs", nargs="+", metavar="NAME", help="which outputs of a label folder; default: all")
+    parser.add_argument(
+        "--absent-class",
+        choices=("skip", "zero"),
+        default="skip",
+        help="a class that no true mask shows is left out of the means, or counts as 0 (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the scores")
+    parser.add_argument("--csv", type=given_path, metavar="FILE", help=".csv for the IoU of each class and image")
+    maps = parser.add_argument_group("for maps")
+    maps.add_argument(
+        "--thresholds",
+        nargs=3,
+        type=float,
+        metavar=("START", "STOP", "STEP"),
+        help="background thresholds (default: {:g} {:g} {:g})".format(*_THRESHOLDS),
+    )
+    maps.add_argument("--plot", type=given_path, metavar="FILE", help=".svg for the curves over the thresholds")
+    maps.add_argument(
+        "--labels",
+        type=given_path,
+        metavar="FILE",
+        help="image-level labels, for .npy maps; default: the data set's, or masks",
+    )
+    args = parser.parse_intermixed_args(arguments)
+
+    # What stands behind --outputs may be settings.
+    names, settings = split_names(args.outputs)
+    args.outputs, args.overrides = names or [], [*args.overrides, *settings]
+    if (args.config is None) == (args.truth is None):
+        raise UserError("the true masks are missing: give --config FILE, or --truth FOLDER --classes FILE")
+    if args.truth is not None and args.classes is None:
+        raise UserError("--truth needs --classes FILE, class names one per line, background left out")
+    for name in ("split", "classes"):
+        if getattr(args, name) is not None and (args.config is None) == (name == "split"):
+            raise UserError(f"--{name} belongs to --{'config' if name == 'split' else 'truth'}")
+    if args.overrides and args.config is None:
+        raise UserError(f"'{args.overrides[0]}': settings need --config")
+    for name in ("thresholds", "plot", "labels"):
+        if getattr(args, name) is not None and args.kind == "masks":
+            raise UserError(f"--{name} is for maps, not for masks")
+    for name, suffix in (("output", ".json"), ("csv", ".csv"), ("plot", ".svg")):
+        path = getattr(args, name)
+        if path is not None and (path.suffix.lower() != suffix or path.is_dir()):
+            raise UserError(f"--{name} {path}: give a {suffix} file")
+    return args
+
+
+def _score_masks(
+    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks
+) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
+    """Score labels, and print the table."""
+    import torch
+
+    from afa.data.images import DamagedImage
+    from afa.data.labels import classes_in_mask
+    from afa.evaluation.metrics import ConfusionMatrix, ImageCounts
+    from afa.evaluation.tables import format_table
+
+    names = ("background", *truth.class_names)
+    for output in outputs:
+        folder.require_labels(truth.names, output)
+    matrices = {output: ConfusionMatrix(len(names)) for output in outputs}
+    per_image = {output: ImageCounts() for output in outputs}
+    for name in _tracked(truth.names):
+        true = truth.read(name)
+        for output in outputs:
+            path, mask = folder.label_file(name, output), folder.read_label(name, output)
+            if mask.shape != true.shape:
+                raise DamagedImage(
+                    f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, the true one {true.shape[1]} x "
+                    f"{true.shape[0]}: only masks of the same size can be compared"
+                )
+            classes_in_mask(mask, len(truth.class_names), path=path)
+            counts = matrices[output].update(torch.from_numpy(true), torch.from_numpy(mask))
+            if args.csv is not None:
+                per_image[output].add(name, counts)
+    rows = {output: matrix.scores(names, absent=args.absent_class) for output, matrix in matrices.items()}
+    _note_empty_truth(truth, matrices[outputs[0]].class_counts())
+    print(format_table({**rows, "images": len(truth.names)}, {}, rates=True))
+    return rows, per_image
+
+
+def _score_maps(
+    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks
+) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
+    """Score maps, over thresholds where they have no background of their own, and print the tables."""
+    import torch
+
+    from afa.evaluation.metrics import ConfusionMatrix, ImageCounts
+    from afa.evaluation.sweep import ThresholdSweep, threshold_range
+    from afa.evaluation.tables import format_table
+
+    names = ("background", *truth.class_names)
+    thresholds = threshold_range(*(args.thresholds or _THRESHOLDS))
+    if args.labels is not None and not folder.needs_class_labels:
+        raise UserError(f"--labels is for .npy maps; the files in {folder.root} name their classes")
+    labels = truth.class_labels(args.labels) if folder.needs_class_labels else {}
+    for output in outputs:
+        folder.require_maps(truth.names, labels, output)
+    reader = _Reader(folder, truth, labels)
+    with_background = {output: reader.has_background(output) for output in outputs}
+    if all(with_background.values()):
+        for option in ("thresholds", "plot"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option}: the maps in {folder.root} have a background, and so no threshold")
+
+    matrices = {output: ConfusionMatrix(len(names)) for output in outputs if with_background[output]}
+    sweeps = {
+        output: ThresholdSweep(len(names), thresholds, per_image=args.csv is not None)
+        for output in outputs
+        if not with_background[output]
+    }
+    per_image = {output: ImageCounts() for output in outputs}
+    for name in _tracked(truth.names):
+        true = torch.from_numpy(truth.read(name))
+        for output in outputs:
+            maps = reader.read(name, output, tuple(true.shape), with_background[output])
+            if output in sweeps:
+                sweeps[output].add(name, true, maps)
+                continue
+            label = maps.label(true.shape)[0] if maps.has_background else torch.zeros_like(true)
+            counts = matrices[output].update(true, label)
+            if args.csv is not None:
+                per_image[output].add(name, counts)
+
+    rows: dict[str, Any] = {}
+    table: dict[str, Any] = {}
+    titles: dict[str, str] = {}
+    for output in outputs:
+        if output in matrices:
+            rows[output] = table[output] = matrices[output].scores(names, absent=args.absent_class)
+            continue
+        rows[output] = sweeps[output].scores(names, absent=args.absent_class)
+        table[output] = rows[output]["best"]
+        titles[output] = f"{output} > {rows[output]['best']['threshold']:g}"
+        print("\n".join([*_sweep_table(output, rows[output]), ""]))
+        if args.csv is not None:
+            per_image[output] = sweeps[output].images_at(thresholds.index(rows[output]["best"]["threshold"]))
+    first = outputs[0]
+    _note_empty_truth(truth, matrices[first].class_counts() if first in matrices else sweeps[first].counts()[0])
+    print(format_table({**table, "images": len(truth.names)}, titles, rates=True))
+    return rows, per_image
+
+
+class _Reader:
+    """Reads maps that must fit the truth, and each other."""
+
+    def __init__(self, folder: MapFolder, truth: TrueMasks, labels: Mapping[str, np.ndarray]) -> None:
+        self.folder, self.truth, self.labels = folder, truth, labels
+
+    def has_background(self, output: str) -> bool:
+        """Whether the maps have a background, by the first image with a class."""
+        for name in self.truth.names:
+            maps = self.folder.read(name, self.labels.get(name), output)
+            if maps.counted.any():
+                return maps.has_background
+        return False
+
+    def read(self, name: str, output: str, size: tuple[int, ...], with_background: bool) -> Maps:
+        maps = self.folder.read(name, self.labels.get(name), output, size=size)
+        highest = int(maps.class_ids.max())
+        if highest > len(self.truth.class_names):
+            path = self.folder.maps_file(name, output)
+            raise UserError(f"the maps {path} are of the class {highest}, but there are {len(self.truth.class_names)}")
+        if maps.counted.any() and maps.has_background != with_background:
+            path = self.folder.maps_file(name, output)
+            raise UserError(
+                f"the maps {path} have {'a' if maps.has_background else 'no'} background, unlike those before: the "
+                "files of one output must agree"
+            )
+        return maps
+
+
+def _sweep_table(output: str, row: Mapping[str, Any]) -> list[str]:
+    """The scores over the thresholds, some of them where they are many; the best is marked."""
+    from afa.evaluation.tables import aligned
+
+    thresholds, best = row["thresholds"], row["thresholds"].index(row["best"]["threshold"])
+    every = -(-(len(thresholds) - 1) // (_MOST_LINES - 1)) or 1
+    shown = sorted({*range(0, len(thresholds), every), best})
+    lines = [["threshold", "mIoU", "false positives", "false negatives", ""]]
+    for index in shown:
+        values = [f"{100 * row[key][index]:.1f}" for key in ("miou", "fp_rate", "fn_rate")]
+        lines.append([f"{thresholds[index]:g}", *values, "best" if index == best else ""])
+    count = f" ({len(shown)} of {len(thresholds)} thresholds)" if len(shown) < len(thresholds) else ""
+    heading = f"{output}: in %, a pixel above the threshold is foreground{count}"
+    return [heading, *(line.rstrip() for line in aligned(lines))]
+
+
+def _note_empty_truth(truth: TrueMasks, counts: Counts) -> None:
+    """Say where a score says nothing of classes."""
+    if not counts.labelled[1:].any():
+        print(f"note: {truth.where} shows no class: the scores are the background's alone", file=sys.stderr)
+
+
+def _notes(folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
+    """What the scores alone do not say."""
+    for output, row in rows.items():
+        scores = row.get("best", row)
+        thresholds = row.get("thresholds", ())
+        if len(thresholds) > 1 and scores["threshold"] in (thresholds[0], thresholds[-1]):
+            yield f"{output}: the best threshold is an end of the range: --thresholds may find a better one beyond"
+    unscored = len(set(folder.names) - set(truth.names))
+    if unscored:
+        yield f"{unscored} further files in {folder.root} are not of {truth.where}, and were not scored"
+
+
+def _tracked(names: Sequence[str]) -> Iterable[str]:
+    from afa.prediction.progress import track
+
+    return track(names, len(names), "scoring")
+
+
+def _write(
+    args: argparse.Namespace, truth: TrueMasks, rows: Mapping[str, Any], per_image: Mapping[str, ImageCounts]
+) -> None:
+    """Write the files that were asked for, and name them."""
+    from afa.data.files import write_json, write_text
+    from afa.evaluation.tables import image_counts_csv
+    from afa.visual.line_chart import Curve, Panel, line_chart_svg
+
+    if args.output is not None:
+        content = {
+            "kind": args.kind,
+            "folder": str(args.folder),
+            "truth": truth.where,
+            "images": len(truth.names),
+            "absent_class": args.absent_class,
+            "rows": rows,
+        }
+        write_json(args.output, content)
+    if args.csv is not None:
+        text = image_counts_csv(per_image, {name: row.get("best", row) for name, row in rows.items()})
+        write_text(args.csv, text, surrogates="backslashreplace")
+    if args.plot is not None:
+        panels = [
+            Panel(
+                title=f"{name}, {len(truth.names)} images",
+                x=row["thresholds"],
+                curves=[
+                    Curve("mIoU", row["miou"]),
+                    Curve("false positives", row["fp_rate"]),
+                    Curve("false negatives", row["fn_rate"]),
+                ],
+                marked=row["thresholds"].index(row["best"]["threshold"]),
+                mark_text=f"best: mIoU {100 * row['best']['miou']:.1f} at {row['best']['threshold']:g}",
+            )
+            for name, row in rows.items()
+            if "thresholds" in row
+        ]
+        write_text(args.plot, line_chart_svg(panels, x_label="background threshold", y_label="percent"))
+    written = [str(path) for path in (args.output, args.csv, args.plot) if path is not None]
+    if written:
+        print(f"written to {', '.join(written)}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""What earlier stages or other programs made for the images of a list: pixel labels, maps, saliency."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from afa.data.files import missing_files
+from afa.data.images import DamagedImage, read_image
+from afa.data.labels import classes_in_mask
+from afa.data.map_folders import LABEL_FACTS, MapFolder
+from afa.errors import UserError
+from afa.maps import IGNORE
+
+if TYPE_CHECKING:
+    from afa.config import DatasetConfig
+
+CLASS_LABELS, PIXEL_LABELS, SALIENCY, MAPS = "class_labels", "pixel_labels", "saliency", "maps"
+
+
+class Inputs:
+    """The inputs of a list's images that somebody asks for.
+
+    Args:
+        config: Names the folders.
+        wanted: ``pixel_labels``, ``saliency``, ``maps/OUTPUT``, or ``maps`` for a folder that holds one output.
+            ``class_labels`` are no concern of this class.
+        num_classes: K.
+
+    Raises:
+        UserError: A folder is not named or not there, or holds no such output.
+    """
+
+    def __init__(self, config: DatasetConfig, wanted: Sequence[str], num_classes: int) -> None:
+        self._ignore_index, self._num_classes = config.ignore_index, num_classes
+        self._labels: MapFolder | None = None
+        self._saliency: Path | None = None
+        self._maps: dict[str, tuple[MapFolder, str | None]] = {}
+        for name in wanted:
+            kind, _, output = name.partition("/")
+            if kind == PIXEL_LABELS:
+                self._labels = MapFolder(_folder(config.pixel_labels, PIXEL_LABELS))
+            elif kind == SALIENCY:
+                self._saliency = _folder(config.saliency, SALIENCY)
+            elif kind == MAPS:
+                self._maps[name] = _open_maps(_folder(config.maps, MAPS), output)
+            elif kind != CLASS_LABELS:
+                raise ValueError(f"nobody knows the input '{name}'")
+
+    def require(self, names: Sequence[str], split: str, class_labels: Mapping[str, np.ndarray]) -> None:
+        """Refuse a folder that lacks files before hours of work stand behind it.
+
+        Args:
+            names: Of the images.
+            split: Their list, for messages.
+            class_labels: Those that are known.
+
+        Raises:
+            UserError: Names how many are missing, and the first.
+        """
+        if self._labels is not None:
+            self._labels.require_labels(names)
+        if self._saliency is not None:
+            missing = missing_files([self._saliency / f"{name}.png" for name in names])
+            if missing:
+                raise UserError(
+                    f"{len(missing)} of the {len(names)} images of '{split}' have no saliency map, the first missing "
+                    f"is {missing[0]}: put it there, or name another folder as dataset.saliency"
+                )
+        for folder, output in self._maps.values():
+            folder.require_maps(names, class_labels, output)
+
+    def read(self, name: str, size: tuple[int, int], class_labels: np.ndarray | None) -> dict[str, Any]:
+        """What belongs to an image.
+
+        Args:
+            name: Of the image.
+            size: Its (H, W).
+            class_labels: Its image-level labels [K], which folders of other programs are held against.
+
+        Returns:
+            By the names that were asked for: pixel labels and saliency uint8 [H, W], maps [1, c, h, w].
+
+        Raises:
+            UserError: A file cannot be read, or does not fit the image or the classes.
+        """
+        found: dict[str, Any] = {}
+        if self._labels is not None:
+            label = self._pixel_labels(name)
+            _require_size(label, size, f"the pixel label of '{name}' in {self._labels.root}")
+            found[PIXEL_LABELS] = label
+        if self._saliency is not None:
+            path = self._saliency / f"{name}.png"
+            found[SALIENCY] = _read_saliency(path)
+            _require_size(found[SALIENCY], size, f"the saliency map {path}")
+        for key, (folder, output) in self._maps.items():
+            found[key] = folder.read(name, class_labels, output, size=size)
+        return found
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Input -> fingerprint of the folder that it is read from."""
+        facts = {key: folder.fingerprint for key, (folder, _) in self._maps.items()}
+        if self._labels is not None:
+            facts[PIXEL_LABELS] = self._labels.fingerprint
+        if self._saliency is not None:
+            facts[SALIENCY] = _fingerprint(self._saliency)
+        return facts
+
+    def _pixel_labels(self, name: str) -> np.ndarray:
+        assert self._labels is not None
+        mask = self._labels.read_label(name)
+        classes_in_mask(mask, self._num_classes, self._ignore_index, path=self._labels.root / f"{name}.png")
+        if self._ignore_index != IGNORE:
+            mask = np.where(mask == self._ignore_index, np.uint8(IGNORE), mask)
+        return mask
+
+
+def _open_maps(root: Path, output: str) -> tuple[MapFolder, str | None]:
+    """A folder of maps and the output in it; other programs keep a folder for each output."""
+    if output and not (root / LABEL_FACTS).is_file() and (root / output).is_dir():
+        return MapFolder(root / output), None
+    return MapFolder(root), output or None
+
+
+def _require_size(values: np.ndarray, size: tuple[int, int], what: str) -> None:
+    if values.shape != size:
+        raise DamagedImage(
+            f"{what} has {values.shape[1]} x {values.shape[0]} pixels, its image {size[1]} x {size[0]}: the files must "
+            "have their images' size"
+        )
+
+
+def _read_saliency(path: Path) -> np.ndarray:
+    image = read_image(path)
+    if (image != image[:, :, :1]).any():
+        raise DamagedImage(f"the saliency map {path} has colours: save it as a grey image of 8 bits")
+    return np.ascontiguousarray(image[:, :, 0])
+
+
+def _folder(setting: str | None, kind: str) -> Path:
+    if setting is None:
+        raise UserError(f"dataset.{kind} is not set: name the folder that an earlier stage, or you, have made")
+    folder = Path(setting)
+    if not folder.is_dir():
+        raise UserError(f"dataset.{kind}: there is no folder {folder}")
+    return folder
+
+
+def _fingerprint(folder: Path) -> str:
+    """Changes with the names and sizes of a folder's files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.png")):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""AFA: one network, one loop (CVPR 2022)."""

@@ -1,0 +1,23 @@
+"""The network that an AFA configuration describes."""
+
+from __future__ import annotations
+
+from afa.methods.afa.config import ModelConfig
+from afa.models import AFANet, build_mit
+
+
+def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
+    """AFA's network with initial weights.
+
+    Args:
+        settings: The ``model`` section; widths, depths and heads left out are those of the variant.
+        num_classes: C, background included.
+    """
+    return AFANet(
+        encoder=build_mit(settings),
+        num_classes=num_classes,
+        pooling=settings.pooling,
+        decoder_width=settings.decoder_width,
+        decoder_dropout=settings.decoder_dropout,
+        affinity_blocks=settings.affinity_blocks,
+    )

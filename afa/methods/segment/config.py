@@ -1,0 +1,176 @@
+"""The settings of the method ``segment``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from afa.config.encoders import EncoderConfig, encoder_problems
+from afa.config.settings import OptimiserConfig, RunConfig, setting
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What tells a decoder's layers apart.
+
+    Attributes:
+        width: Channels of its hidden layers; 0: it has none.
+        dropout: After them.
+        rates: Its dilations at stride 8; (): it has none.
+    """
+
+    width: int = 0
+    dropout: float = 0.0
+    rates: tuple[int, ...] = ()
+
+
+DECODERS = {
+    "segformer": DecoderShape(width=256, dropout=0.1),
+    "deeplab_largefov": DecoderShape(width=1024, dropout=0.5, rates=(12,)),
+    "deeplab_v2": DecoderShape(rates=(6, 12, 18, 24)),
+}
+"""Decoders as they are published."""
+
+
+@dataclass
+class SegmentModelConfig(EncoderConfig):
+    """Encoder and decoder."""
+
+    decoder: str = setting(
+        "segformer",
+        "what makes logits of the encoder's features: SegFormer's MLPs over all of them, DeepLab-LargeFOV or "
+        "DeepLab-v2's ASPP over the last, whose stride must be 8 or 16",
+        choices=tuple(DECODERS),
+    )
+    decoder_width: int | None = setting(
+        None,
+        "channels of the decoder's hidden layers; default: 256 (segformer), 1024 (deeplab_largefov)",
+        minimum=1,
+        maximum=8192,
+    )
+    decoder_dropout: float | None = setting(
+        None,
+        "dropout after the decoder's hidden layers; default: 0.1 (segformer), 0.5 (deeplab_largefov)",
+        minimum=0,
+        maximum=0.9,
+    )
+    decoder_rates: list[int] | None = setting(
+        None,
+        "dilations of DeepLab's decoders at stride 8, halved at stride 16; default: 12 (deeplab_largefov), "
+        "6 12 18 24 (deeplab_v2)",
+        minimum=1,
+    )
+
+
+def decoder_shape(model: SegmentModelConfig) -> DecoderShape:
+    """The decoder of the settings; what they leave out is as published."""
+    published = DECODERS[model.decoder]
+    return DecoderShape(
+        published.width if model.decoder_width is None else model.decoder_width,
+        published.dropout if model.decoder_dropout is None else model.decoder_dropout,
+        published.rates if model.decoder_rates is None else tuple(model.decoder_rates),
+    )
+
+
+@dataclass
+class SegmentLossConfig:
+    """Cross-entropy of the segmentation."""
+
+    soft_labels: str | None = setting(
+        None,
+        "output in dataset.maps whose scores are the labels, for example propagated; default: the pixel labels in "
+        "dataset.pixel_labels",
+    )
+    soft_background: float | None = setting(
+        None,
+        "score of the background in maps that have none, such as CAMs; default: such maps are refused",
+        above=0,
+    )
+    background_share: float | None = setting(
+        None,
+        "average background and foreground apart, with this share for the background (AFA: 0.5); default: all pixels "
+        "count alike",
+        minimum=0,
+        maximum=1,
+    )
+    normalisation: str = setting(
+        "process",
+        "means and counts of the loss are those of each process or of all together",
+        choices=("process", "global"),
+    )
+
+
+@dataclass
+class SegmentOptimiserConfig(OptimiserConfig):
+    """As every method's, and how the decoder's biases learn."""
+
+    freeze: str = setting(
+        "none",
+        "what is not trained; only none: there is no released program that would freeze anything",
+        choices=("released", "none"),
+    )
+    bias_lr_factor: float = setting(
+        2.0,
+        "learning rate of the decoder's biases over that of its weights (DeepLab: 2); they have no weight decay",
+        above=0,
+    )
+
+
+@dataclass
+class SegmentConfig(RunConfig):
+    """One run of a segmentation network on labels that are there already."""
+
+    method: str = setting("segment", "training method")
+    model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
+    loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
+    optimiser: SegmentOptimiserConfig = field(default_factory=SegmentOptimiserConfig)
+
+    def problems(self) -> Iterator[str]:
+        """See :meth:`RunConfig.problems`."""
+        yield from encoder_problems(self.model, crop_size=self.augmentation.crop_size)
+        yield from self._decoder_problems()
+        yield from self._label_problems()
+        if self.optimiser.freeze != "none":
+            yield f"optimiser.freeze: there is no released program of the method {self.method}; set none"
+        yield from super().problems()
+
+    def _decoder_problems(self) -> Iterator[str]:
+        model, published = self.model, DECODERS[self.model.decoder]
+        if not published.width:
+            for name in ("decoder_width", "decoder_dropout"):
+                if getattr(model, name) is not None:
+                    yield f"model.{name}: {model.decoder} has no hidden layers; leave it out"
+        if not published.rates:
+            if model.decoder_rates is not None:
+                yield f"model.decoder_rates: {model.decoder} has no dilations; leave it out"
+            return
+        stride = math.prod(model.strides)
+        if stride not in (8, 16):
+            yield (
+                f"model.strides: {model.decoder} needs features of stride 8 or 16, not {stride}; "
+                "set [4, 2, 1, 1] or [4, 2, 2, 1]"
+            )
+        rates = decoder_shape(model).rates
+        if not rates:
+            yield "model.decoder_rates is empty"
+        if model.decoder == "deeplab_largefov" and len(rates) != 1:
+            yield f"model.decoder_rates: deeplab_largefov has one, not {len(rates)}"
+        if any(rate * 8 % stride for rate in rates):
+            yield f"model.decoder_rates: they are halved at stride 16, so they must be even, not {list(rates)}"
+
+    def _label_problems(self) -> Iterator[str]:
+        soft, dataset = self.loss.soft_labels, self.dataset
+        if soft is None and dataset.pixel_labels is None:
+            yield (
+                "dataset.pixel_labels is not set: name the folder of the labels; or name dataset.maps and, as "
+                "loss.soft_labels, an output in it"
+            )
+        if soft is None and self.loss.soft_background is not None:
+            yield "loss.soft_background is for maps: set loss.soft_labels, too, or leave it out"
+        if soft is None and dataset.maps is not None:
+            yield "dataset.maps is not read without loss.soft_labels: set that to an output in it, or leave both out"
+        if soft is not None and dataset.maps is None:
+            yield "loss.soft_labels needs dataset.maps: name the folder that holds this output"
+        if soft is not None and dataset.pixel_labels is not None:
+            yield "dataset.pixel_labels is not read where loss.soft_labels is set: leave one of them out"

@@ -1,0 +1,341 @@
+"""The evaluation table of a method on a data set, streamed image by image.
+
+Memory does not grow with the number of images, and nothing is written to disk. The processes of a job share the images
+out; what they add up are whole numbers, so any number of processes gives the same table.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from afa.config import DatasetConfig
+from afa.data.loader import LoadingStopped, StopRequest, evaluation_loader
+from afa.data.samples import EvaluationSample
+from afa.errors import UserError
+from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
+from afa.methods.base import Method, Output, SegmentationProtocol, scored_outputs
+from afa.prediction.batching import by_size
+from afa.prediction.progress import track
+
+# Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
+Refinement = Callable[[Tensor, Tensor], Tensor]
+
+_MOST_REFINED_AT_ONCE = 8  # each takes up to 200 MB
+
+
+class EvaluationStopped(Exception):
+    """Some process was asked to stop before all images were seen."""
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        table: Output's name -> scores, as :meth:`afa.evaluation.metrics.Counts.scores` gives them, ``background``
+            first; ``NAME_crf`` for a refined output; ``cls_f1`` where the method has a classifier; and ``images``.
+        per_image: The same rows -> counts of each image.
+    """
+
+    table: dict[str, Any]
+    per_image: dict[str, ImageCounts]
+
+
+class Samples(Protocol):
+    """Evaluation samples, one by one: a loader, or a list."""
+
+    def __iter__(self) -> Iterator[EvaluationSample]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Validator:
+    """Validation during training: native resolution, one forward for the segmentation.
+
+    Args:
+        dataset: The data set; its validation list is scored.
+        class_names: K names, background left out.
+        outputs: Names of the outputs to score.
+        inputs: What they need of an image.
+        batch_size: See :func:`evaluate`.
+        device: Where the network lies.
+        rank: This process.
+        world_size: Number of processes; each takes every ``world_size``-th image.
+        workers: Loader processes.
+        stop: Who may ask to stop, also while an image is waited for.
+
+    Raises:
+        UserError: The validation images or their masks are missing.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        class_names: Sequence[str],
+        *,
+        outputs: Sequence[str],
+        inputs: Sequence[str] = (),
+        batch_size: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.class_names, self.outputs = class_names, tuple(outputs)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.rank = rank
+        self.loader = evaluation_loader(
+            dataset,
+            inputs=inputs,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+            pin_memory=self.device.type == "cuda",
+            stop=stop,
+        )
+
+    def __call__(self, method: Method, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Score the network as it is; its mode and the random state stay as they were.
+
+        Args:
+            method: Whose network is not wrapped. Every process calls this at the same step.
+            stop: Asked between images (or batches of them). A process that is not asked to stop finishes its share
+                first.
+
+        Returns:
+            The table of :func:`evaluate`, the same on every process.
+
+        Raises:
+            EvaluationStopped: On every process, where ``stop`` said so on one.
+        """
+        return evaluate(
+            method,
+            self.loader,
+            class_names=self.class_names,
+            device=self.device,
+            outputs=self.outputs,
+            batch_size=self.batch_size,
+            progress="validating" if self.rank == 0 else None,
+            stop=stop,
+        ).table
+
+
+def evaluate(
+    method: Method,
+    samples: Samples,
+    *,
+    class_names: Sequence[str],
+    device: torch.device | str,
+    outputs: Sequence[str] | None = None,
+    protocol: SegmentationProtocol | None = None,
+    refinement: Refinement | None = None,
+    batch_size: int = 1,
+    progress: str | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Evaluation:
+    """Score a method's outputs.
+
+    Where ``torch.distributed`` runs, every process gives its own share of the images and gets the whole table; the
+    BatchNorm statistics that count are those of the first process.
+
+    Args:
+        method: Its network's mode and the random state are the same afterwards as before.
+        samples: As :func:`afa.data.loader.evaluation_loader` gives them; this process's share. Maps are made with their
+            class labels.
+        class_names: K names, background left out.
+        device: Where the network lies.
+        outputs: Names of those to score; default: all that are scored.
+        protocol: Of the segmentation; default: one forward at native size, as in training.
+        refinement: DenseCRF for a further row, ``NAME_crf`` of the last output that gives logits. It runs where the
+            network does: on a GPU in turn with it, on the CPU beside it, several images at a time.
+        batch_size: Images of one size that the network sees together. With more than one, rounding depends on who
+            is together: a pixel at a tie may change, and the number of processes with it.
+        progress: What to call the work in the progress line; None shows none.
+        stop: Asked before each batch whether to give up. Processes whose own ``stop`` does not say so finish their
+            share before they learn of it.
+
+    Returns:
+        The table, and each image's counts.
+
+    Raises:
+        EvaluationStopped: On every process, where ``stop`` said so on one.
+        UserError: There was no image to score, or all were damaged and left out; or there is nothing to refine.
+    """
+    device = torch.device(device)
+    names = ("background", *class_names)
+    rows = [output for output in scored_outputs(method) if outputs is None or output.name in outputs]
+    refined = _refined_output(method) if refinement is not None else None
+    matrices = {output.name: ConfusionMatrix(len(names), device) for output in rows}
+    if refined is not None:
+        matrices[f"{refined.name}_crf"] = ConfusionMatrix(len(names), device)
+    wanted = list(dict.fromkeys([*(output.name for output in rows), *([refined.name] if refined else [])]))
+    per_image = {row: ImageCounts() for row in matrices}
+    f1_values = array("d")
+    count = 0
+    stopped = False
+
+    network = method.network
+    was_training, searching = network.training, torch.backends.cudnn.benchmark
+    _share_buffers(network)
+    network.eval()
+    # Images have many sizes: a search for the fastest convolution would begin anew with each.
+    torch.backends.cudnn.benchmark = False
+    try:
+        with torch.no_grad(), _stream(refinement, device) as stream:
+            seen_samples = track(samples, len(samples), progress) if progress is not None else samples
+            for group in by_size(seen_samples, batch_size, size=lambda seen: seen.sample.image.shape[:2]):
+                if stopped := stop is not None and stop():
+                    break
+                found = method.predict([seen.sample for seen in group], wanted, protocol or SegmentationProtocol())
+                for seen, image in zip(group, found, strict=True):
+                    count += 1
+                    label = seen.label.to(device, non_blocking=True)
+                    size = (label.shape[-2], label.shape[-1])
+                    for output in rows:
+                        counts = matrices[output.name].update(label, output.label(image.outputs[output.name], size))
+                        per_image[output.name].add(seen.sample.name, counts)
+                    if stream is not None and refined is not None:
+                        picture = torch.from_numpy(seen.sample.image).permute(2, 0, 1).contiguous()
+                        probabilities = refined.probabilities(image.outputs[refined.name], size)
+                        row = f"{refined.name}_crf"
+                        stream.add(picture, probabilities, label, seen.sample.name, matrices[row], per_image[row])
+                    if image.class_logits is not None and seen.sample.class_labels is not None:
+                        truth = torch.from_numpy(seen.sample.class_labels)
+                        f1_values.append(multi_label_f1(image.class_logits > 0, truth))
+    except LoadingStopped:
+        stopped = True
+    finally:
+        network.train(was_training)
+        torch.backends.cudnn.benchmark = searching
+
+    if _any_process(stopped):
+        raise EvaluationStopped
+    images, all_f1, per_image = _gather(matrices.values(), count, f1_values, per_image)
+    if not images:
+        raise UserError("no image could be scored: tools/check_data.py says what is wrong with them")
+    table: dict[str, Any] = {row: matrix.scores(names) for row, matrix in matrices.items()}
+    if all_f1:
+        # Rounded once, at the end: the sum does not depend on the order.
+        table["cls_f1"] = math.fsum(all_f1) / len(all_f1)
+    table["images"] = images
+    return Evaluation(table, per_image)
+
+
+def _refined_output(method: Method) -> Output:
+    """What DenseCRF refines: the last output whose scores are logits.
+
+    Raises:
+        UserError: There is none.
+    """
+    for output in reversed(method.outputs):
+        if output.logits:
+            return output
+    raise UserError(f"DenseCRF needs a segmentation, and the method '{method.name}' gives none: leave --crf out")
+
+
+class _RefinementStream:
+    """Refines images and counts the results; on the CPU in threads, a few images ahead of the network."""
+
+    def __init__(self, refinement: Refinement, device: torch.device) -> None:
+        self.refinement, self.device = refinement, device
+        self.threads_before = torch.get_num_threads()
+        self.threads = min(_MOST_REFINED_AT_ONCE, self.threads_before) if device.type == "cpu" else 0
+        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))
+        self.waiting: deque[tuple[Future[Tensor], Callable[[Tensor], None]]] = deque()
+
+    def __enter__(self) -> _RefinementStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self.waiting:
+                self._count_first()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+            # The pool's own setting is also what threads to come would start with.
+            torch.set_num_threads(self.threads_before)
+
+    def add(
+        self,
+        image: Tensor,
+        probabilities: Tensor,
+        label: Tensor,
+        name: str,
+        matrix: ConfusionMatrix,
+        per_image: ImageCounts,
+    ) -> None:
+        """Count an image, now or later.
+
+        Args:
+            image: uint8 [3, H, W].
+            probabilities: [1, C, H, W], on the device.
+            label: [H, W].
+            name: Of the image.
+            matrix: Where it counts.
+            per_image: Where it counts apart.
+        """
+
+        def count(refined: Tensor) -> None:
+            per_image.add(name, matrix.update(label, refined))
+
+        if not self.threads:
+            count(self._refine(image.to(self.device, non_blocking=True), probabilities))
+            return
+        if len(self.waiting) > self.threads:
+            self._count_first()
+        self.waiting.append((self.pool.submit(self._refine, image, probabilities), count))
+
+    def _refine(self, image: Tensor, probabilities: Tensor) -> Tensor:
+        return self.refinement(image, probabilities)[0].argmax(dim=0)
+
+    def _count_first(self) -> None:
+        future, count = self.waiting.popleft()
+        count(future.result())
+
+
+def _stream(refinement: Refinement | None, device: torch.device) -> AbstractContextManager[_RefinementStream | None]:
+    return nullcontext() if refinement is None else _RefinementStream(refinement, device)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _any_process(flag: bool) -> bool:
+    if not _distributed():
+        return flag
+    flags: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(flags, flag)
+    return any(flags)
+
+
+def _share_buffers(network: nn.Module) -> None:
+    """Give every process the first one's BatchNorm statistics: each has gathered its own."""
+    if _distributed():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _gather(
+    matrices: Iterable[ConfusionMatrix], images: int, f1_values: array[float], per_image: dict[str, ImageCounts]
+) -> tuple[int, array[float], dict[str, ImageCounts]]:
+    """Add the processes' counts up, and join what they counted image by image."""
+    if not _distributed():
+        return images, f1_values, per_image
+    for matrix in matrices:
+        dist.all_reduce(matrix.counts)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (images, f1_values, per_image))
+    joined = {row: ImageCounts.joined(part[2][row] for part in gathered) for row in per_image}
+    return sum(part[0] for part in gathered), array("d", (value for part in gathered for value in part[1])), joined

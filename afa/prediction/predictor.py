@@ -1,0 +1,233 @@
+"""From an image of any size to masks and maps of that size: all that comes before and after a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from afa.config import RunConfig
+from afa.data.samples import Sample
+from afa.errors import UserError
+from afa.maps import Maps
+from afa.methods.base import Found, Method, Output, SegmentationProtocol
+from afa.ops.cam import long_side_size, resize
+from afa.ops.dense_crf import DenseCRF
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Beyond this long side an image holds no detail that PAR, DenseCRF or a network would use.
+DETAIL_LONG_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in an image. H x W is the image's own size.
+
+    Attributes:
+        image: uint8 RGB [H, W, 3].
+        class_ids: Of the m classes that count, given or predicted; 1..K, rising.
+        class_names: Their names.
+        scores: The classifier's probability of all K classes, float32 [K]; None where the method has no classifier.
+        mask: The label of the method's last output, uint8 [H, W]: 0 background, 1..K, 255 where it is left open.
+        unrefined_mask: The same before DenseCRF, where that was used and this was wanted.
+        maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W].
+        background: Output's name -> score of the background, float16 [H, W], for outputs that have one.
+        labels: Output's name -> uint8 [H, W], 255 where the label is left open.
+        all_class_names: K names.
+    """
+
+    image: np.ndarray
+    class_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    scores: np.ndarray | None
+    mask: np.ndarray
+    unrefined_mask: np.ndarray | None = None
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    background: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    all_class_names: tuple[str, ...] = ()
+
+    def plot(self) -> Image:
+        """The image, each class's map and the mask side by side, as a PIL image."""
+        from PIL import Image
+
+        from afa.visual import prediction_strip
+
+        return Image.fromarray(
+            prediction_strip(self.image, self.mask, self.maps, self.class_names, self.all_class_names)
+        )
+
+
+class Predictor:
+    """Predicts images of any size.
+
+    An image is resized to ``test.long_side`` for the network, CAMs and segmentation alike, which share their passes.
+    PAR and DenseCRF work on the image itself. Images of more than 1024 pixels (or ``test.long_side``, if that is more)
+    are shrunk to that first and the results enlarged. With ``test.long_side`` 0 the network, too, sees the image at its
+    own size, up to what the method says that it can take. So memory stays bounded whatever people bring.
+
+    Args:
+        method: Whose network is in evaluation mode, on its device.
+        config: The ``test`` settings count.
+        device: Where the network lies.
+        crf: Refines the segmentation.
+
+    Raises:
+        UserError: ``crf`` is given, and the masks are made of no logits.
+    """
+
+    def __init__(
+        self, method: Method, config: RunConfig, *, device: torch.device | str = "cpu", crf: DenseCRF | None = None
+    ) -> None:
+        self.method, self.config, self.crf = method, config, crf
+        self.device = torch.device(device)
+        self.class_names = method.class_names
+        if crf is not None and not self.mask_output.logits:
+            raise UserError(
+                f"DenseCRF needs a segmentation, and the masks of the method '{method.name}' are of its output "
+                f"'{self.mask_output.name}': leave it out"
+            )
+
+    @property
+    def mask_output(self) -> Output:
+        """The output that masks are made of: the last one that has a label."""
+        return [output for output in self.method.outputs if output.kind != "affinity"][-1]
+
+    def predict(
+        self,
+        image: np.ndarray,
+        class_labels: np.ndarray | None = None,
+        *,
+        maps: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        unrefined_mask: bool = False,
+    ) -> Prediction:
+        """Look at one image: :meth:`predict_batch` of it alone."""
+        given = None if class_labels is None else [class_labels]
+        return self.predict_batch([image], given, maps=maps, labels=labels, unrefined_mask=unrefined_mask)[0]
+
+    @torch.no_grad()
+    def predict_batch(
+        self,
+        images: Sequence[np.ndarray],
+        class_labels: Sequence[np.ndarray] | None = None,
+        *,
+        maps: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        unrefined_mask: bool = False,
+    ) -> list[Prediction]:
+        """Look at images of one size together.
+
+        Args:
+            images: uint8 RGB, each [H, W, 3].
+            class_labels: Image-level labels [K] of each, above 0 means present; None: the classifier's own, at least
+                one.
+            maps: Outputs whose maps are wanted.
+            labels: Outputs whose labels are wanted.
+            unrefined_mask: Whether the mask before DenseCRF is wanted, too.
+
+        Returns:
+            Mask, classes, maps and labels of each at its size.
+        """
+        size = (images[0].shape[0], images[0].shape[1])
+        wanted = list(dict.fromkeys([self.mask_output.name, *maps, *labels]))
+        details = [self._detail(image) for image in images]
+        network_size = self._network_size(details[0], wanted)
+        given = [None] * len(images) if class_labels is None else [np.asarray(row, np.float32) for row in class_labels]
+        samples = [
+            Sample("", detail, row, network_size=network_size) for detail, row in zip(details, given, strict=True)
+        ]
+        test = self.config.test
+        protocol = SegmentationProtocol(scales=tuple(test.scales), mirror=test.mirror)
+        found = self.method.predict(samples, wanted, protocol)
+        return [
+            self._prediction(seen, image, detail, size, maps, labels, unrefined_mask)
+            for seen, image, detail in zip(found, images, details, strict=True)
+        ]
+
+    def _prediction(
+        self,
+        seen: Found,
+        image: np.ndarray,
+        detail: np.ndarray,
+        size: tuple[int, int],
+        maps: Sequence[str],
+        labels: Sequence[str],
+        unrefined_mask: bool,
+    ) -> Prediction:
+        own = _to_uint8(self.mask_output.label(seen.outputs[self.mask_output.name], size))
+        scores = None if seen.class_logits is None else seen.class_logits.float().sigmoid().cpu().numpy()
+        of_classes = {name: _native_maps(seen.outputs[name], seen.class_ids, size) for name in maps}
+        return Prediction(
+            image=image,
+            class_ids=seen.class_ids,
+            class_names=tuple(self.class_names[class_id - 1] for class_id in seen.class_ids),
+            scores=scores,
+            mask=own if self.crf is None else self._refined(seen, detail, size),
+            unrefined_mask=own if unrefined_mask else None,
+            maps={name: scores_of_classes for name, (_, scores_of_classes) in of_classes.items()},
+            background={name: values for name, (values, _) in of_classes.items() if values is not None},
+            labels={
+                name: _enlarge(_to_uint8(self.method.output(name).label(seen.outputs[name], detail.shape[:2])), size)
+                for name in labels
+            },
+            all_class_names=self.class_names,
+        )
+
+    def _detail(self, image: np.ndarray) -> np.ndarray:
+        """The image, shrunk where it is larger than anything that follows needs."""
+        limit = max(self.config.test.long_side, DETAIL_LONG_SIDE)
+        if max(image.shape) <= limit:
+            return np.ascontiguousarray(image)
+        height, width = long_side_size(image.shape[:2], limit)
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+    def _network_size(self, detail: np.ndarray, wanted: Sequence[str]) -> tuple[int, int]:
+        """(h, w) at which the network sees the image."""
+        long_side = self.config.test.long_side
+        if not long_side:
+            pixels = detail.shape[0] * detail.shape[1]
+            most = self.method.most_pixels(wanted) or pixels
+            long_side = int(max(detail.shape) * min(1.0, (most / pixels) ** 0.5))
+        smallest = math.ceil(1 / min(1.0, *self.config.test.scales))
+        return long_side_size(detail.shape[:2], long_side, smallest)
+
+    def _refined(self, seen: Found, detail: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        assert self.crf is not None
+        image = torch.from_numpy(detail).permute(2, 0, 1).contiguous().to(self.device)
+        output = self.mask_output
+        marginals = self.crf(image, output.probabilities(seen.outputs[output.name], detail.shape[:2]))
+        return _enlarge(_to_uint8(marginals[0].argmax(dim=0)), size)
+
+
+def _native_maps(
+    found: object, class_ids: Sequence[int], size: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Background [H, W] if any, and scores [m, H, W] of some classes; one class at a time: a photo's maps are large."""
+    if not isinstance(found, Maps):
+        raise ValueError("only outputs of the kind 'maps' have maps")
+    ids = found.class_ids[0].tolist()
+    chosen = {
+        class_id: resize(found.scores[:, ids.index(class_id)][:, None], size)[0, 0].half().cpu().numpy()
+        for class_id in ([0] if found.has_background else []) + list(class_ids)
+    }
+    background = chosen.pop(0, None)
+    return background, np.stack(list(chosen.values())) if chosen else np.zeros((0, *size), np.float16)
+
+
+def _to_uint8(label: Tensor) -> np.ndarray:
+    return label.to(torch.uint8).cpu().numpy()
+
+
+def _enlarge(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if label.shape == size:
+        return label
+    return cv2.resize(label, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,39 @@
+"""What lies in a folder of results, NAME being the image's own name without suffix:
+
+- ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
+- ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
+  ``scores`` float32 [m], the classifier's probabilities (none where there is no classifier); only the m classes that
+  count for the image.
+- ``overlays/NAME.jpg``, ``cam_overlays/NAME.jpg``: to look at, at most 1024 pixels long.
+- ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
+- ``FOLDER.gif``: the overlays of a folder's frames.
+- ``pictures.json``: NAME -> the image's path and its classes with their scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class WantedResults:
+    """Which results are wanted.
+
+    Attributes:
+        maps: The output whose maps count as CAMs; None: there are none, or they are not wanted.
+        write_maps: Write them.
+        overlays: Images to look at.
+        pseudo_labels: KIND, the name of a folder -> the output whose labels go there.
+        gif: An animated GIF per folder that was given.
+        frames_per_second: Its speed.
+        upright: Turn images as their EXIF orientation says.
+    """
+
+    maps: str | None = None
+    write_maps: bool = True
+    overlays: bool = True
+    pseudo_labels: Mapping[str, str] = field(default_factory=dict)
+    gif: bool = False
+    frames_per_second: float = 8.0
+    upright: bool = True
