@@ -72,14 +72,13 @@ def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
     Raises:
         UserError: The layout has no place for this network.
     """
-    from afa.models import AFANet
-    from afa.weights import pack_metadata, save_afa_layout, save_huggingface, save_network
+    from afa.weights import layouts_of, pack_metadata, save_afa_layout, save_huggingface, save_network
 
     network, config, class_names = opened.method.network, opened.config, opened.class_names
     if layout == "afa":
         save_network(network, destination, pack_metadata(config, class_names, opened.step))
         return
-    if not isinstance(network, AFANet):
+    if layout not in layouts_of(network):
         raise UserError(
             f"{opened.path} holds a network of the method '{opened.method.name}', and --format {layout} has no place "
             "for it: give --format afa"

@@ -6,12 +6,13 @@ from afa.weights.checkpoint import OpenedCheckpoint, open_checkpoint, pack_metad
 from afa.weights.layouts import describe_network
 from afa.weights.loading import load_encoder, load_fitting, load_network, load_segmenter
 from afa.weights.reading import find_weights, read_tensors
-from afa.weights.saving import save_afa_layout, save_huggingface, save_network, write_tensors
+from afa.weights.saving import layouts_of, save_afa_layout, save_huggingface, save_network, write_tensors
 
 __all__ = [
     "OpenedCheckpoint",
     "describe_network",
     "find_weights",
+    "layouts_of",
     "load_encoder",
     "load_fitting",
     "load_network",

@@ -46,15 +46,25 @@ def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, st
     write_tensors(path, network.state_dict(), metadata)
 
 
-def save_afa_layout(network: AFANet, path: str | Path) -> None:
-    """Write a state dict that the released program loads: ``torch.save``, its names, no ``module.``."""
+def layouts_of(network: nn.Module) -> tuple[str, ...]:
+    """The layouts in which a network can be written, see ``tools/convert_weights.py --format``."""
+    return ("afa", "released", "huggingface") if isinstance(network, AFANet) else ("afa",)
+
+
+def save_afa_layout(network: nn.Module, path: str | Path) -> None:
+    """Write a state dict that the released program loads: ``torch.save``, its names, no ``module.``.
+
+    Args:
+        network: One that has this layout, see :func:`layouts_of`.
+        path: File to write.
+    """
     with replacing(Path(path)) as temporary:
         torch.save(_plain(network.state_dict()), temporary)
         flush(temporary)
 
 
 def save_huggingface(
-    network: AFANet,
+    network: nn.Module,
     folder: str | Path,
     *,
     class_names: Sequence[str],
@@ -66,7 +76,7 @@ def save_huggingface(
     Classifier and affinity head have no place there and are left out.
 
     Args:
-        network: The network.
+        network: One that has this layout, see :func:`layouts_of`.
         folder: Must not exist, or be such a folder, which is replaced.
         class_names: K names; label 0 becomes ``background``.
         image_mean: Of R, G, B, in 0..255.
@@ -74,8 +84,10 @@ def save_huggingface(
 
     Raises:
         UserError: The folder holds something else.
-        ValueError: The number of names is not the network's.
+        ValueError: The number of names is not the network's, or the network has no such layout.
     """
+    if not isinstance(network, AFANet):
+        raise ValueError(f"a {type(network).__name__} has no such layout")
     if len(class_names) != network.num_classes - 1:
         raise ValueError(f"{len(class_names)} class names for {network.num_classes - 1} classes without background")
     target = Path(folder)
