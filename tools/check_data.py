@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from afa.data.check import check_data
-from afa.data.files import write_json
 from afa.data.parallel import usable_cores
 from afa.errors import run_command
-from afa.methods import load_config
 from afa.paths import expand_home, given_path
 
 
@@ -28,7 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=given_path, help="file for the whole report as JSON")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     args = parser.parse_intermixed_args(arguments)
-    report = check_data(load_config(args.config, args.overrides).dataset, workers=args.workers)
+
+    # PyTorch takes seconds: a mistake in the arguments is said before.
+    from afa.data.check import check_data
+    from afa.data.files import write_json
+    from afa.data.layout import find_class_names
+    from afa.methods import build_method, load_config
+    from afa.methods.base import SingleProcess
+
+    config = load_config(args.config, args.overrides)
+    method = build_method(config, find_class_names(config.dataset), SingleProcess())
+    report = check_data(config.dataset, needs=method.needs, workers=args.workers)
     print(report.as_text())
     if args.json is not None:
         write_json(args.json, report.as_dict())

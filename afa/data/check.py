@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from afa.data.files import open_plain
 from afa.data.images import ColourMask, DamagedImage, TooManyPixels, decode, to_class_ids, to_rgb
-from afa.data.labels import classes_in_mask, quoted, read_labels
+from afa.data.labels import classes_in_mask, one_hot, quoted, read_labels
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
 from afa.data.palette import MaskPalette
@@ -21,9 +21,11 @@ from afa.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from afa.config import DatasetConfig
+    from afa.data.inputs import Inputs
 
 _PLAIN_MODES = ("RGB", "L", "P", "1")
 _SHOWN = 5
+_CLASS_LABELS = "class_labels"
 
 # Kind of problem -> what it means and how to mend it.
 REMEDIES: Mapping[str, str] = {
@@ -55,6 +57,8 @@ REMEDIES: Mapping[str, str] = {
     "shows is neither learnt nor scored",
     "note": "harmless if it is meant",
     "passed-over": "convert the files, for example to PNG, or take them out of the folder",
+    "input": "make the files again with the stage that made them, or name another folder (dataset.pixel_labels, "
+    "dataset.maps, dataset.saliency)",
     "empty-labels": "name the image's classes in the labels file, or take it out of the training list",
 }
 _WARNINGS = ("absent-class", "missing-training-mask", "no-masks", "unseen-class", "passed-over", "note")
@@ -147,17 +151,20 @@ class _Job:
     mask_needed: bool
     labels: tuple[int, ...] | None
     is_training: bool
+    labels_needed: bool
     class_names: tuple[str, ...]
     ignore_index: int
     palette: MaskPalette | None
     max_pixels: int
+    inputs: Inputs | None
 
 
-def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
+def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,), workers: int = 1) -> Report:
     """Check the training and the validation split of a data set.
 
     Args:
         config: The ``dataset`` part of a configuration.
+        needs: What training images must bring: ``class_labels`` and see :class:`afa.data.inputs.Inputs`.
         workers: Processes.
 
     Returns:
@@ -175,16 +182,18 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
         report.problems.append(Problem("passed-over", "", str(layout.images), passed_over))
     _check_counts(layout, splits, report)
     labels = _labels(layout, report)
+    inputs = _inputs(config, needs, splits[config.train_split], layout, labels, report)
     jobs = []
     for split, names in splits.items():
         is_training = split == config.train_split
         has_masks = bool(names) and layout.has_masks(split)
-        if names and not has_masks and (not is_training or layout.labels is None):
+        labels_needed = is_training and _CLASS_LABELS in needs
+        if names and not has_masks and (not is_training or (labels_needed and layout.labels is None)):
             kind = "no-labels" if is_training else "no-masks"
             message = "there is no labels file, and there are no masks" if is_training else "there are no masks"
             report.problems.append(Problem(kind, split, str(layout.split_masks(split)), message))
         for name in names:
-            if is_training and labels is not None and name not in labels:
+            if labels_needed and labels is not None and name not in labels:
                 report.problems.append(Problem("unlabelled-image", split, str(layout.labels), f"lacks '{name}'"))
             ids = labels.get(name) if labels is not None else None
             jobs.append(
@@ -193,13 +202,15 @@ def check_data(config: DatasetConfig, *, workers: int = 1) -> Report:
                     name=name,
                     image=layout.image(name, split),
                     mask=layout.mask(name, split) if has_masks else None,
-                    mask_needed=not is_training or layout.labels is None,
+                    mask_needed=not is_training or (labels_needed and layout.labels is None),
                     labels=ids,
                     is_training=is_training,
+                    labels_needed=labels_needed,
                     class_names=layout.class_names,
                     ignore_index=config.ignore_index,
                     palette=layout.palette,
                     max_pixels=config.max_pixels,
+                    inputs=inputs if is_training else None,
                 )
             )
     digests: dict[bytes, _Job] = {}
@@ -271,6 +282,29 @@ def _labels(layout: Layout, report: Report) -> dict[str, tuple[int, ...]] | None
     return {name: tuple(int(index) + 1 for index in np.flatnonzero(vector)) for name, vector in labels.items()}
 
 
+def _inputs(
+    config: DatasetConfig,
+    needs: Sequence[str],
+    names: Sequence[str],
+    layout: Layout,
+    labels: Mapping[str, tuple[int, ...]] | None,
+    report: Report,
+) -> Inputs | None:
+    """What training reads beside the images; None where it is not there, or where nothing is wanted."""
+    if not set(needs) - {_CLASS_LABELS}:
+        return None
+    from afa.data.inputs import Inputs  # it brings PyTorch, which the processes of this check do without
+
+    known = {name: one_hot(labels[name], layout.num_classes) for name in names if name in labels} if labels else {}
+    try:
+        inputs = Inputs(config, needs, layout.num_classes)
+        inputs.require(names, config.train_split, known)
+    except UserError as error:
+        report.problems.append(Problem("input", config.train_split, ", ".join(needs), str(error)))
+        return None
+    return inputs
+
+
 def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
     """Check an image and its mask.
 
@@ -284,6 +318,11 @@ def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
         classes, mask_problems = _check_mask(job, size)
         problems += mask_problems
     labels = job.labels
+    if job.inputs is not None and size is not None:
+        try:
+            job.inputs.read(job.name, size, None if labels is None else one_hot(labels, len(job.class_names)))
+        except UserError as error:
+            problems.append(Problem("input", job.split, job.name, str(error)))
     if labels is not None and classes is not None:
         unnamed, absent = sorted(classes - set(labels)), sorted(set(labels) - classes)
         if unnamed:
@@ -293,7 +332,7 @@ def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
             message = f"the labels name {_classes(job, absent)}, the mask does not show it"
             problems.append(Problem("absent-class", job.split, str(job.mask), message))
     known = labels if labels is not None else classes
-    if job.is_training and known is not None and not known:
+    if job.labels_needed and known is not None and not known:
         problems.append(Problem("empty-labels", job.split, str(job.image), "the image has no class"))
     counting = known if job.is_training else classes
     return digest, None if counting is None else set(counting), problems

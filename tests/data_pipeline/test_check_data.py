@@ -23,7 +23,9 @@ from PIL import Image
 
 from afa.config import DatasetConfig
 from afa.data.check import REMEDIES, Report, check_data
+from afa.data.images import read_image
 from afa.data.labels import write_labels
+from afa.data.layout import find_layout
 from afa.data.prepare_coco import prepare_coco
 from afa.data.prepare_voc import prepare_voc
 from afa.data.shapes import ShapesStyle, make_shapes
@@ -166,7 +168,7 @@ def test_empty_labels(root: Path) -> None:
 
 
 def test_every_kind_has_a_remedy_and_is_tested(tmp_path: Path) -> None:
-    of_other_tests = {"no-class", "unseen-class", "passed-over", "note"}
+    of_other_tests = {"no-class", "unseen-class", "passed-over", "note", "input"}
     assert set(REMEDIES) == {*FAULTS, "empty-labels", "no-masks", "no-labels", *of_other_tests}
     folder = make_folder_source(tmp_path / "mine")
     shutil.rmtree(folder / "masks")
@@ -176,6 +178,33 @@ def test_every_kind_has_a_remedy_and_is_tested(tmp_path: Path) -> None:
     (folder / "class_labels.json").unlink()
     report = check(folder, type="folder", train_split="train")
     assert [problem.kind for problem in report.problems] == ["no-labels", "no-masks"] and not report.ok
+
+
+def test_what_training_reads_beside_the_images_is_checked(clean: Path, tmp_path: Path, run_tool) -> None:
+    config, labels = tmp_path / "config.yaml", tmp_path / "labels"
+    config.write_text(f"method: segment\ndataset: {{root: {clean}, pixel_labels: {labels}}}\n")
+    names = find_layout(DatasetConfig(root=str(clean))).names("train_aug")
+    assert "there is no folder" in run_tool("check_data.py", config, code=1).stdout
+    for name in names:
+        write_mask(labels / f"{name}.png", np.zeros((48, 64)))
+    assert "nothing is wrong" in run_tool("check_data.py", config).stdout
+    write_mask(labels / f"{names[0]}.png", np.full((48, 64), 21))
+    write_mask(labels / f"{names[1]}.png", np.zeros((48, 63)))
+    said = run_tool("check_data.py", config, code=1).stdout
+    assert "error: input (2)" in said and f"{names[0]}.png" in said and f"'{names[1]}'" in said
+    (labels / f"{names[2]}.png").unlink()
+    assert f"{names[2]}.png" in run_tool("check_data.py", config, code=1).stdout
+
+
+def test_no_class_labels_are_asked_for_where_training_needs_none(tmp_path: Path) -> None:
+    folder = make_folder_source(tmp_path / "mine")
+    shutil.rmtree(folder / "masks")
+    config = DatasetConfig(type="folder", root=str(folder), train_split="train", pixel_labels=str(tmp_path / "labels"))
+    for name in find_layout(config).names("train"):
+        image = read_image(find_layout(config).image(name, "train"))
+        write_mask(tmp_path / "labels" / f"{name}.png", np.zeros(image.shape[:2]))
+    report = check_data(config, needs=["pixel_labels"])
+    assert [problem.kind for problem in report.problems] == ["no-masks"] and report.ok
 
 
 def test_the_command(root: Path, tmp_path: Path, run_tool) -> None:
