@@ -174,6 +174,19 @@ def test_moments_take_the_memory_order_of_their_parameters(tmp_path: Path) -> No
         assert all(torch.equal(moments[name], value) for name, value in expected.items())
 
 
+def test_the_best_is_the_one_of_the_highest_score(undisturbed: Path) -> None:
+    scores = {
+        record["step"]: record["validation/segmentation_miou"]
+        for record in faults.records(undisturbed)
+        if "validation/segmentation_miou" in record
+    }
+    assert len(set(scores.values())) > 1
+    best = max(scores, key=lambda step: scores[step])
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert (result["best_step"], result["best"]) == (best, scores[best])
+    assert (undisturbed / "checkpoints" / "best").resolve().name == f"step_{best:08d}"
+
+
 def test_last_ones_and_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for step in range(1, 7):

@@ -127,6 +127,7 @@ def test_shares_of_a_batch_are_one_batch_to_the_classification_loss(
             tmp_path / number,
             model=NO_DROPOUT,
             schedule={"cls_until": faults.STEPS - 2},
+            optimiser={"name": "sgd", "lr": 0.01},  # AdamW would not notice gradients of another length
             train={"batch_size": 4 // (shares[0] * shares[1]), "accumulate": shares[1], "log_every": 1},
             validation={"cam": False},
         )
