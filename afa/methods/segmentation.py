@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afa.config import RunConfig
 from afa.data.samples import Sample
 from afa.data.transforms import normalise
 from afa.maps import IGNORE
@@ -24,6 +26,19 @@ from afa.ops.cam import resize, scaled_size
 
 Denominator = Callable[[Tensor, float], Tensor]
 """Maps counts of this process (any shape), and a constant added to the whole, to what its sums are divided by."""
+
+
+def crop_settings(config: RunConfig) -> dict[str, Any]:
+    """What the settings say of a random crop and its normalisation, as arguments of a method's transform."""
+    settings, dataset = config.augmentation, config.dataset
+    return {
+        "crop_size": settings.crop_size,
+        "scale_range": (settings.scale_min, settings.scale_max),
+        "mirror_probability": settings.mirror_probability,
+        "resampling": settings.resampling,
+        "mean": tuple(dataset.image_mean),
+        "std": tuple(dataset.image_std),
+    }
 
 
 def process_denominator(counts: Tensor, plus: float) -> Tensor:

@@ -28,7 +28,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
-from afa.methods.segmentation import loss_denominator, segmentation_loss
+from afa.methods.segmentation import crop_settings, loss_denominator, segmentation_loss
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize
 from afa.ops.dense_energy import dense_energy_loss
@@ -78,16 +78,7 @@ class AFA(Method):
 
     def transform(self) -> Transform:
         """Scale, mirror, pad, crop, normalise (sec. 4.1)."""
-        settings, dataset = self.config.augmentation, self.config.dataset
-        return partial(
-            training_sample,
-            crop_size=settings.crop_size,
-            scale_range=(settings.scale_min, settings.scale_max),
-            mirror_probability=settings.mirror_probability,
-            resampling=settings.resampling,
-            mean=tuple(dataset.image_mean),
-            std=tuple(dataset.image_std),
-        )
+        return partial(training_sample, **crop_settings(self.config))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder, its norms, the heads, the decoder (sec. 4.1)."""

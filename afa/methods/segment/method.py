@@ -26,6 +26,7 @@ from afa.methods.base import (
 )
 from afa.methods.segment.config import SegmentConfig, decoder_shape
 from afa.methods.segmentation import (
+    crop_settings,
     loss_denominator,
     multi_scale_logits,
     network_input,
@@ -61,17 +62,11 @@ class Segment(Method):
 
     def transform(self) -> Transform:
         """Scale, mirror, pad, crop, for an image and its label by one draw."""
-        settings, dataset = self.config.augmentation, self.config.dataset
         return SegmentTransform(
             needs=self.needs[0],
             num_classes=self.num_classes,
             soft_background=self.config.loss.soft_background,
-            crop_size=settings.crop_size,
-            scale_range=(settings.scale_min, settings.scale_max),
-            mirror_probability=settings.mirror_probability,
-            resampling=settings.resampling,
-            mean=tuple(dataset.image_mean),
-            std=tuple(dataset.image_std),
+            **crop_settings(self.config),
         )
 
     def parameter_groups(self) -> list[ParameterGroup]:
