@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from afa.config.encoders import EncoderConfig, encoder_problems
-from afa.config.settings import OptimiserConfig, RunConfig, setting
+from afa.config.settings import AugmentationConfig, OptimiserConfig, RunConfig, setting
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class SegmentConfig(RunConfig):
     """One run of a segmentation network on labels that are there already."""
 
     method: str = setting("segment", "training method")
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
     optimiser: SegmentOptimiserConfig = field(default_factory=SegmentOptimiserConfig)
