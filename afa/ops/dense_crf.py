@@ -153,7 +153,8 @@ class DenseCRF:
         batch, sets = len(image), len(probabilities) // len(image)
         classes, height, width = probabilities.shape[1:]
         log_p = probabilities.new_empty(batch, height * width, sets, classes)
-        log_p.copy_(probabilities.reshape(batch, sets, classes, -1).permute(0, 3, 1, 2)).clamp_(_MIN_PROBABILITY, 1).log_()
+        log_p.copy_(probabilities.reshape(batch, sets, classes, -1).permute(0, 3, 1, 2))
+        log_p.clamp_(_MIN_PROBABILITY, 1).log_()
         log_p = log_p.view(-1, sets * classes)  # [BN, VC]
         q = torch.empty_like(log_p)
         for q_chunk, log_p_chunk in zip(q.split(_CHUNK), log_p.split(_CHUNK), strict=True):

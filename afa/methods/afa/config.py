@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from afa.config.encoders import EncoderConfig, encoder_problems, encoder_variant
+from afa.config.encoders import EncoderConfig, encoder_problems, encoder_variant, mit_problems
 from afa.config.settings import AugmentationConfig, Renamed, RunConfig, ValidationConfig, scale_problems, setting
 
 
@@ -127,6 +127,7 @@ class AFAConfig(RunConfig):
 
     def problems(self) -> Iterator[str]:
         """See :meth:`RunConfig.problems`."""
+        yield from mit_problems(self.model, "AFA")
         yield from encoder_problems(self.model, crop_size=self.augmentation.crop_size)
         yield from self._affinity_problems()
         yield from super().problems()
