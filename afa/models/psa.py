@@ -49,7 +49,11 @@ class CAMNetwork(nn.Module):
 
     def cam(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> CAMs [B, K, h, w], at least 0: ReLU of the classifier at each position."""
-        return F.relu(self.fc8(self.encoder.features(images)[-1]))
+        return self.activate(self.encoder.features(images)[-1])
+
+    def activate(self, feature: Tensor) -> Tensor:
+        """The encoder's last map [B, C, h, w] -> CAMs [B, K, h, w]."""
+        return F.relu(self.fc8(feature))
 
 
 class AffinityNetwork(nn.Module):

@@ -37,6 +37,11 @@ def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
     return right + below
 
 
+def holds_pairs(height: int, width: int, radius: int) -> bool:
+    """Whether a grid is large enough to hold an anchor."""
+    return height > radius - 1 and width > 2 * (radius - 1)
+
+
 def anchor_window(height: int, width: int, radius: int) -> tuple[slice, slice]:
     """Rows and columns of a grid that hold its anchors; anchors are numbered row by row.
 
@@ -49,7 +54,7 @@ def anchor_window(height: int, width: int, radius: int) -> tuple[slice, slice]:
         ValueError: The grid is too small to hold an anchor.
     """
     margin = radius - 1
-    if height <= margin or width <= 2 * margin:
+    if not holds_pairs(height, width, radius):
         raise ValueError(
             f"a grid of {height} x {width} positions is too small for pairs of radius {radius}: it takes at least "
             f"{margin + 1} x {2 * margin + 1}"

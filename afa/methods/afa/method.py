@@ -14,7 +14,7 @@ from afa.data.transforms import ColourJitter, normalise, training_transform
 from afa.maps import IGNORE, Maps, PresentClasses, present_classes
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.labels import PseudoLabels, affinity_label, box_mask, par_image, restore_image
-from afa.methods.afa.losses import affinity_loss, classification_loss
+from afa.methods.afa.losses import affinity_loss
 from afa.methods.afa.network import build_network
 from afa.methods.afa.prediction import AFAPrediction
 from afa.methods.base import (
@@ -28,6 +28,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.classification import classification_loss
 from afa.methods.segmentation import crop_settings, loss_denominator, segmentation_loss
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize

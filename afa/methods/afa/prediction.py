@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from afa.data.samples import Sample
 from afa.data.transforms import normalise
-from afa.maps import Maps, PresentClasses, present_classes
+from afa.maps import Maps, PresentClasses
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.labels import PseudoLabels, par_image
 from afa.methods.base import Found, SegmentationProtocol
+from afa.methods.classification import classes_that_count
 from afa.methods.segmentation import KnownLogits, multi_scale_logits, network_input
 from afa.models import AFANet
 from afa.ops.cam import long_side_size, multi_scale_cam, resize, scaled_size
@@ -76,7 +76,7 @@ class AFAPrediction:
             with_affinity=bool(self.wanted & {"propagated_cam", "affinity"})
             or ("propagated_label" in self.wanted and self.largest_scale <= 1),
         )
-        present = self._present(samples, first.cls_logits)
+        present = classes_that_count(samples, first.cls_logits)
         grid = (first.cam.shape[-2], first.cam.shape[-1])
         affinity = None if first.affinity is None else TokenAffinity(first.affinity, grid)
 
@@ -101,13 +101,6 @@ class AFAPrediction:
         if segmentation:
             logits = multi_scale_logits(self.network.segment, resize(images, test_size), self.protocol, passes.known)
         return self._images(samples, first.cls_logits, present, cams, affinity, largest, logits)
-
-    def _present(self, samples: Sequence[Sample], cls_logits: Tensor) -> PresentClasses:
-        given = [sample.class_labels for sample in samples if sample.class_labels is not None]
-        if given and len(given) < len(samples):
-            raise ValueError("class labels are given for all images of a batch or for none")
-        labels = torch.from_numpy(np.stack(given)) if given else choose_classes(cls_logits).cpu()
-        return present_classes(labels, cls_logits.device)
 
     def _images(
         self,
@@ -207,11 +200,6 @@ class SharedPasses:
             self.known.plain[size] = logits.pop(0)
         if logits:
             self.known.mirrored[size] = logits.pop(0)
-
-
-def choose_classes(cls_logits: Tensor) -> Tensor:
-    """Image-level labels that the classifier predicts: logits [B, K] above 0, at least the best one; float [B, K]."""
-    return (cls_logits > 0).float().scatter_(1, cls_logits.argmax(dim=1, keepdim=True), 1.0)
 
 
 def _one(affinity: TokenAffinity | None, one: slice) -> TokenAffinity:
