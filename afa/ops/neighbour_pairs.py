@@ -9,13 +9,11 @@ offsets, A anchors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=8)
 def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
     """The offsets (dy, dx) of a radius, in their order: 34 of them for PSA's radius 5.
 

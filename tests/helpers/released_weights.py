@@ -8,6 +8,7 @@ from math import prod
 
 import numpy as np
 import torch
+from golden import DATA
 from torch import Tensor
 
 _KEPT = ("num_batches_tracked", "embedding.position.pe")
@@ -24,6 +25,20 @@ def released_weights(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict
         Name -> float32.
     """
     return {name: _entry(prefix, name, shape) for name, shape in shapes.items() if not name.endswith(_KEPT)}
+
+
+def released_state(name: str, key: str) -> dict[str, Tensor]:
+    """The state dict that ``tests/data/NAME.npz`` was computed with, under its released names.
+
+    Args:
+        name: Of the file.
+        key: Its array of names and shapes.
+    """
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as arrays:
+        shapes = parsed_shapes(arrays[key])
+        weights = released_weights(str(arrays["weight_prefix"]), shapes)
+    counters = {entry: torch.tensor(0) for entry in shapes if entry.endswith("num_batches_tracked")}
+    return {**weights, **counters}
 
 
 def parsed_shapes(lines: np.ndarray) -> dict[str, tuple[int, ...]]:
