@@ -89,6 +89,10 @@ RELEASED: dict[str, Any] = {
     "augmentation.scale_min": 0.5,
     "augmentation.scale_max": 2.0,
     "augmentation.mirror_probability": 0.5,
+    "augmentation.brightness": 0.0,
+    "augmentation.contrast": 0.0,
+    "augmentation.saturation": 0.0,
+    "augmentation.hue": 0.0,
     # evaluation
     "validation.propagation_background": 0.35,
     "validation.outputs": None,

@@ -19,6 +19,7 @@ from afa.data.images import DamagedImage
 from afa.data.loader import LOST_LOADER, LoadingStopped, training_loader
 from afa.data.samples import Sample
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
+from afa.engine.held_out import HeldOutLosses
 from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
 from afa.engine.records import NullRecords, Progress, Records, RunRecords, clock
@@ -48,6 +49,7 @@ class TrainingRun:
         runtime: The processes.
         images: What is trained on.
         validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
+        held_out: The losses on the validation list, where there is nothing to score on; None: nor is there this.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
         stop: Where a request to stop is noted.
@@ -60,12 +62,13 @@ class TrainingRun:
         runtime: ProcessRuntime,
         images: TrainingImages,
         validator: Validator | None,
+        held_out: HeldOutLosses | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
     ) -> None:
         self.config, self.method, self.runtime = config, method, runtime
-        self.images, self.validator = images, validator
+        self.images, self.validator, self.held_out = images, validator, held_out
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.trainer = Trainer(config, method, runtime, output)
@@ -149,7 +152,7 @@ class TrainingRun:
 
     def _validates(self, done: int) -> bool:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
-        return due and self.validator is not None
+        return due and (self.validator is not None or self.held_out is not None)
 
     def _record(self, done: int, batch: Batch | None = None) -> bool:
         """Say what there is to say after a step: one record, with the validation's figures where it is validated.
@@ -182,11 +185,18 @@ class TrainingRun:
         return True
 
     def _validate(self, done: int) -> dict[str, float]:
-        """Score the network, remember whether its segmentation is the best so far.
+        """Score the network, remember whether it is the best so far; or, without masks, compute the losses.
 
         Raises:
             EvaluationStopped: On every process, where one was asked to stop.
         """
+        if self.held_out is not None:
+            losses = self.held_out(self.method, self.trainer, self.runtime, done - 1, self.stop.asked)
+            self.table = {"losses": losses}
+            if self.runtime.is_main:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                logger.info("validation at step %d, losses: %s", done, shown)
+            return {f"validation/loss/{name}": value for name, value in losses.items()}
         assert self.validator is not None
         self.table = self.validator(self.method, self.stop.asked)
         rows = {

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from afa.config import RunConfig, check_training, config_to_dict
-from afa.data.dataset import TrainingImages
-from afa.data.layout import find_class_names
+from afa.data.dataset import Split, TrainingImages
+from afa.data.layout import Layout, find_class_names
 from afa.data.loader import LOST_LOADER
+from afa.engine.held_out import HeldOutLosses
 from afa.engine.loop import TrainingRun, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
@@ -97,26 +98,8 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)
-    validator = None
-    layout = images.images.layout
-    if layout.has_masks(config.dataset.val_split):
-        outputs = _validated_outputs(config, method)
-        validator = Validator(
-            config.dataset,
-            class_names,
-            outputs=outputs,
-            inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
-            batch_size=config.validation.batch_size,
-            device=runtime.device,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            workers=settings.workers,
-            stop=stop,
-        )
-    elif runtime.is_main:
-        masks = layout.split_masks(config.dataset.val_split)
-        logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
-    return TrainingRun(config, method, runtime, images, validator, output, facts, stop)
+    validator, held_out = _validation(config, method, runtime, images.images.layout, stop)
+    return TrainingRun(config, method, runtime, images, validator, held_out, output, facts, stop)
 
 
 def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
@@ -132,8 +115,49 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
         )
 
 
-def _validated_outputs(config: RunConfig, method: Method) -> list[str]:
-    """The outputs that validation scores.
+def _validation(
+    config: RunConfig, method: Method, runtime: ProcessRuntime, layout: Layout, stop: StopSignals
+) -> tuple[Validator | None, HeldOutLosses | None]:
+    """Scores where there are masks, else losses where the method and the data set allow it, else nothing.
+
+    Raises:
+        UserError: The settings name outputs that cannot be scored.
+    """
+    split = config.dataset.val_split
+    if layout.has_masks(split):
+        outputs = _validated_outputs(config, method, speaks=runtime.is_main)
+        if not outputs:
+            return None, None
+        validator = Validator(
+            config.dataset,
+            method.class_names,
+            outputs=outputs,
+            inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
+            batch_size=config.validation.batch_size,
+            device=runtime.device,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            workers=config.train.workers,
+            stop=stop,
+        )
+        return validator, None
+    said = f"there are no masks in {layout.split_masks(split)}"
+    transform, held_out = method.validation_transform(), None
+    if transform is not None:
+        try:
+            held_out = HeldOutLosses(config, method.needs, transform)
+        except UserError as error:
+            said = f"{said}, and no losses on '{split}': {error}"
+    if runtime.is_main:
+        if held_out is None:
+            logger.warning("%s: training goes without validation, the last weights count", said)
+        else:
+            logger.info("%s: the losses on '%s' are reported, the last weights count", said, split)
+    return None, held_out
+
+
+def _validated_outputs(config: RunConfig, method: Method, *, speaks: bool) -> list[str]:
+    """The outputs that validation scores; those whose inputs validation images lack only where they are asked for.
 
     Raises:
         UserError: The settings name one that there is not, or that has no score.
@@ -141,7 +165,11 @@ def _validated_outputs(config: RunConfig, method: Method) -> list[str]:
     scored = [output.name for output in scored_outputs(method)]
     wanted = config.validation.outputs
     if wanted is None:
-        return scored
+        missing = {name: _missing_inputs(config, method, name) for name in scored}
+        for name, reason in missing.items():
+            if reason and speaks:
+                logger.warning("validation leaves the output '%s' out: %s", name, reason)
+        return [name for name in scored if not missing[name]]
     unknown = [name for name in wanted if name not in scored]
     if unknown or not wanted:
         raise UserError(
@@ -149,3 +177,15 @@ def _validated_outputs(config: RunConfig, method: Method) -> list[str]:
             f"{'none of ' if unknown else ''}{', '.join(scored)}"
         )
     return [name for name in scored if name in wanted]
+
+
+def _missing_inputs(config: RunConfig, method: Method, output: str) -> str | None:
+    """What validation images lack for an output; None: nothing."""
+    inputs = method.output(output).inputs
+    if not inputs:
+        return None
+    try:
+        Split(config.dataset, config.dataset.val_split, inputs=inputs)
+    except UserError as error:
+        return str(error)
+    return None
