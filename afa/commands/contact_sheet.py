@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from afa.commands.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
@@ -31,12 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.dataset import EvaluationImages
+    from afa.data.inputs import CLASS_LABELS
     from afa.prediction.model import build_crf, load, scored_class_names
     from afa.prediction.sheet import output_sheet
     from afa.visual import write_picture
 
     model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
-    inputs = sorted({name for output in model.method.outputs for name in output.inputs})
+    images = EvaluationImages(model.config.dataset, split=args.split)
+    wanted = sorted({name for output in model.method.outputs for name in output.inputs})
+    inputs, reasons = images.images.inputs_there(wanted)
+    for reason in reasons:
+        print(f"note: {reason}", file=sys.stderr)
     images = EvaluationImages(model.config.dataset, split=args.split, inputs=inputs)
     scored_class_names(model)
     count = min(args.count, len(images))
@@ -45,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = model.method.name.upper()
     heading = name if model.step is None else f"{name} after {model.step} steps"
     rows = ((found.sample, found.label) for found in chosen)
-    sheet = output_sheet(model.predictor(crf), rows, heading=heading, cell=args.cell)
+    sheet = output_sheet(model.predictor(crf, [CLASS_LABELS, *inputs]), rows, heading=heading, cell=args.cell)
     try:
         write_picture(args.output, sheet)
     except OSError as error:

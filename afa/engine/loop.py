@@ -71,6 +71,7 @@ class TrainingRun:
         self.trainer = Trainer(config, method, runtime, output)
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
         self.records: Records = NullRecords()
+        self.predictor: Predictor | None = None
         self.progress = Progress(0, config.train.steps, seconds_before=0, enabled=False)
         self.mark = (0, time.monotonic())
         self.best: float | None = None
@@ -205,6 +206,8 @@ class TrainingRun:
 
     def _pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What the method says about a batch's first images, for TensorBoard; changes no state."""
+        if self.predictor is None:
+            return {}
         samples: list[tuple[Sample, Tensor | None]] = []
         for name in names[:_MOST_PICTURES]:
             try:
@@ -215,8 +218,7 @@ class TrainingRun:
         training = network.training
         network.eval()
         try:
-            predictor = Predictor(self.method, self.config, device=self.runtime.device)
-            sheet = output_sheet(predictor, samples, heading="", cell=_PICTURE_WIDTH)
+            sheet = output_sheet(self.predictor, samples, heading="", cell=_PICTURE_WIDTH)
         finally:
             network.train(training)
         return {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)} if samples else {}
@@ -272,6 +274,13 @@ class TrainingRun:
         remove_unfinished(self.output)
         write_config(self.output, self.facts["config"])
         self.records = RunRecords(self.output, first_step=first_record)
+        if self.config.train.pictures_every:
+            try:
+                self.predictor = Predictor(
+                    self.method, self.config, device=self.runtime.device, inputs=self.method.needs
+                )
+            except UserError as error:
+                logger.info("TensorBoard gets no images: %s", error)
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"
         beginning = f"going on from step {start}" if start else "starting"
         logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])

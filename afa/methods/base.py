@@ -7,7 +7,7 @@ else iterates those. docs/architecture.md shows a whole method in sixty lines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from afa.config import RunConfig
 from afa.data.dataset import Transform
+from afa.data.inputs import CLASS_LABELS, setting_of
 from afa.data.samples import Sample
 from afa.maps import Maps
 from afa.ops.random_walk import TokenAffinity
@@ -288,6 +289,29 @@ class Method(ABC):
             if output.name == name:
                 return output
         raise KeyError(name)
+
+
+def possible_outputs(method: Method, given: Collection[str]) -> tuple[Output, ...]:
+    """The outputs that need nothing else than what is given.
+
+    Args:
+        method: Its outputs count.
+        given: Names of inputs, as :attr:`Output.inputs` spells them.
+    """
+    return tuple(output for output in method.outputs if set(output.inputs) <= set(given))
+
+
+def missing_inputs(outputs: Sequence[Output]) -> str:
+    """What to say of outputs that no image alone can have: what they need, and how to get them all the same.
+
+    Args:
+        outputs: Each with inputs.
+    """
+    names = ", ".join(output.name for output in outputs)
+    needed = list(dict.fromkeys(name for output in outputs for name in output.inputs))
+    folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
+    how = f"tools/label.py writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
+    return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
 
 
 def scored_outputs(method: Method) -> tuple[Output, ...]:

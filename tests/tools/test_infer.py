@@ -258,7 +258,7 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
-        ([], "no picture was named"),
+        ([], "no image was named"),
         (["{empty}"], "no image in"),
         (["{picture}", "--device", "tpu"], "--device=tpu"),
         (["{picture}", "--scales", "2", "0.5"], "must contain 1"),
