@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from afa.commands.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
+from afa.data.files import require_writable
 from afa.errors import UserError, one_line
 from afa.paths import given_path
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--output {args.output}: give a .png or .jpg file")
+    require_writable(args.output, "--output")
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.dataset import EvaluationImages

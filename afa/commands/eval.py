@@ -1,6 +1,7 @@
 """Score a checkpoint: tools/eval.py work_dirs/voc --split val --scales 1 0.5 0.75 --flip dataset.root=data/VOC2012
 
-Segmentation follows the test protocol (long side, scales, mirror); CAM and propagated CAM are scored as in training.
+Segmentation follows the test protocol (long side, scales, mirror); CAMs and what is made of them are scored as in
+training's validation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from afa.commands.arguments import (
     prediction_overrides,
     split_scales,
 )
+from afa.data.files import require_writable
 from afa.data.parallel import usable_cores
 from afa.errors import UserError
 from afa.paths import given_path
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} is below 0")
 
+    path = args.output or default_report_path(args.checkpoint)
+    require_writable(path, "--output" if args.output else "without --output,")
+
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.layout import find_layout
     from afa.data.loader import evaluation_loader
@@ -58,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     test = model.config.test
     outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
     crf = build_crf(test, args.crf_negligible) if args.crf else None
-    path = args.output or default_report_path(args.checkpoint)
     read_entries(path)  # before hours of work, what could not be written beside them
     split = args.split or model.config.dataset.val_split
     listed = len(find_layout(model.config.dataset).names(split))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from afa.commands.arguments import split_names
+from afa.data.files import require_writable
 from afa.data.parallel import usable_cores
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--limit {args.limit}: at least 1 image is needed")
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} is below 0")
+
+    require_writable(args.output, "--output", folder=True)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
