@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +21,13 @@ from afa.data.samples import Sample
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
 from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
-from afa.engine.records import NullRecords, Progress, Records, RunRecords, clock
+from afa.engine.records import Progress, RunRecords, clock
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.signals import StopSignals
 from afa.engine.trainer import Trainer
 from afa.errors import UserError
 from afa.methods.base import Batch, Method
-from afa.prediction.evaluate import EvaluationStopped, Validator
+from afa.prediction.evaluate import EvaluationStopped, Samples, evaluate
 from afa.prediction.predictor import Predictor
 from afa.prediction.sheet import output_sheet
 
@@ -39,6 +39,13 @@ _GO_ON, _STOP, _FAIL = range(3)
 _MOST_PICTURES, _PICTURE_WIDTH = 4, 160
 
 
+class Validation(NamedTuple):
+    """What is scored during training: this process's share of the images, and the names of the outputs."""
+
+    samples: Samples
+    outputs: tuple[str, ...]
+
+
 class TrainingRun:
     """State of one run between its steps.
 
@@ -47,7 +54,7 @@ class TrainingRun:
         method: What one step means.
         runtime: The processes.
         images: What is trained on.
-        validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
+        validation: What is scored; None: there is nothing to score on.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
         stop: Where a request to stop is noted.
@@ -59,18 +66,18 @@ class TrainingRun:
         method: Method,
         runtime: ProcessRuntime,
         images: TrainingImages,
-        validator: Validator | None,
+        validation: Validation | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
     ) -> None:
         self.config, self.method, self.runtime = config, method, runtime
-        self.images, self.validator = images, validator
+        self.images, self.validation = images, validation
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.trainer = Trainer(config, method, runtime, output)
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
-        self.records: Records = NullRecords()
+        self.records: RunRecords | None = None  # the main process's
         self.predictor: Predictor | None = None
         self.progress = Progress(0, config.train.steps, seconds_before=0, enabled=False)
         self.mark = (0, time.monotonic())
@@ -103,7 +110,8 @@ class TrainingRun:
             try:
                 return self._loop(start, batches, recorded=recorded)
             finally:
-                self.records.close()
+                if self.records is not None:
+                    self.records.close()
                 self.progress.close()
 
     def _loop(self, start: int, batches: Iterator[dict[str, Any]], *, recorded: bool) -> int:
@@ -150,7 +158,7 @@ class TrainingRun:
 
     def _validates(self, done: int) -> bool:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
-        return due and self.validator is not None
+        return due and self.validation is not None
 
     def _record(self, done: int, batch: Batch | None = None) -> bool:
         """Say what there is to say after a step: one record, with the validation's figures where it is validated.
@@ -161,7 +169,7 @@ class TrainingRun:
         """
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
-        if batch is not None and pictured and self.runtime.is_main:
+        if batch is not None and pictured and self.records is not None:
             self.records.pictures(done, self._pictures(batch["name"]))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
             return True
@@ -178,18 +186,28 @@ class TrainingRun:
                 values |= self._validate(done)
             except EvaluationStopped:
                 return False
-        self.records.scalars(done, values)
+        if self.records is not None:
+            self.records.scalars(done, values)
         self.mark = (done, time.monotonic())
         return True
 
     def _validate(self, done: int) -> dict[str, float]:
-        """Score the network, remember whether its segmentation is the best so far.
+        """Score the network at native resolution, one forward for segmentations; remember whether it is the best.
 
         Raises:
             EvaluationStopped: On every process, where one was asked to stop.
         """
-        assert self.validator is not None
-        self.table = self.validator(self.method, self.stop.asked)
+        assert self.validation is not None
+        self.table = evaluate(
+            self.method,
+            self.validation.samples,
+            class_names=self.method.class_names,
+            device=self.runtime.device,
+            outputs=self.validation.outputs,
+            batch_size=self.config.validation.batch_size,
+            progress="validating" if self.runtime.is_main else None,
+            stop=self.stop.asked,
+        ).table
         rows = {
             output.name: self.table[output.name]["miou"] for output in self.method.outputs if output.name in self.table
         }
@@ -226,7 +244,7 @@ class TrainingRun:
     def _save(self, done: int, *, recorded: bool) -> bool:
         """Write a checkpoint, which the main process does; returns whether it was written. All processes take part."""
         state = self.trainer.state()
-        if not self.runtime.is_main:
+        if self.records is None:
             return True
         self.records.flush()
         facts = {

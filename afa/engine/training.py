@@ -11,15 +11,14 @@ import torch
 from afa.config import RunConfig, check_training, config_to_dict
 from afa.data.dataset import TrainingImages
 from afa.data.layout import find_class_names
-from afa.data.loader import LOST_LOADER
-from afa.engine.loop import TrainingRun, killed_loader
+from afa.data.loader import LOST_LOADER, evaluation_loader
+from afa.engine.loop import TrainingRun, Validation, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
 from afa.methods import build_method
 from afa.methods.base import Method, scored_outputs
-from afa.prediction.evaluate import Validator
 from afa.weights import load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
@@ -97,26 +96,24 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)
-    validator = None
+    validation = None
     layout = images.images.layout
     if layout.has_masks(config.dataset.val_split):
         outputs = _validated_outputs(config, method)
-        validator = Validator(
+        loader = evaluation_loader(
             config.dataset,
-            class_names,
-            outputs=outputs,
             inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
-            batch_size=config.validation.batch_size,
-            device=runtime.device,
             rank=runtime.rank,
             world_size=runtime.world_size,
             workers=settings.workers,
+            pin_memory=runtime.device.type == "cuda",
             stop=stop,
         )
+        validation = Validation(loader, tuple(outputs))
     elif runtime.is_main:
         masks = layout.split_masks(config.dataset.val_split)
         logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
-    return TrainingRun(config, method, runtime, images, validator, output, facts, stop)
+    return TrainingRun(config, method, runtime, images, validation, output, facts, stop)
 
 
 def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
