@@ -24,7 +24,7 @@ from afa.errors import UserError
 from afa.methods.base import Output
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
-from afa.prediction.model import Model
+from afa.prediction.model import Model, scored_class_names
 from afa.prediction.progress import track
 from afa.weights.reading import file_checksum
 
@@ -108,12 +108,8 @@ def label_split(
     Raises:
         UserError: Something of the data set is missing, the folder holds other labels, or the disk is too small.
     """
+    scored_class_names(model)
     images = _images(model, split, outputs, limit)
-    if images.layout.num_classes != len(model.class_names):
-        raise UserError(
-            f"the network knows {len(model.class_names)} classes, the data set {model.config.dataset.root} has "
-            f"{images.layout.num_classes}: set dataset.root to the one it was trained for"
-        )
     folder = LabelFolder(output, _facts(model, images, outputs, limit), outputs, maps=maps, compress=compress)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)
