@@ -29,12 +29,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:
-    """Add how many pictures run together, for tools that look at many."""
+    """Add how many images run together, for tools that look at many."""
     parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        help="pictures of one size that run together, for a GPU; default: test.batch_size",
+        help="images of one size that run together, for a GPU; default: test.batch_size",
     )
 
 

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
-    parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
+    parser.add_argument("--cell", type=int, default=200, help="width of an image in pixels (default: %(default)s)")
     parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".png or .jpg")
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)

@@ -1,6 +1,6 @@
-"""Segment anyone's pictures: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
+"""Segment anyone's images: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
 
-Exit code 1 if a picture could not be read; the others are done.
+Exit code 1 if an image could not be read; the others are done.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels",
         type=given_path,
         metavar="FILE",
-        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold pictures without",
+        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold images without",
     )
     parser.add_argument(
         "--pseudo-labels",

@@ -63,7 +63,7 @@ class RunRecords:
         self._try(lambda: self._board.scalars(step, values))
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Write pictures to TensorBoard."""
+        """Write images to TensorBoard."""
         self._try(lambda: self._board.pictures(step, pictures))
 
     def flush(self) -> None:

@@ -43,15 +43,15 @@ class _Read(NamedTuple):
 
 
 class Inference:
-    """One run over pictures.
+    """One run over images.
 
     Args:
-        predictor: Looks at the pictures.
+        predictor: Looks at the images.
         out: Folder of the results; those of the same names are replaced.
         wanted: Which results.
-        labels: Image-level labels [K] by picture key or bare name; None: the classifier's own. Pictures of folders
+        labels: Image-level labels [K] by image key or bare name; None: the classifier's own. Images of folders
             that are not among them are left out: a training set is mostly a part of a folder.
-        inputs: What else belongs to the images, by picture key: the predictor's inputs.
+        inputs: What else belongs to the images, by image key: the predictor's inputs.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Inference:
         self.done: dict[str, Any] = {}
 
     def run(self, pictures: Sequence[Picture]) -> int:
-        """Predict all pictures; one that fails, or whose results cannot be written, leaves the others unharmed.
+        """Predict all images; one that fails, or whose results cannot be written, leaves the others unharmed.
 
         ``pictures.json`` says what was done, also where the run is ended early.
 
         Returns:
-            Number of failures, which :attr:`failures` describes. :attr:`left_out` counts pictures without labels.
+            Number of failures, which :attr:`failures` describes. :attr:`left_out` counts images without labels.
 
         Raises:
-            UserError: No picture has labels, some lack an input, or no results can be written: the disk is full, say.
+            UserError: No image has labels, some lack an input, or no results can be written: the disk is full, say.
         """
         if self.labels is not None:
             labelled = [picture for picture in pictures if picture.folder is None or self._is_labelled(picture)]
             self.left_out = len(pictures) - len(labelled)
             if not labelled:
-                raise UserError(f"the labels file names none of the {len(pictures)} pictures: compare their names")
+                raise UserError(f"the labels file names none of the {len(pictures)} images: compare their names")
             pictures = labelled
         if self.inputs is not None:
             known = {picture.key: self._class_labels(picture) for picture in pictures if self._is_labelled(picture)}
@@ -123,7 +123,7 @@ class Inference:
         write_json(self.out / "pictures.json", self.done)
 
     def _frames(self, pictures: Iterator[Picture]) -> Iterator[np.ndarray]:
-        """Work the pictures off, those of one size that follow one another together; give each one's overlay."""
+        """Work the images off, those of one size that follow one another together; give each one's overlay."""
         waiting: list[_Read] = []
         for picture in pictures:
             try:

@@ -1,4 +1,4 @@
-"""Pictures for people: coloured labels, heat maps, contact sheets, GIFs."""
+"""Images for people: coloured labels, heat maps, contact sheets, GIFs."""
 
 from __future__ import annotations
 

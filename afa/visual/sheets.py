@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows and columns with titles and a legend of the classes."""
+"""Contact sheets: images in rows and columns with titles and a legend of the classes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def contact_sheet(
     legend: Sequence[tuple[str, int]] = (),
     cell: int = 200,
 ) -> np.ndarray:
-    """Lay pictures out in a grid.
+    """Lay images out in a grid.
 
     Args:
-        rows: Pictures uint8 RGB [H, W, 3] of any size; None leaves a cell empty.
+        rows: Images uint8 RGB [H, W, 3] of any size; None leaves a cell empty.
         titles: One per column.
-        row_titles: One per row, below its first picture; none by default.
+        row_titles: One per row, below its first image; none by default.
         heading: Line above everything.
         legend: Class names with their ids, shown as swatches in VOC's colours below everything.
-        cell: Width of a picture in pixels; higher pictures are shrunk to a height of 1.25 times that.
+        cell: Width of an image in pixels; higher images are shrunk to a height of 1.25 times that.
 
     Returns:
         uint8 RGB [H, W, 3].
@@ -81,7 +81,7 @@ def contact_sheet(
 
 
 def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
-    """Write a picture atomically; the suffix gives the format.
+    """Write an image atomically; the suffix gives the format.
 
     Args:
         path: ``.png``, ``.jpg``, ...
