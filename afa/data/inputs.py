@@ -12,7 +12,8 @@ import numpy as np
 from afa.data.files import missing_files
 from afa.data.images import DamagedImage, read_image
 from afa.data.labels import classes_in_mask
-from afa.data.map_folders import LABEL_FACTS, MapFolder
+from afa.data.map_files import LABEL_FACTS
+from afa.data.map_folders import MapFolder
 from afa.errors import UserError
 from afa.maps import IGNORE
 
