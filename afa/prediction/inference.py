@@ -26,7 +26,7 @@ from afa.prediction.images import Picture, free_name
 from afa.prediction.predictor import Prediction, Predictor
 from afa.prediction.progress import track
 from afa.prediction.results import WantedResults
-from afa.visual import map_heat, overlay_cams, overlay_label, write_gif, write_picture
+from afa.visual import map_heat, overlay_heat, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
 # What keeps every result from being written, not one alone.
@@ -233,7 +233,7 @@ class Inference:
             if wanted.overlays:
                 strongest = map_heat(cams, prediction.background.get(wanted.maps))
                 heat = cv2.resize(strongest, (width, height), interpolation=cv2.INTER_AREA)
-                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_cams(small, heat))
+                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_heat(small, heat))
         if wanted.overlays:
             write_picture(self.out / "overlays" / f"{name}.jpg", overlay)
         scores = prediction.scores

@@ -10,7 +10,7 @@ from torch import Tensor
 from afa.data.samples import Sample
 from afa.methods.base import Output
 from afa.prediction.predictor import Prediction, Predictor
-from afa.visual import contact_sheet, map_heat, overlay_cams, overlay_label
+from afa.visual import contact_sheet, map_heat, overlay_heat, overlay_label
 
 
 def output_sheet(
@@ -50,7 +50,7 @@ def output_sheet(
         for output in outputs:
             if output.name in heats:
                 heat = map_heat(seen.maps[output.name], seen.background.get(output.name))
-                row.append(overlay_cams(sample.image, heat))
+                row.append(overlay_heat(sample.image, heat))
             else:
                 row.append(_overlaid(sample.image, _label_of(output, predictor, seen), shown))
         if predictor.crf is not None:
