@@ -70,6 +70,7 @@ class Guided(Method):
         return StepOutput({"all": network(batch["value"]).mean()}, {"all": 1.0})
 
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
+        self.seen = samples
         return [Found({name: self.say(name, sample) for name in wanted}, (1,)) for sample in samples]
 
     @staticmethod
@@ -145,6 +146,7 @@ def test_inputs_are_shrunk_with_a_large_image(monkeypatch: pytest.MonkeyPatch) -
     tokens = maps.with_scores(torch.full((1, 1, 3, 6), 0.7))
     inputs = [{"maps/cam": given, "saliency": left_half(600, 1200)} for given in (maps, tokens)]
     whole, coarse = predictor.predict_batch([image, image], inputs=inputs, maps=["walked"], labels=["walked", "cut"])
+    assert [sample.inputs["maps/cam"].size for sample in method.seen] == [(256, 512), (3, 6)]
     for seen in (whole, coarse):
         assert (seen.mask == (left_half(600, 1200) > 0)).all() and (seen.labels["cut"] == seen.mask).all()
     assert np.abs(whole.maps["walked"][0] - ramp[0, 0].numpy()).max() < 0.01
