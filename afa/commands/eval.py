@@ -14,13 +14,13 @@ from pathlib import Path
 from afa.commands.arguments import (
     add_batch_argument,
     add_crf_arguments,
+    add_loading_arguments,
     add_network_arguments,
+    check_loading,
     prediction_overrides,
     split_scales,
 )
 from afa.data.files import require_writable
-from afa.data.parallel import usable_cores
-from afa.errors import UserError
 from afa.paths import given_path
 
 
@@ -32,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
-    parser.add_argument(
-        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
-    )
+    add_loading_arguments(parser)
     parser.add_argument(
         "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
@@ -43,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)
     args.overrides += split_scales(args)
     args.overrides += prediction_overrides(args)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: at least 1 image is needed")
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} is below 0")
+    check_loading(args)
 
     path = args.output or default_report_path(args.checkpoint)
     require_writable(path, "--output" if args.output else "without --output,")

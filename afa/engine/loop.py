@@ -43,7 +43,7 @@ class Validation(NamedTuple):
     """What is scored during training: this process's share of the images, and the names of the outputs."""
 
     samples: Samples
-    outputs: tuple[str, ...]
+    outputs: Sequence[str]
 
 
 class TrainingRun:

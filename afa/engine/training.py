@@ -18,7 +18,7 @@ from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
 from afa.methods import build_method
-from afa.methods.base import Method, scored_outputs
+from afa.methods.base import Method, named_outputs, scored_outputs
 from afa.weights import load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
@@ -99,17 +99,19 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
     validation = None
     layout = images.images.layout
     if layout.has_masks(config.dataset.val_split):
-        outputs = _validated_outputs(config, method)
+        if config.validation.outputs == []:
+            raise UserError("validation.outputs is empty: name outputs, or leave it out")
+        outputs = named_outputs(scored_outputs(method), config.validation.outputs, "validation.outputs")
         loader = evaluation_loader(
             config.dataset,
-            inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
+            inputs=sorted({name for output in outputs for name in output.inputs}),
             rank=runtime.rank,
             world_size=runtime.world_size,
             workers=settings.workers,
             pin_memory=runtime.device.type == "cuda",
             stop=stop,
         )
-        validation = Validation(loader, tuple(outputs))
+        validation = Validation(loader, [output.name for output in outputs])
     elif runtime.is_main:
         masks = layout.split_masks(config.dataset.val_split)
         logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
@@ -127,22 +129,3 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
         logger.warning(
             "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
         )
-
-
-def _validated_outputs(config: RunConfig, method: Method) -> list[str]:
-    """The outputs that validation scores.
-
-    Raises:
-        UserError: The settings name one that there is not, or that has no score.
-    """
-    scored = [output.name for output in scored_outputs(method)]
-    wanted = config.validation.outputs
-    if wanted is None:
-        return scored
-    unknown = [name for name in wanted if name not in scored]
-    if unknown or not wanted:
-        raise UserError(
-            f"validation.outputs: {f'{unknown[0]!r} is' if unknown else 'it is empty; name some of'} "
-            f"{'none of ' if unknown else ''}{', '.join(scored)}"
-        )
-    return [name for name in scored if name in wanted]

@@ -19,6 +19,7 @@ from afa.config import RunConfig
 from afa.data.dataset import Transform
 from afa.data.inputs import CLASS_LABELS, setting_of
 from afa.data.samples import Sample
+from afa.errors import UserError
 from afa.maps import Maps
 from afa.ops.random_walk import TokenAffinity
 
@@ -312,6 +313,24 @@ def missing_inputs(outputs: Sequence[Output]) -> str:
     folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
     how = f"tools/label.py writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
     return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
+
+
+def named_outputs(offered: Iterable[Output], names: Sequence[str] | None, what: str) -> list[Output]:
+    """Those of the offered outputs that are named, in the order of the offer; all of them where no names are given.
+
+    Args:
+        offered: Some outputs of a method.
+        names: Of those that are wanted.
+        what: Who names them, for the message.
+
+    Raises:
+        UserError: None of them has such a name.
+    """
+    by_name = {output.name: output for output in offered}
+    for name in names or ():
+        if name not in by_name:
+            raise UserError(f"{what}: '{name}' is none of {', '.join(by_name)}")
+    return [output for output in by_name.values() if names is None or output.name in names]
 
 
 def scored_outputs(method: Method) -> tuple[Output, ...]:

@@ -18,7 +18,7 @@ from afa.data.layout import find_class_names
 from afa.device import allow_tf32, choose_device
 from afa.errors import UserError
 from afa.methods import config_from_dict
-from afa.methods.base import Method, SegmentationProtocol
+from afa.methods.base import Method, SegmentationProtocol, named_outputs
 from afa.ops.dense_crf import DenseCRF
 from afa.prediction.images import find_pictures
 from afa.prediction.predictor import Prediction, Predictor
@@ -163,9 +163,7 @@ def _map_outputs(predictor: Predictor, wanted: Sequence[str] | None) -> list[str
         raise UserError(f"maps: give a list of names, such as ['{wanted}']")
     for name in wanted:
         predictor.require(name)
-        if name not in [output.name for output in offered]:
-            raise UserError(f"maps: '{name}' is none of {', '.join(output.name for output in offered)}")
-    return list(wanted)
+    return [output.name for output in named_outputs(offered, wanted, "maps")]
 
 
 def last_checkpoint(source: str | Path) -> Path:
