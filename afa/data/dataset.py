@@ -33,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 _MAX_DAMAGED_IN_A_ROW = 20
 
+SETTINGS_OF_PLACES = (
+    "root", "name_list_dir", "mask_dir", "mask_palette", "labels", "class_names", "pixel_labels", "maps", "saliency",
+    "bad_image", "max_pixels", "read_timeout",
+)  # fmt: skip
+"""Settings that say where things lie, and how they are read. :attr:`Split.fingerprint` tells whether what lies there is
+the same."""
+
 Transform = Callable[[Sample, np.random.Generator], dict[str, torch.Tensor]]
 """A sample and the only source of randomness -> what a training step needs of it; can be pickled."""
 

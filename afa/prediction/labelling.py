@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from afa.config import config_to_dict
-from afa.data.dataset import Split
+from afa.data.dataset import SETTINGS_OF_PLACES, Split
 from afa.data.images import DamagedImage
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_layout
@@ -34,13 +34,10 @@ _SPARE_BYTES = 2**28  # so much of the disk is left alone
 # What a run did to come about, where its data lie, and how the work is done shape no label.
 _WITHOUT_EFFECT = ("train", "optimiser", "augmentation", "loss", "schedule")
 _SETTINGS_WITHOUT_EFFECT = {
-    "dataset": (
-        "root", "name_list_dir", "mask_dir", "mask_palette", "labels", "class_names", "pixel_labels", "maps",
-        "saliency", "train_split", "val_split", "bad_image", "max_pixels", "read_timeout",
-    ),
+    "dataset": (*SETTINGS_OF_PLACES, "train_split", "val_split"),
     "validation": ("every", "outputs", "batch_size"),
     "test": ("batch_size",),
-}  # fmt: skip
+}
 
 Value = TypeVar("Value")
 
