@@ -53,10 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = model.method.name.upper()
     heading = name if model.step is None else f"{name} after {model.step} steps"
     rows = ((found.sample, found.label) for found in chosen)
-    sheet = output_sheet(model.predictor(crf, [CLASS_LABELS, *inputs]), rows, heading=heading, cell=args.cell)
+    predictor = model.predictor(crf, [CLASS_LABELS, *inputs])
+    sheet = output_sheet(predictor, rows, heading=heading, cell=args.cell)
     try:
         write_picture(args.output, sheet)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
-    print(f"{count} images in {one_line(str(args.output))}")
+    without = f", without {predictor.left_out}" if predictor.left_out else ""
+    print(f"{count} images in {one_line(str(args.output))}{without}")
     return 0

@@ -115,15 +115,21 @@ class Predictor:
                 f"'{self.mask_output.name}': leave it out"
             )
 
+    @property
+    def left_out(self) -> str:
+        """The outputs that these inputs do not suffice for, and what they need, as people read it; "" for none."""
+        others = [output for output in self.method.outputs if output not in self.outputs]
+        return ", ".join(f"{output.title} (needs {', '.join(output.inputs)})" for output in others)
+
     def require(self, name: str) -> None:
         """Refuse an output of the method that these inputs do not suffice for.
 
         Raises:
             UserError: Says what is missing.
         """
-        left_out = [output for output in self.method.outputs if output not in self.outputs and output.name == name]
-        if left_out:
-            raise UserError(missing_inputs(left_out))
+        others = [output for output in self.method.outputs if output not in self.outputs and output.name == name]
+        if others:
+            raise UserError(missing_inputs(others))
 
     def predict(
         self,

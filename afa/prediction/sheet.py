@@ -62,10 +62,8 @@ def output_sheet(
     titles = ["image", "ground truth", *(output.title for output in outputs)]
     if predictor.crf is not None:
         titles.append("after DenseCRF")
-    left_out = [output for output in predictor.method.outputs if output not in predictor.outputs]
-    if left_out:
-        without = ", ".join(f"{output.title} (needs {', '.join(output.inputs)})" for output in left_out)
-        heading = f"{heading}, without {without}" if heading else f"without {without}"
+    if predictor.left_out:
+        heading = ", ".join(filter(None, [heading, f"without {predictor.left_out}"]))
     if all(row[1] is None for row in rows):
         rows, titles = [[row[0], *row[2:]] for row in rows], [titles[0], *titles[2:]]
     return contact_sheet(rows, titles, row_titles=row_titles, heading=heading, legend=legend, cell=cell)

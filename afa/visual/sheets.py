@@ -55,7 +55,8 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
-        draw.text((_MARGIN, _MARGIN - 4), heading, fill=_INK, font=heading_font)
+        line = _shorten(heading, heading_font, width - 2 * _MARGIN)
+        draw.text((_MARGIN, _MARGIN - 4), line, fill=_INK, font=heading_font)
     for column, title in enumerate(titles):
         x = _MARGIN + column * (cell + _GAP)
         draw.text((x + cell / 2, top + 10), _shorten(title, title_font, cell), fill=_INK, font=title_font, anchor="mm")

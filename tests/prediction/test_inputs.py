@@ -170,6 +170,7 @@ def test_a_sheet_shows_what_is_there_and_names_the_rest(
     assert done.returncode == 0, done.stderr
     assert shown["titles"] == ["image", "ground truth", "CAM", "cut-out"]
     assert shown["heading"].endswith(", without walked CAM (needs maps/cam)")
+    assert done.stdout.endswith("sheet.png, without walked CAM (needs maps/cam)\n")
     assert f"note: maps/cam: dataset.maps: there is no folder {tmp_path / 'gone'}" in done.stderr
     done = run_tool(*arguments, "dataset.maps=null")
     assert done.returncode == 0 and "note" not in done.stderr
@@ -221,8 +222,14 @@ def test_what_is_missing_is_one_line(data: Path, tmp_path: Path, run_tool: RunTo
 
 @pytest.mark.parametrize(("method", "titles"), [(Guided, ["image", "CAM", "cut-out"]), (Blind, None)])
 def test_training_shows_what_its_samples_bring(
-    method: type[Method], titles: list[str] | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: type[Method],
+    titles: list[str] | None,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     shown: list[list[str]] = []
 
     def lay_out(rows: Any, titles: Sequence[str], **_: Any) -> np.ndarray:
@@ -241,3 +248,5 @@ def test_training_shows_what_its_samples_bring(
         settings["dataset"]["mask_dir"] = str(tmp_path / "no_masks")  # type: ignore[index]
     assert train(config_from_dict(settings)) == 0
     assert shown == ([] if titles is None else [titles])
+    said = "gets no images: the method 'blind'" if titles is None else "images go without walked CAM (needs maps/cam)"
+    assert [said in record.getMessage() for record in caplog.records].count(True) == 1
