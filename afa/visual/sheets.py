@@ -78,7 +78,7 @@ def contact_sheet(
             draw.text((x + 23, y + 13), name, fill=_INK, font=text_font, anchor="lm")
             x += entry_width
         y += 26
-    return np.asarray(sheet)
+    return np.array(sheet)  # its own: what Pillow lends cannot be written to
 
 
 def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
