@@ -94,6 +94,11 @@ class Maps:
         """(h, w)."""
         return self.scores.shape[-2], self.scores.shape[-1]
 
+    def to(self, device: torch.device) -> Maps:
+        """The same on another device."""
+        scores, class_ids, counted = (part.to(device) for part in (self.scores, self.class_ids, self.counted))
+        return Maps(scores, class_ids, counted, self.has_background)
+
     def with_scores(self, scores: Tensor) -> Maps:
         """Other scores [B, c, *, *] of the same classes."""
         return replace(self, scores=scores)

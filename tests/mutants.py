@@ -62,7 +62,31 @@ MUTANTS = [
         "gate[label == ignore_index] = 0",
         "ops/test_dense_energy.py",
     ),
+    Mutant(
+        "afa/ops/neighbour_pairs.py",
+        "if dx * dx + dy * dy < radius * radius",
+        "if dx * dx + dy * dy <= radius * radius",
+        "ops/test_neighbour_pairs.py",
+    ),
     # Models.
+    Mutant(
+        "afa/models/base.py",
+        "        if self.norms_are_frozen:\n",
+        "        if False:\n",
+        "models/test_encoders_and_decoders.py",
+    ),
+    Mutant(
+        "afa/models/resnet38.py",
+        "ResidualUnit(8 * width, 8 * width, 16 * width, dilation=2)",
+        "ResidualUnit(8 * width, 8 * width, 16 * width, first_dilation=2, dilation=2)",
+        "models/test_psa_networks.py",
+    ),
+    Mutant(
+        "afa/models/psa.py",
+        "of_anchors -= slope",
+        "of_anchors += slope",
+        "models/test_psa_networks.py",
+    ),
     Mutant(
         "afa/models/mit.py",
         "self.drop_path = DropPath(drop_path)",
@@ -185,6 +209,18 @@ MUTANTS = [
         "if not torch.isfinite(tensor).all()]",
         "if False]",
         "weights/test_loading.py weights/test_reading.py",
+    ),
+    Mutant(
+        "afa/weights/mxnet.py",
+        "        if count > self.left:\n",
+        "        if False:\n",
+        "weights/test_mxnet.py",
+    ),
+    Mutant(
+        "afa/weights/layouts.py",
+        '"gamma": "weight", "beta": "bias"',
+        '"gamma": "bias", "beta": "weight"',
+        "weights/test_psa_files.py",
     ),
     # Prediction.
     Mutant("afa/methods/base.py", "if set(output.inputs) <= set(given)", "if True", "prediction/test_inputs.py"),

@@ -89,6 +89,10 @@ RELEASED: dict[str, Any] = {
     "augmentation.scale_min": 0.5,
     "augmentation.scale_max": 2.0,
     "augmentation.mirror_probability": 0.5,
+    "augmentation.brightness": 0.0,
+    "augmentation.contrast": 0.0,
+    "augmentation.saturation": 0.0,
+    "augmentation.hue": 0.0,
     # evaluation
     "validation.propagation_background": 0.35,
     "validation.outputs": None,
@@ -133,7 +137,8 @@ EXPECTED = {
 # Settings of this project that the released program has no value for.
 OWN = (
     r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|pixel_labels|maps|saliency|bad_image|max_pixels|read_timeout)"
-    r"|augmentation\.resampling|cam\.reuse_training_forward|model\.fused_attention|schedule\.released_decoder_passes"
+    r"|augmentation\.resampling|cam\.reuse_training_forward|schedule\.released_decoder_passes"
+    r"|model\.(fused_attention|base_width|block_dropout|output_stride)"
     r"|validation\.(every|batch_size)|test\.batch_size|optimiser\.momentum"
     r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|init|"
     r"keep_checkpoints|resume|.*timeout.*)"

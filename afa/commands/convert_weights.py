@@ -1,10 +1,11 @@
-"""Write a trained network in another layout: ours, the released AFA program's, or Hugging Face's.
+"""Write a trained network in another layout: ours, the released program's, or Hugging Face's.
 
 SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
 file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
 DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
-The last two know AFA's networks alone; networks of other methods are written as ours.
+Hugging Face's knows AFA's networks alone, the released one those of AFA and of PSA with a ResNet-38; all others are
+written as ours.
 
     python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
 """

@@ -11,6 +11,7 @@ from afa.config.encoders import VARIANTS, EncoderConfig, EncoderVariant
 from afa.config.reading import config_differences, config_to_dict, config_to_yaml
 from afa.config.settings import (
     AugmentationConfig,
+    CropConfig,
     DatasetConfig,
     OptimiserConfig,
     RunConfig,
@@ -24,6 +25,7 @@ from afa.config.settings import (
 __all__ = [
     "VARIANTS",
     "AugmentationConfig",
+    "CropConfig",
     "DatasetConfig",
     "EncoderConfig",
     "EncoderVariant",

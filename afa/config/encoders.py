@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from afa.config.settings import setting
+from afa.config.values import shown
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,34 @@ VARIANTS = {
     "mit_b5": EncoderVariant((64, 128, 320, 512), (3, 6, 40, 3)),
 }
 
-ENCODERS = (*VARIANTS, "custom")
-"""Names that :func:`afa.models.encoders.build_encoder` knows."""
+RESNET38_DEPTHS = (3, 3, 6, 3)
+"""Residual units of the groups b2 to b5 of ResNet-38, as published."""
+
+ENCODERS = (*VARIANTS, "custom", "resnet38")
+"""Names that :func:`afa.models.encoders.build_encoder` knows, besides ``timm/NAME``."""
+
+TIMM = "timm/"
+_TIMM_NAME = re.compile(r"timm/\w+(\.\w+)?", re.ASCII)  # no colon, no slash: timm would look on the hub or the disk
+_OUTPUT_STRIDES = (8, 16, 32)
+
+_FAMILIES = {
+    "a Mix Transformer": (
+        "widths", "depths", "heads", "reductions", "strides", "mlp_ratio", "drop_path", "fused_attention",
+    ),
+    "ResNet-38": ("depths", "base_width", "block_dropout"),
+    "a network of timm": ("output_stride",),
+}  # fmt: skip
+"""Settings that shape the encoders of a family."""
 
 
 @dataclass
 class EncoderConfig:
-    """The encoder: a Mix Transformer."""
+    """The encoder: a Mix Transformer, a ResNet-38 or a convolutional network of timm."""
 
-    encoder: str = setting("mit_b1", "MiT variant; custom needs widths, depths and heads", choices=ENCODERS)
+    encoder: str = setting(
+        "mit_b1",
+        "mit_b0 to mit_b5; custom (MiT; needs widths, depths and heads); resnet38; timm/NAME, such as timm/resnet50",
+    )
     pretrained: str | None = setting(
         None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1", path=True
     )
@@ -43,7 +65,10 @@ class EncoderConfig:
         None, "channels of the four stages; default: the variant's", minimum=1, maximum=8192
     )
     depths: list[int] | None = setting(
-        None, "blocks of the four stages; default: the variant's", minimum=1, maximum=512
+        None,
+        "blocks of the four stages; default: the variant's. ResNet-38: residual units of b2 to b5, default 3 3 6 3",
+        minimum=1,
+        maximum=512,
     )
     heads: list[int] | None = setting(
         None, "attention heads of the four stages; default: the variant's", minimum=1, maximum=512
@@ -59,11 +84,33 @@ class EncoderConfig:
     fused_attention: bool = setting(
         True, "false writes attention out: slower, but it rounds as the released program does"
     )
+    base_width: int = setting(
+        64,
+        "ResNet-38: channels of the first convolution; all other widths are multiples of it",
+        minimum=1,
+        maximum=512,
+    )
+    block_dropout: list[float] = setting(
+        [0.3, 0.5], "ResNet-38: dropout of whole channels in b6 and b7", minimum=0, maximum=0.9
+    )
+    output_stride: int = setting(8, "timm: stride of the feature maps, 8, 16 or 32", minimum=8, maximum=32)
+
+
+def encoder_family(config: EncoderConfig) -> str:
+    """``mit``, ``resnet38`` or ``timm``."""
+    if config.encoder.startswith(TIMM):
+        return "timm"
+    return "resnet38" if config.encoder == "resnet38" else "mit"
 
 
 def encoder_variant(config: EncoderConfig) -> EncoderVariant:
-    """Widths, depths and heads of the settings; those left out are the variant's, or () where there is none."""
+    """Widths, depths and heads of the settings; those left out are the variant's, or () where there is none.
+
+    Of ResNet-38 there are depths alone, of timm's networks nothing is known.
+    """
     variant = VARIANTS.get(config.encoder, EncoderVariant((), (), ()))
+    if encoder_family(config) == "resnet38":
+        variant = EncoderVariant((), RESNET38_DEPTHS, ())
     return EncoderVariant(
         tuple(config.widths or variant.widths),
         tuple(config.depths or variant.depths),
@@ -71,13 +118,74 @@ def encoder_variant(config: EncoderConfig) -> EncoderVariant:
     )
 
 
+def encoder_stride(config: EncoderConfig) -> int:
+    """Stride of the encoder's last feature map over the image."""
+    family = encoder_family(config)
+    if family == "timm":
+        return config.output_stride
+    return 8 if family == "resnet38" else math.prod(config.strides)
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the name of an encoder; whether timm has such a network is seen when it is built."""
+    if name in ENCODERS or _TIMM_NAME.fullmatch(name):
+        return None
+    if name.startswith(TIMM):
+        return f"model.encoder: {shown(name)} names no network of timm: letters, digits and _ follow timm/"
+    near = difflib.get_close_matches(name, ENCODERS, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"model.encoder: {shown(name)} is none of {', '.join(ENCODERS)}, timm/NAME{hint}"
+
+
 def encoder_problems(config: EncoderConfig, *, crop_size: int | None = None) -> Iterator[str]:
     """What contradicts itself in an encoder's settings, one line each; only the first can be relied upon.
 
     Args:
         config: The ``model`` section, its values within their ranges.
-        crop_size: ``augmentation.crop_size``, which the encoder's stride must divide; None: not checked.
+        crop_size: ``augmentation.crop_size``, which the stride of a Mix Transformer must divide; None: not checked.
     """
+    problem = name_problem(config.encoder)
+    if problem is not None:
+        yield problem
+    yield from _foreign_settings(config)
+    family = encoder_family(config)
+    if family == "mit":
+        yield from _mit_problems(config, crop_size)
+    elif family == "resnet38":
+        if config.depths is not None and len(config.depths) != 4:
+            yield f"model.depths needs four values, one each for b2 to b5, not {len(config.depths)}"
+        if len(config.block_dropout) != 2:
+            yield f"model.block_dropout needs two values, for b6 and b7, not {len(config.block_dropout)}"
+    elif config.output_stride not in _OUTPUT_STRIDES:
+        yield f"model.output_stride: {config.output_stride} is none of 8, 16, 32"
+
+
+def mit_problems(config: EncoderConfig, what: str) -> Iterator[str]:
+    """For networks that need a Mix Transformer's attention: whether the encoder is one.
+
+    Args:
+        config: The ``model`` section.
+        what: Needs it, as people call it: AFA.
+    """
+    if encoder_family(config) != "mit":
+        yield (
+            f"model.encoder: {what} needs the attention of a Mix Transformer, which {shown(config.encoder)} does not "
+            "have; set mit_b0 to mit_b5, or custom"
+        )
+
+
+def _foreign_settings(config: EncoderConfig) -> Iterator[str]:
+    """Settings of another family that are not at their default: they would change nothing, without a word."""
+    families = dict(zip(("mit", "resnet38", "timm"), _FAMILIES.items(), strict=True))
+    kind, own = families[encoder_family(config)]
+    defaults = {item.name: getattr(EncoderConfig(), item.name) for item in fields(EncoderConfig)}
+    for other, names in families.values():
+        for name in names:
+            if name not in own and getattr(config, name) != defaults[name]:
+                yield f"model.{name} is a setting of {other}, but {shown(config.encoder)} is {kind}; leave it out"
+
+
+def _mit_problems(config: EncoderConfig, crop_size: int | None) -> Iterator[str]:
     for name in ("widths", "depths", "heads", "reductions", "strides"):
         value = getattr(config, name)
         if value is not None and len(value) != 4:

@@ -98,16 +98,35 @@ class DatasetConfig:
 
 
 @dataclass
-class AugmentationConfig:
-    """The training transform: scale, mirror, pad, crop."""
+class CropConfig:
+    """What every training transform has: colours, mirror, crop."""
 
     crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16, maximum=8192)
+    mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
+    brightness: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    contrast: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    saturation: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    hue: float = setting(0.0, "colour jitter: turn from -this to this; 0.5 is half a turn", minimum=0, maximum=0.5)
+
+    def problems(self) -> Iterator[str]:
+        """What contradicts itself, one line each."""
+        yield from ()
+
+
+@dataclass
+class AugmentationConfig(CropConfig):
+    """The training transform: scale, mirror, colours, pad, crop."""
+
     scale_min: float = setting(0.5, "smallest random scale", above=0, maximum=16)
     scale_max: float = setting(2.0, "largest random scale", above=0, maximum=16)
-    mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
     resampling: str = setting(
         "pil", "bilinear resampling: pil antialiases when shrinking, opencv does not", choices=("pil", "opencv")
     )
+
+    def problems(self) -> Iterator[str]:
+        """See :meth:`CropConfig.problems`."""
+        if self.scale_min > self.scale_max:
+            yield f"augmentation: scale_min {self.scale_min} is above scale_max {self.scale_max}"
 
 
 @dataclass
@@ -219,7 +238,7 @@ class RunConfig:
 
     method: str = setting("afa", "training method")
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: CropConfig = field(default_factory=CropConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -230,9 +249,7 @@ class RunConfig:
         for name in ("image_mean", "image_std"):
             if len(getattr(self.dataset, name)) != 3:
                 yield f"dataset.{name} needs three values: R, G, B"
-        if self.augmentation.scale_min > self.augmentation.scale_max:
-            scale_min, scale_max = self.augmentation.scale_min, self.augmentation.scale_max
-            yield f"augmentation: scale_min {scale_min} is above scale_max {scale_max}"
+        yield from self.augmentation.problems()
         yield from scale_problems("test.scales", self.test.scales)
         if self.train.device == "cpu" and self.train.precision == "fp16":
             yield "train.precision=fp16 needs a GPU; on the CPU use bf16 or float32"

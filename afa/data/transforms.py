@@ -73,6 +73,83 @@ class Crop:
         return maps.with_scores(crop)
 
 
+@dataclass(frozen=True)
+class ColourJitter:
+    """Random brightness, contrast, saturation and hue, in random order, as torchvision's transform of this name.
+
+    Attributes:
+        brightness, contrast, saturation: The factor is drawn uniformly from 1 - this to 1 + this.
+        hue: The turn is drawn uniformly from -this to this; 0.5 is half the circle.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change the colours of an image uint8 [H, W, 3]; nothing is drawn where nothing is to change."""
+        ranges = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
+        draws = {name: rng.uniform(1 - spread, 1 + spread) for name, spread in ranges.items() if spread}
+        if self.hue:
+            draws["hue"] = rng.uniform(-self.hue, self.hue)
+        if not draws:
+            return image
+        from torchvision.transforms import functional  # slow to import, and only this needs it
+
+        changed = Image.fromarray(image)
+        for index in rng.permutation(len(draws)):
+            name = list(draws)[index]
+            changed = getattr(functional, f"adjust_{name}")(changed, draws[name])
+        return np.asarray(changed)
+
+
+def draw_place(
+    size: Sequence[int], rng: np.random.Generator, *, crop_size: int, mirror_probability: float = 0.0
+) -> Crop:
+    """Draw the place of a crop without any scale, and a mirror after it: one number for the width, then the height.
+
+    Where the image is larger than the crop, it is the crop's place in the image, else the image's in the crop.
+
+    Args:
+        size: (H, W) of the image.
+        rng: The only source of randomness.
+        crop_size: Side S of the square crop in pixels.
+        mirror_probability: Chance that the crop is mirrored horizontally.
+    """
+    height, width = size[:2]
+    x, y = (int(rng.integers(abs(side - crop_size) + 1)) for side in (width, height))
+    return place_crop((height, width), (x, y), crop_size, mirrored=bool(rng.random() < mirror_probability))
+
+
+def place_crop(size: tuple[int, int], place: tuple[int, int], crop_size: int, *, mirrored: bool = False) -> Crop:
+    """The crop at a place.
+
+    Args:
+        size: (H, W) of the image.
+        place: (x, y) as :func:`draw_place` draws it.
+        crop_size: Side S.
+        mirrored: Whether the crop is mirrored after it is cut.
+    """
+    spans = []
+    for side, offset in zip(size, reversed(place), strict=True):
+        first, start = (offset, 0) if side > crop_size else (0, offset)
+        length = min(side, crop_size)
+        spans.append(((start, start + length), (first, first + length)))
+    (y_box, y_source), (x_box, x_source) = spans
+    if mirrored:
+        # Crops mirror the image before they are cut: the same pixels, counted from the other side.
+        x_box = crop_size - x_box[1], crop_size - x_box[0]
+        x_source = size[1] - x_source[1], size[1] - x_source[0]
+    return Crop(size, mirrored, crop_size, (*y_box, *x_box), (*y_source, *x_source))
+
+
+def centre_crop(size: tuple[int, int], crop_size: int) -> Crop:
+    """The crop in the middle of an image [H, W], or around it; half a pixel goes to the even side."""
+    y, x = (round(abs(side - crop_size) / 2) for side in size)
+    return place_crop(size, (x, y), crop_size)
+
+
 def draw_crop(
     size: Sequence[int],
     rng: np.random.Generator,
@@ -148,9 +225,11 @@ def resize(image: np.ndarray, size: tuple[int, int], resampling: str = "pil") ->
     Returns:
         uint8 [*size, 3].
     """
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
     import mmcv  # takes longer than most of what this package does without it
 
-    height, width = size
     return mmcv.imresize(image, (width, height), interpolation="bilinear", backend=_BACKENDS[resampling])
 
 
@@ -203,6 +282,18 @@ def resize_window(
     return np.asarray(source.resize(shape, Image.Resampling.BILINEAR, box=box))
 
 
+def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image uint8 [H, W, 3] to (h, w) by Pillow's bicubic filter, which antialiases when it shrinks."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def rounded_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Scale times height and width, rounded half to even, at least 1."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(image - mean) / std, a float32 subtraction and then a float32 division.
 
@@ -218,3 +309,11 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     planes -= np.asarray(mean, np.float32)[:, None, None]
     planes /= np.asarray(std, np.float32)[:, None, None]
     return torch.from_numpy(planes)
+
+
+def normalise_exactly(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """As :func:`normalise`, in double precision and rounded to float32 at the end, as PSA and EDAM do it."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float64)
+    planes -= np.asarray(mean, np.float64)[:, None, None]
+    planes /= np.asarray(std, np.float64)[:, None, None]
+    return torch.from_numpy(planes.astype(np.float32))

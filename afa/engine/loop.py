@@ -19,6 +19,7 @@ from afa.data.images import DamagedImage
 from afa.data.loader import LOST_LOADER, LoadingStopped, training_loader
 from afa.data.samples import Sample
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
+from afa.engine.held_out import HeldOutLosses
 from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
 from afa.engine.records import Progress, RunRecords, clock
@@ -55,6 +56,7 @@ class TrainingRun:
         runtime: The processes.
         images: What is trained on.
         validation: What is scored; None: there is nothing to score on.
+        held_out: The losses on the validation list, where there is nothing to score on; None: nor is there this.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
         stop: Where a request to stop is noted.
@@ -67,12 +69,13 @@ class TrainingRun:
         runtime: ProcessRuntime,
         images: TrainingImages,
         validation: Validation | None,
+        held_out: HeldOutLosses | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
     ) -> None:
         self.config, self.method, self.runtime = config, method, runtime
-        self.images, self.validation = images, validation
+        self.images, self.validation, self.held_out = images, validation, held_out
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.trainer = Trainer(config, method, runtime, output)
@@ -158,7 +161,7 @@ class TrainingRun:
 
     def _validates(self, done: int) -> bool:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
-        return due and self.validation is not None
+        return due and (self.validation is not None or self.held_out is not None)
 
     def _record(self, done: int, batch: Batch | None = None) -> bool:
         """Say what there is to say after a step: one record, with the validation's figures where it is validated.
@@ -194,9 +197,18 @@ class TrainingRun:
     def _validate(self, done: int) -> dict[str, float]:
         """Score the network at native resolution, one forward for segmentations; remember whether it is the best.
 
+        Without masks, compute the losses.
+
         Raises:
             EvaluationStopped: On every process, where one was asked to stop.
         """
+        if self.held_out is not None:
+            losses = self.held_out(self.method, self.trainer, self.runtime, done - 1, self.stop.asked)
+            self.table = {"losses": losses}
+            if self.runtime.is_main:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                logger.info("validation at step %d, losses: %s", done, shown)
+            return {f"validation/loss/{name}": value for name, value in losses.items()}
         assert self.validation is not None
         self.table = evaluate(
             self.method,

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 
 from afa.config import RunConfig, check_training, config_to_dict
-from afa.data.dataset import TrainingImages
-from afa.data.layout import find_class_names
+from afa.data.dataset import Split, TrainingImages
+from afa.data.layout import Layout, find_class_names
 from afa.data.loader import LOST_LOADER, evaluation_loader
+from afa.engine.held_out import HeldOutLosses
 from afa.engine.loop import TrainingRun, Validation, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
 from afa.methods import build_method
-from afa.methods.base import Method, named_outputs, scored_outputs
+from afa.methods.base import Method, Output, named_outputs, scored_outputs
 from afa.weights import load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
@@ -96,26 +97,8 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)
-    validation = None
-    layout = images.images.layout
-    if layout.has_masks(config.dataset.val_split):
-        if config.validation.outputs == []:
-            raise UserError("validation.outputs is empty: name outputs, or leave it out")
-        outputs = named_outputs(scored_outputs(method), config.validation.outputs, "validation.outputs")
-        loader = evaluation_loader(
-            config.dataset,
-            inputs=sorted({name for output in outputs for name in output.inputs}),
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            workers=settings.workers,
-            pin_memory=runtime.device.type == "cuda",
-            stop=stop,
-        )
-        validation = Validation(loader, [output.name for output in outputs])
-    elif runtime.is_main:
-        masks = layout.split_masks(config.dataset.val_split)
-        logger.warning("there are no masks in %s: training goes without validation, the last weights count", masks)
-    return TrainingRun(config, method, runtime, images, validation, output, facts, stop)
+    validation, held_out = _validation(config, method, runtime, images.images.layout, stop)
+    return TrainingRun(config, method, runtime, images, validation, held_out, output, facts, stop)
 
 
 def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
@@ -129,3 +112,71 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
         logger.warning(
             "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
         )
+
+
+def _validation(
+    config: RunConfig, method: Method, runtime: ProcessRuntime, layout: Layout, stop: StopSignals
+) -> tuple[Validation | None, HeldOutLosses | None]:
+    """Scores where there are masks, else losses where the method and the data set allow it, else nothing.
+
+    Raises:
+        UserError: The settings name outputs that cannot be scored.
+    """
+    split = config.dataset.val_split
+    if layout.has_masks(split):
+        outputs = _validated_outputs(config, method, speaks=runtime.is_main)
+        if not outputs:
+            return None, None
+        loader = evaluation_loader(
+            config.dataset,
+            inputs=sorted({name for output in outputs for name in output.inputs}),
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            workers=config.train.workers,
+            pin_memory=runtime.device.type == "cuda",
+            stop=stop,
+        )
+        return Validation(loader, [output.name for output in outputs]), None
+    said = f"there are no masks in {layout.split_masks(split)}"
+    transform, held_out = method.validation_transform(), None
+    if transform is not None:
+        try:
+            held_out = HeldOutLosses(config, method.needs, transform)
+        except UserError as error:
+            said = f"{said}, and no losses on '{split}': {error}"
+    if runtime.is_main:
+        if held_out is None:
+            logger.warning("%s: training goes without validation, the last weights count", said)
+        else:
+            logger.info("%s: the losses on '%s' are reported, the last weights count", said, split)
+    return None, held_out
+
+
+def _validated_outputs(config: RunConfig, method: Method, *, speaks: bool) -> list[Output]:
+    """The outputs that validation scores; those whose inputs validation images lack only where they are asked for.
+
+    Raises:
+        UserError: The settings name one that there is not, or that has no score.
+    """
+    wanted = config.validation.outputs
+    if wanted == []:
+        raise UserError("validation.outputs is empty: name outputs, or leave it out")
+    outputs = named_outputs(scored_outputs(method), wanted, "validation.outputs")
+    if wanted is not None:
+        return outputs
+    missing = {output.name: _missing_inputs(config, output) for output in outputs}
+    for name, reason in missing.items():
+        if reason and speaks:
+            logger.warning("validation leaves the output '%s' out: %s", name, reason)
+    return [output for output in outputs if not missing[output.name]]
+
+
+def _missing_inputs(config: RunConfig, output: Output) -> str | None:
+    """What validation images lack for an output; None: nothing."""
+    if not output.inputs:
+        return None
+    try:
+        Split(config.dataset, config.dataset.val_split, inputs=output.inputs)
+    except UserError as error:
+        return str(error)
+    return None

@@ -31,6 +31,8 @@ class _Known(NamedTuple):
 
 _KNOWN: dict[str, _Known] = {
     "afa": _Known("afa.methods.afa.method:AFA", "afa.methods.afa.config:AFAConfig"),
+    "psa_cam": _Known("afa.methods.psa.cam:PSACam", "afa.methods.psa.config:PSACamConfig"),
+    "psa_affinity": _Known("afa.methods.psa.affinity:PSAAffinity", "afa.methods.psa.config:PSAAffinityConfig"),
     "segment": _Known("afa.methods.segment.method:Segment", "afa.methods.segment.config:SegmentConfig"),
 }
 

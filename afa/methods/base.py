@@ -21,10 +21,14 @@ from afa.data.inputs import CLASS_LABELS, setting_of
 from afa.data.samples import Sample
 from afa.errors import UserError
 from afa.maps import Maps
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity, TokenAffinity
 
 Batch = dict[str, Any]
 """What a method's transform gave for each image, stacked: key -> tensor [B, ...]; ``name`` -> list of B names."""
+
+
+Said = Maps | Tensor | TokenAffinity | PairAffinity
+"""What a method says about one image: maps [1, c, h, w], a label int64 [h, w], or an affinity."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Output:
     inputs: tuple[str, ...] = ()
     scored: bool = True
 
-    def label(self, found: Maps | Tensor | TokenAffinity, size: tuple[int, int] | None = None) -> Tensor:
+    def label(self, found: Said, size: tuple[int, int] | None = None) -> Tensor:
         """The label [H, W] of one image's maps or label, class ids as int64.
 
         Args:
@@ -71,7 +75,7 @@ class Output:
             return enlarged[0, 0].to(torch.int64)
         return found.long()
 
-    def probabilities(self, found: Maps | Tensor | TokenAffinity, size: tuple[int, int]) -> Tensor:
+    def probabilities(self, found: Said, size: tuple[int, int]) -> Tensor:
         """Softmax of resized logits, [1, C, *size].
 
         Raises:
@@ -112,7 +116,7 @@ class Found:
         class_logits: The classifier's, float [K]; None where the method has no classifier.
     """
 
-    outputs: Mapping[str, Maps | Tensor | TokenAffinity]
+    outputs: Mapping[str, Said]
     class_ids: tuple[int, ...]
     class_logits: Tensor | None = None
 
@@ -224,6 +228,13 @@ class Method(ABC):
     @abstractmethod
     def transform(self) -> Transform:
         """The training transform."""
+
+    def validation_transform(self) -> Transform | None:
+        """What a validation without masks computes the losses of: a sample -> what a training step takes.
+
+        None: without masks there is no validation.
+        """
+        return None
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.config import RunConfig
+from afa.config import AugmentationConfig, CropConfig, DatasetConfig
 from afa.data.samples import Sample
-from afa.data.transforms import normalise
+from afa.data.transforms import ColourJitter, normalise
 from afa.maps import IGNORE
 from afa.methods.base import Runtime, SegmentationProtocol
 from afa.ops.cam import resize, scaled_size
@@ -28,10 +28,15 @@ Denominator = Callable[[Tensor, float], Tensor]
 """Maps counts of this process (any shape), and a constant added to the whole, to what its sums are divided by."""
 
 
-def crop_settings(config: RunConfig) -> dict[str, Any]:
+def colour_jitter(settings: CropConfig) -> ColourJitter:
+    """What the settings say of colours."""
+    return ColourJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue)
+
+
+def crop_settings(settings: AugmentationConfig, dataset: DatasetConfig) -> dict[str, Any]:
     """What the settings say of a random crop and its normalisation, as arguments of a method's transform."""
-    settings, dataset = config.augmentation, config.dataset
     return {
+        "jitter": colour_jitter(settings),
         "crop_size": settings.crop_size,
         "scale_range": (settings.scale_min, settings.scale_max),
         "mirror_probability": settings.mirror_probability,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Encoder(nn.Module, ABC):
@@ -15,13 +18,44 @@ class Encoder(nn.Module, ABC):
         strides: Of the feature maps over the image: an image of H x W pixels gives maps of about H / s x W / s, where
             odd sides are rounded as the encoder's convolutions do it.
         mean, std: The normalisation that it is trained with, of R, G, B in 0..255.
+        norms_are_frozen: Whether :meth:`freeze_released` was called.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    norms_are_frozen: bool = False
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> feature maps [B, C_i, h_i, w_i], finest first."""
+
+    @abstractmethod
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """What the released programs do not train in an encoder of this family, besides BatchNorms."""
+
+    def freeze_released(self) -> None:
+        """Leave untrained what the released programs leave: ``optimiser.freeze=released``.
+
+        That is :meth:`frozen_parameters`, and scale and shift of every BatchNorm, which from now on uses its stored
+        statistics in training, too, and does not change them. Frozen parameters get no gradient, so neither updates nor
+        weight decay. The weights have to come from a file: nothing of this can be learned any more.
+        """
+        for parameter in self.frozen_parameters():
+            parameter.requires_grad_(False)
+        for norm in self._batch_norms():
+            norm.requires_grad_(False)
+        self.norms_are_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As :meth:`torch.nn.Module.train`; BatchNorms that are frozen stay in evaluation mode."""
+        super().train(mode)
+        if self.norms_are_frozen:
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
+
+    def _batch_norms(self) -> Iterator[nn.Module]:
+        return (module for module in self.modules() if isinstance(module, _BatchNorm))

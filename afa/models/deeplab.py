@@ -1,4 +1,4 @@
-"""DeepLab's heads: dilated convolutions on an encoder's last feature map.
+"""DeepLab's heads and their like: dilated convolutions on an encoder's last feature map.
 
 LargeFOV: Chen et al., Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs (ICLR 2015),
 sec. 3.1; ASPP: Chen et al., DeepLab (TPAMI 2017), sec. 3.2, as with ResNet. Shapes: B images, C classes with the
@@ -37,6 +37,38 @@ class LargeFOV(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             _classifier(width, num_classes, kernel=1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps, of which the last [B, channels, h, w] counts -> logits [B, C, h, w]."""
+        return super().forward(features[-1])
+
+
+class Dilated(nn.Sequential):
+    """Two dilated 3 x 3 convolutions, to a hidden layer with ReLU and to the classes.
+
+    On a ResNet-38 the segmentation network of Wu, Shen and van den Hengel, Wider or Deeper (2016), which PSA trains;
+    PSA's own was not released, so its sizes are second-hand.
+
+    Args:
+        channels: Of the feature map.
+        stride: Of the feature map, 8 or 16.
+        num_classes: C.
+        width: Channels of the hidden layer (published: 512).
+        dropout: After it.
+        rate: Dilation at stride 8 (published: 12); at stride 16 it is half of that.
+
+    Raises:
+        ValueError: The stride is another, or the rate is odd and would have to be halved.
+    """
+
+    def __init__(self, *, channels: int, stride: int, num_classes: int, width: int, dropout: float, rate: int) -> None:
+        (dilation,) = dilations([rate], stride)
+        super().__init__(
+            _hidden(channels, width, kernel=3, dilation=dilation),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            _classifier(width, num_classes, kernel=3, dilation=dilation),
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
-
-from afa.config.encoders import ENCODERS, EncoderConfig, encoder_variant
+from afa.config.encoders import TIMM, EncoderConfig, encoder_family, encoder_variant, mit_problems, name_problem
 from afa.errors import UserError
 from afa.models.base import Encoder
 from afa.models.mit import MixTransformer
+from afa.models.resnet38 import ResNet38
+from afa.models.timm_cnn import TimmCNN
 
 
 def build_encoder(settings: EncoderConfig) -> Encoder:
     """The encoder that a configuration describes, with initial weights.
 
     Args:
-        settings: The ``model`` section of any method; widths, depths and heads left out are those of the variant.
+        settings: The ``model`` section of any method; what is left out is the variant's.
 
     Raises:
-        UserError: No encoder has this name.
+        UserError: No encoder has this name, or timm has no such network.
     """
+    family = encoder_family(settings)
+    if family == "timm":
+        _require_name(settings)
+        return TimmCNN(settings.encoder.removeprefix(TIMM), output_stride=settings.output_stride)
+    if family == "resnet38":
+        return ResNet38(
+            base_width=settings.base_width,
+            depths=encoder_variant(settings).depths,
+            dropout=settings.block_dropout,
+        )
     return build_mit(settings)
 
 
@@ -28,10 +38,9 @@ def build_mit(settings: EncoderConfig) -> MixTransformer:
     Raises:
         UserError: No Mix Transformer has this name.
     """
-    if settings.encoder not in ENCODERS:
-        near = difflib.get_close_matches(settings.encoder, ENCODERS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"model.encoder: '{settings.encoder}' is none of {', '.join(ENCODERS)}{hint}")
+    _require_name(settings)
+    for problem in mit_problems(settings, "this network"):
+        raise UserError(problem)
     shape = encoder_variant(settings)
     return MixTransformer(
         widths=shape.widths,
@@ -43,3 +52,9 @@ def build_mit(settings: EncoderConfig) -> MixTransformer:
         drop_path=settings.drop_path,
         fused_attention=settings.fused_attention,
     )
+
+
+def _require_name(settings: EncoderConfig) -> None:
+    problem = name_problem(settings.encoder)
+    if problem is not None:
+        raise UserError(problem)

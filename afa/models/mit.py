@@ -6,7 +6,7 @@ Shapes: B images, C channels, h x w token grid, N = h * w tokens, M tokens after
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
@@ -266,6 +266,10 @@ class MixTransformer(Encoder):
     def features(self, images: Tensor) -> list[Tensor]:
         """See :class:`afa.models.base.Encoder`."""
         return self(images).features
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Those whose name holds ``norm``, as the released AFA program has it."""
+        return (parameter for name, parameter in self.named_parameters() if "norm" in name)
 
 
 def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from afa.models.base import Encoder
 from afa.models.decoder import SegFormerDecoder
-from afa.models.deeplab import ASPP, LargeFOV
+from afa.models.deeplab import ASPP, Dilated, LargeFOV
 
 
 class SegmentationNetwork(nn.Module):
@@ -38,24 +38,27 @@ def build_decoder(
     """The decoder of a name, with initial weights, for an encoder's feature maps.
 
     Args:
-        name: ``segformer``, ``deeplab_largefov`` or ``deeplab_v2``.
+        name: ``segformer``, ``deeplab_largefov``, ``deeplab_v2`` or ``dilated``.
         encoder: Whose channels and strides it must fit.
         num_classes: C, background included.
         width: Channels of hidden layers; ``deeplab_v2`` has none.
         dropout: After hidden layers.
-        rates: Dilations at stride 8, for DeepLab's; ``deeplab_largefov`` has one.
+        rates: Dilations at stride 8, but for ``segformer``; ``deeplab_largefov`` and ``dilated`` have one.
 
     Raises:
         ValueError: There is no such decoder, or it does not fit the encoder.
     """
     channels, stride = encoder.channels[-1], encoder.strides[-1]
     if name == "segformer":
+        if len(encoder.channels) != 4:
+            raise ValueError(
+                f"the decoder segformer needs four feature maps, and the encoder has {len(encoder.channels)}"
+            )
         return SegFormerDecoder(widths=encoder.channels, width=width, num_classes=num_classes, dropout=dropout)
-    if name == "deeplab_largefov":
+    if name in ("deeplab_largefov", "dilated"):
         (rate,) = rates
-        return LargeFOV(
-            channels=channels, stride=stride, num_classes=num_classes, width=width, dropout=dropout, rate=rate
-        )
+        head = LargeFOV if name == "deeplab_largefov" else Dilated
+        return head(channels=channels, stride=stride, num_classes=num_classes, width=width, dropout=dropout, rate=rate)
     if name == "deeplab_v2":
         return ASPP(channels=channels, stride=stride, num_classes=num_classes, rates=rates)
     raise ValueError(f"there is no decoder '{name}'")

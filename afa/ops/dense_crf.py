@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afa.ops.permutohedral import PermutohedralLattice, SparseRows
+from afa.ops.permutohedral import PermutohedralLattice
+from afa.ops.sparse import SparseRows
 
 _MIN_PROBABILITY = 1e-5
 _MAX_CACHED_SIZES = 4
@@ -105,7 +106,8 @@ class DenseCRF:
 
         Args:
             image: [B, 3, H, W] or [3, H, W] uint8 RGB.
-            probabilities: [B, C, H, W] (or [C, H, W]) in 0..1, of the same size and on the same device.
+            probabilities: [B, C, H, W] (or [C, H, W]) in 0..1, of the same size and on the same device. Or [B, V, C, H,
+                W]: V sets for each image, which share its kernels.
 
         Returns:
             Marginals float32, shaped as ``probabilities``; they sum to 1 over the classes.
@@ -115,25 +117,25 @@ class DenseCRF:
         """
         if image.dtype != torch.uint8:
             raise ValueError(f"the image must be uint8, got {image.dtype}")
-        single = probabilities.dim() == 3
+        shape = probabilities.shape
         if image.dim() == 3:
             image = image.unsqueeze(0)
-        if single:
+        if probabilities.dim() == 3:
             probabilities = probabilities.unsqueeze(0)
-        if image.dim() != 4 or image.shape[1] != 3 or probabilities.dim() != 4:
-            shapes = f"{[*image.shape]} and {[*probabilities.shape]}"
-            raise ValueError(f"expected [B, 3, H, W] and [B, C, H, W], got {shapes}")
-        if image.shape[0] != probabilities.shape[0] or image.shape[2:] != probabilities.shape[2:]:
+        if image.dim() != 4 or image.shape[1] != 3 or probabilities.dim() not in (4, 5):
+            raise ValueError(f"expected [B, 3, H, W] and [B, C, H, W], got {[*image.shape]} and {[*shape]}")
+        if image.shape[0] != probabilities.shape[0] or image.shape[2:] != probabilities.shape[-2:]:
             raise ValueError(f"image and probabilities differ in size: {[*image.shape]} and {[*probabilities.shape]}")
 
-        probabilities = probabilities.float()
+        probabilities = probabilities.float().reshape(-1, *probabilities.shape[-3:])
         if self.negligible is None:
             marginals = self._infer(image, probabilities)
         else:
             # Which classes are negligible is each image's own matter, so that a batch gives what its images give alone.
-            pairs = zip(image.split(1), probabilities.split(1), strict=True)
+            sets = len(probabilities) // len(image)
+            pairs = zip(image.repeat_interleave(sets, dim=0).split(1), probabilities.split(1), strict=True)
             marginals = torch.cat([self._infer_merged(one, p, self.negligible) for one, p in pairs])
-        return marginals[0] if single else marginals
+        return marginals.view(shape)
 
     def _infer_merged(self, image: Tensor, probabilities: Tensor, negligible: float) -> Tensor:
         kept = probabilities.amax(dim=(0, 2, 3)) >= negligible
@@ -148,28 +150,30 @@ class DenseCRF:
         return marginals
 
     def _infer(self, image: Tensor, probabilities: Tensor) -> Tensor:
-        batch, classes, height, width = probabilities.shape
-        log_p = probabilities.new_empty(batch, height * width, classes)
-        log_p.copy_(probabilities.flatten(2).transpose(1, 2)).clamp_(_MIN_PROBABILITY, 1).log_()
-        log_p = log_p.view(-1, classes)  # [BN, C]
+        batch, sets = len(image), len(probabilities) // len(image)
+        classes, height, width = probabilities.shape[1:]
+        log_p = probabilities.new_empty(batch, height * width, sets, classes)
+        log_p.copy_(probabilities.reshape(batch, sets, classes, -1).permute(0, 3, 1, 2))
+        log_p.clamp_(_MIN_PROBABILITY, 1).log_()
+        log_p = log_p.view(-1, sets * classes)  # [BN, VC]
         q = torch.empty_like(log_p)
         for q_chunk, log_p_chunk in zip(q.split(_CHUNK), log_p.split(_CHUNK), strict=True):
-            _softmax(log_p_chunk.clone(), out=q_chunk)
+            _softmax(log_p_chunk.clone().view(-1, classes), out=q_chunk.view(-1, classes))
         if self.iterations > 0:
             kernels = self._position_kernel(image), self._bilateral_kernel(image)
             for _ in range(self.iterations):
-                self._update(q, log_p, *kernels)
-        return q.view(batch, height * width, classes).transpose(1, 2).reshape(batch, classes, height, width)
+                self._update(q, log_p, classes, *kernels)
+        return q.view(batch, -1, sets, classes).permute(0, 2, 3, 1).reshape(probabilities.shape)
 
-    def _update(self, q: Tensor, log_p: Tensor, position: _Kernel, bilateral: _Kernel) -> None:
-        """Replace the marginals q [BN, C] by those of the next iteration."""
+    def _update(self, q: Tensor, log_p: Tensor, classes: int, position: _Kernel, bilateral: _Kernel) -> None:
+        """Replace the marginals q [BN, VC] by those of the next iteration."""
         near, alike = position.blurred(q), bilateral.blurred(q)
         slices = zip(position.slice_chunks, bilateral.slice_chunks, strict=True)
         for q_chunk, log_p_chunk, (near_rows, alike_rows) in zip(
             q.split(_CHUNK), log_p.split(_CHUNK), slices, strict=True
         ):
             logits = (near_rows @ near).add_(alike_rows @ alike).add_(log_p_chunk)
-            _softmax(logits, out=q_chunk)
+            _softmax(logits.view(-1, classes), out=q_chunk.view(-1, classes))
 
     def _position_kernel(self, image: Tensor) -> _Kernel:
         batch, _, height, width = image.shape

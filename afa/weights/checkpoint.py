@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from afa.config import EncoderConfig, RunConfig, config_to_dict
-from afa.config.encoders import encoder_variant
+from afa.config.encoders import encoder_family, encoder_variant
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES
 from afa.data.layout import find_class_names
 from afa.errors import UserError
@@ -20,11 +20,11 @@ from afa.methods.afa.config import AFAConfig
 from afa.methods.base import Method, SingleProcess
 from afa.weights.facts import CHECKSUMS, FACTS_FILE, WEIGHTS_FILE, check_facts, read_facts
 from afa.weights.files import parse_json
-from afa.weights.layouts import Recognised, article, describe_network, recognise
+from afa.weights.layouts import Recognised, article, describe_network, describe_psa, recognise
 from afa.weights.loading import check_names_and_shapes, load_recognised
 from afa.weights.reading import WeightsFile, file_checksum, find_weights, read_source
 
-_TENSORS_OF_A_BLOCK = 12
+_TENSORS_OF_A_BLOCK = {"mit": 12, "resnet38": 10}  # at least; the depth of timm's networks is not in the settings
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -52,9 +52,10 @@ def open_checkpoint(
 
     Args:
         path: A run's output folder (its checkpoint ``best``, else ``last``), a checkpoint folder, or a file: ours, or
-            the released AFA program's. ``FILE#ENTRY`` names one of several versions in a file.
+            a released program's. ``FILE#ENTRY`` names one of several versions in a file.
         config_path: Configuration to use instead of the one that came with the weights. A file that brings none is
-            taken for AFA's and described by the shapes of its tensors, which is enough for mit_b0 to mit_b5.
+            taken for AFA's or PSA's and described by the shapes of its tensors, which is enough for mit_b0 to mit_b5
+            and for a ResNet-38.
         change: Makes of that configuration the one to be used.
 
     Returns:
@@ -97,8 +98,11 @@ def names_by_count(count: int) -> list[str]:
     return [f"class{index}" for index in range(1, count + 1)]
 
 
-def _described(file: WeightsFile, seen: Recognised) -> AFAConfig:
-    """The configuration of weights that bring none: only AFA's tell enough by their shapes."""
+def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
+    """The configuration of weights that bring none: AFA's and PSA's tell enough by their shapes."""
+    sections = describe_psa(seen)
+    if sections is not None:
+        return config_from_dict(sections, source=str(file.path))
     if seen.num_classes is None:
         raise UserError(
             f"{file.path} holds no AFA network and says nothing about itself: it seems to be {article(seen.kind)}; "
@@ -139,7 +143,7 @@ def _build(config: RunConfig, class_names: Sequence[str], file: WeightsFile) -> 
     model = getattr(config, "model", None)
     if isinstance(model, EncoderConfig):
         depth = sum(encoder_variant(model).depths)
-        if depth * _TENSORS_OF_A_BLOCK > len(file.tensors):
+        if depth * _TENSORS_OF_A_BLOCK.get(encoder_family(model), 0) > len(file.tensors):
             raise UserError(
                 f"{file.path} does not fit: its {len(file.tensors)} tensors are too few for {depth} blocks "
                 f"(model.encoder={model.encoder}): give the configuration it was trained with"

@@ -1,9 +1,11 @@
 """Recognising checkpoints by their names, and translating the names.
 
-Names inside the project are those of the released AFA program: ``encoder.*``, ``decoder.*``, ``attn_proj.*`` and
-``classifier.*``. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's library has names of
-its own and keeps keys and values apart, which AFA stacks in one matrix, keys first. mmsegmentation's first SegFormer
-has the released names below ``backbone.*`` and ``decode_head.*``.
+Names inside the project are those of the released programs, the encoder's below ``encoder.*``. AFA has ``decoder.*``,
+``attn_proj.*`` and ``classifier.*`` besides; PSA's classifier is ``fc8.*``, its AffinityNet ``f8_3.*``, ``f8_4.*``,
+``f8_5.*`` and ``f9.*``; its released files hold the ResNet-38 without prefix. MXNet's file of that encoder, and timm's
+of its networks, have names of their own. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's
+library has names of its own and keeps keys and values apart, which AFA stacks in one matrix, keys first.
+mmsegmentation's first SegFormer has the released names below ``backbone.*`` and ``decode_head.*``.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from afa.config import VARIANTS
+from afa.config.encoders import RESNET38_DEPTHS
 from afa.errors import UserError
 from afa.methods.afa.config import ModelConfig
 from afa.weights.files import shown
@@ -68,6 +71,14 @@ _OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)", re.ASCII)
 _OUR_NORM = re.compile(r"encoder\.norm(\d)", re.ASCII)
 _OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj", re.ASCII)
 
+_PSA_HEADS = ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
+_RESIDUAL_UNIT = re.compile(r"encoder\.(b[2-5])(?:_(\d+))?\.", re.ASCII)
+_MXNET_UNIT = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|beta|gamma|moving_mean|moving_var)", re.ASCII)
+_MXNET_KINDS = {
+    "weight": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var",
+}  # fmt: skip
+_MXNET_HEAD = re.compile(r"(arg:|aux:)?linear1000_")
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -90,21 +101,37 @@ class EncoderShape:
         return self.variant or f"custom MiT, widths {list(self.widths)}, depths {list(self.depths)}"
 
 
+@dataclass(frozen=True)
+class ResNet38Shape:
+    """What a state dict tells about its ResNet-38: all but its dropout."""
+
+    base_width: int
+    depths: tuple[int, ...]
+
+    @property
+    def variant(self) -> str | None:
+        """``resnet38`` as published, or None for a narrower or shorter one."""
+        return "resnet38" if (self.base_width, self.depths) == (64, RESNET38_DEPTHS) else None
+
+    def __str__(self) -> str:
+        return self.variant or f"ResNet-38, base width {self.base_width}, depths {list(self.depths)}"
+
+
 class Recognised(NamedTuple):
     """A checkpoint in the names of the project.
 
     Attributes:
         kind: What the file seems to be, in words.
         tensors: Name -> tensor. Names that could not be translated stay as they are.
-        dropped: Heads for ImageNet and the like, which no AFA network has.
-        encoder: Shape of the encoder, None where the file holds no whole Mix Transformer.
-        num_classes: C of the decoder, None where there is none.
+        dropped: Heads for ImageNet and the like, which none of our networks has.
+        encoder: Shape of the encoder, None where the file holds no whole Mix Transformer or ResNet-38.
+        num_classes: C of the decoder, or of PSA's classifier with the background; None where there is neither.
     """
 
     kind: str
     tensors: dict[str, Tensor]
     dropped: list[str]
-    encoder: EncoderShape | None
+    encoder: EncoderShape | ResNet38Shape | None
     num_classes: int | None
 
 
@@ -124,6 +151,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
             family = "Hugging Face SegformerModel"
     elif "encoder.patch_embed1.proj.weight" in tensors:
         family = "AFA checkpoint" if "classifier.weight" in tensors else "part of an AFA checkpoint"
+    elif any(name in tensors for name in ("conv1a.weight", "encoder.conv1a.weight", "arg:conv1a_weight")):
+        return _recognise_resnet38(tensors)
     else:
         return Recognised(_foreign_kind(tensors), dict(tensors), [], None, None)
     dropped = [name for name in tensors if name.startswith(heads)]
@@ -134,9 +163,36 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
         translated = _from_huggingface(translated)
     elif heads == _MMSEGMENTATION_HEADS:
         translated = _renamed(translated, _from_mmsegmentation)
+    return _described(family, translated, dropped)
+
+
+def _recognise_resnet38(tensors: Mapping[str, Tensor]) -> Recognised:
+    """ResNet-38 alone, or with one of PSA's heads or a decoder; from MXNet, the released program, or us."""
+    dropped = [name for name in tensors if _MXNET_HEAD.match(name)]
+    translated = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    if "arg:conv1a_weight" in tensors:
+        return _described("ResNet-38 ImageNet weights", _renamed(translated, _from_mxnet), dropped)
+    if "conv1a.weight" in tensors:
+        translated = _renamed(translated, lambda name: name if name.startswith(_PSA_HEADS) else f"encoder.{name}")
+    if "fc8.weight" in tensors:
+        family = "PSA CAM network"
+    elif "f9.weight" in tensors:
+        family = "PSA AffinityNet"
+    elif any(name.startswith("decoder.") for name in tensors):
+        family = "segmentation network"
+    else:
+        family = "ResNet-38 weights"
+    return _described(family, translated, dropped)
+
+
+def _described(family: str, translated: dict[str, Tensor], dropped: list[str]) -> Recognised:
+    """Add what the shapes tell."""
     encoder = encoder_shape(translated)
     prediction = translated.get("decoder.linear_pred.weight")
+    classifier = translated.get("fc8.weight")
     num_classes = len(prediction) if _is_filled(prediction, 4) else None
+    if _is_filled(classifier, 4):
+        num_classes = len(classifier) + 1
     details = [str(encoder)] if encoder else []
     if num_classes is not None:
         details.append(f"{num_classes} classes with the background")
@@ -144,8 +200,24 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
     return Recognised(kind, translated, dropped, encoder, num_classes)
 
 
-def encoder_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
-    """Read widths, depths, reductions and MLP ratio off the shapes of ``encoder.*``; None if a stage is missing."""
+def encoder_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | ResNet38Shape | None:
+    """What names and shapes of ``encoder.*`` tell; None for other encoders, and where a stage is missing."""
+    return _resnet38_shape(tensors) if "encoder.conv1a.weight" in tensors else _mit_shape(tensors)
+
+
+def _resnet38_shape(tensors: Mapping[str, Tensor]) -> ResNet38Shape | None:
+    units: dict[str, set[str | None]] = {}
+    for name in tensors:
+        if match := _RESIDUAL_UNIT.match(name):
+            units.setdefault(match[1], set()).add(match[2])
+    stem = tensors.get("encoder.conv1a.weight")
+    if not _is_filled(stem, 4) or len(units) != 4:
+        return None
+    return ResNet38Shape(len(stem), tuple(len(units[group]) for group in sorted(units)))
+
+
+def _mit_shape(tensors: Mapping[str, Tensor]) -> EncoderShape | None:
+    """Widths, depths, reductions and MLP ratio of a Mix Transformer."""
     blocks: dict[str, set[str]] = {}
     for name in tensors:
         if match := _ANY_BLOCK.match(name):
@@ -179,17 +251,23 @@ def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
     """
     seen = recognise(tensors)
     head, fusion = seen.tensors.get("attn_proj.weight"), seen.tensors.get("decoder.linear_fuse.conv.weight")
-    if seen.encoder is None or seen.num_classes is None or not _is_filled(head, 4) or not _is_filled(fusion, 4):
+    encoder = seen.encoder
+    if (
+        not isinstance(encoder, EncoderShape)
+        or seen.num_classes is None
+        or not _is_filled(head, 4)
+        or not _is_filled(fusion, 4)
+    ):
         raise UserError(f"not a whole AFA network: it seems to be {article(seen.kind)}")
-    variant = seen.encoder.variant
+    variant = encoder.variant
     if variant is None:
         raise UserError(
-            f"a {seen.encoder}: its numbers of attention heads cannot be told from its weights; "
+            f"a {encoder}: its numbers of attention heads cannot be told from its weights; "
             "give the configuration it was trained with"
         )
     heads = VARIANTS[variant].heads
     blocks, maps = 0, 0
-    heads_of_blocks = [count for count, depth in zip(heads, seen.encoder.depths, strict=True) for _ in range(depth)]
+    heads_of_blocks = [count for count, depth in zip(heads, encoder.depths, strict=True) for _ in range(depth)]
     for count in reversed(heads_of_blocks):
         if maps >= head.shape[1]:
             break
@@ -198,12 +276,62 @@ def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
         raise UserError(f"an affinity head of {head.shape[1]} attention maps does not fit the blocks of {variant}")
     settings = ModelConfig(
         encoder=variant,
-        reductions=list(seen.encoder.reductions),
-        mlp_ratio=seen.encoder.mlp_ratio,
+        reductions=list(encoder.reductions),
+        mlp_ratio=encoder.mlp_ratio,
         decoder_width=len(fusion),
         affinity_blocks=blocks,
     )
     return settings, seen.num_classes
+
+
+def describe_psa(seen: Recognised) -> dict[str, Any] | None:
+    """Deduce which of PSA's networks a released state dict holds, where no configuration came with it.
+
+    Returns:
+        ``method`` and ``model`` of its configuration; None where it holds none of them whole. Dropout is at its
+        default, and so are the widths of an AffinityNet.
+    """
+    if not isinstance(seen.encoder, ResNet38Shape):
+        return None
+    names = set(seen.tensors)
+    if "fc8.weight" in names:
+        method = "psa_cam"
+    elif {"f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"} <= names:
+        method = "psa_affinity"
+    else:
+        return None
+    shape = {"base_width": seen.encoder.base_width, "depths": list(seen.encoder.depths)}
+    return {"method": method, "model": {"encoder": "resnet38", **shape}}
+
+
+def from_timm(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate the names of a timm file, or torchvision's of the same network, for an encoder made of that network.
+
+    Args:
+        tensors: Of the whole network.
+        wanted: The encoder's, below ``encoder.cnn.``; of the network's containers some lie beside them there.
+
+    Returns:
+        The tensors in our names, and the names of those left out: layers after the last feature map, of which the
+        encoder has no part. What is missing or does not belong there keeps its name.
+    """
+    translated: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    parts = {name.split(".")[2] for name in wanted}
+    parts |= {part.partition("_")[0] for part in parts}
+    for name, tensor in tensors.items():
+        places = [f"encoder.cnn.{name}", f"encoder.cnn.{name.replace('.', '_', 1)}"]
+        place = next((place for place in places if place in wanted), None)
+        if place is None and name.partition(".")[0] not in parts:
+            dropped.append(name)
+        else:
+            translated[place or name] = tensor
+    return translated, dropped
+
+
+def to_released_psa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network with a ResNet-38 under the names of the released PSA program."""
+    return {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
 
 
 def to_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -262,6 +390,18 @@ def _from_mmsegmentation(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
+
+
+def _from_mxnet(name: str) -> str:
+    bare = name.removeprefix("arg:").removeprefix("aux:")
+    if bare == "conv1a_weight":
+        return "encoder.conv1a.weight"
+    if match := _MXNET_UNIT.fullmatch(bare):
+        unit = f"b{match[2]}" if match[3] is None else f"b{match[2]}_{match[3]}"
+        layer = "conv" if match[1] == "res" else "bn"
+        return f"encoder.{unit}.{layer}_{match[4]}.{_MXNET_KINDS[match[5]]}"
+    kind = _MXNET_KINDS.get(bare.removeprefix("bn7_"))
+    return f"encoder.bn7.{kind}" if kind is not None and bare.startswith("bn7_") else name
 
 
 def _from_huggingface_name(name: str) -> str:

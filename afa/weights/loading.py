@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from afa.errors import UserError
-from afa.models import AFANet
+from afa.models import AFANet, CAMNetwork, TimmCNN
 from afa.weights.files import shown
-from afa.weights.layouts import Recognised, article, encoder_shape, recognise
+from afa.weights.layouts import Recognised, ResNet38Shape, article, encoder_shape, from_timm, recognise
 from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_source
 from afa.weights.versions import listed
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 6
-_HEADS = ("decoder.", "attn_proj.", "classifier.")
+_HEADS = ("decoder.", "attn_proj.", "classifier.", "fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
 
 
 def load_encoder(encoder: nn.Module, source: str | Path) -> None:
@@ -27,9 +27,9 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> None:
 
     Args:
         encoder: The encoder of a network, changed in place.
-        source: SegFormer's ImageNet files, Hugging Face Segformers, or AFA checkpoints (their encoder): a file, a
-            folder, or a name on the Hugging Face hub such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY``
-            names one of several versions in a file.
+        source: SegFormer's ImageNet files, Hugging Face Segformers, ResNet-38 of MXNet or PSA, timm's files for an
+            encoder of timm, or checkpoints of ours (their encoder): a file, a folder, or a name on the Hugging Face hub
+            such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY`` names one of several versions in a file.
 
     Raises:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
@@ -39,6 +39,9 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> None:
     seen = recognise(file.tensors)
     wanted = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(_HEADS)}
+    if isinstance(encoder, TimmCNN) and not any(name.startswith("encoder.") for name in found):
+        found, dropped = from_timm(found, wanted)
+        seen = seen._replace(dropped=[*seen.dropped, *dropped])
     fitting = _fitting(wanted, found, seen, file.path, num_classes=None)
     encoder.load_state_dict(_below("encoder.", fitting))
     _report("encoder", seen, file)
@@ -145,6 +148,8 @@ def _fitting(
 
 def _num_classes(network: nn.Module) -> int | None:
     """C of networks that are recognised by their names, for a better message; shapes tell of all others."""
+    if isinstance(network, CAMNetwork):
+        return network.num_classes + 1
     return network.num_classes if isinstance(network, AFANet) else None
 
 
@@ -198,6 +203,9 @@ def _check(
 
 
 def _how_to_set(seen: Recognised) -> str:
+    if isinstance(seen.encoder, ResNet38Shape):
+        shape = seen.encoder
+        return f"model.encoder=resnet38, model.base_width={shape.base_width} and model.depths={list(shape.depths)}"
     if seen.encoder is None or seen.encoder.variant is None:
         return "model.encoder=custom with its widths, depths and heads"
     return f"model.encoder={seen.encoder.variant}"

@@ -21,11 +21,12 @@ from torch import Tensor
 from afa.errors import UserError, is_out_of_memory
 from afa.weights.facts import CHECKPOINTS_FOLDER, WEIGHTS_FILE
 from afa.weights.files import UnreadableError, file_mode, parse_json, require_file, shown
+from afa.weights.mxnet import MXNET_BEGINNING, read_mxnet
 from afa.weights.versions import choose, listed, split_entry
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".params")
 LARGEST_FILE = 8 << 30
 """Bytes. A training of the largest encoder, its optimiser and an average of its weights take a fifth of it."""
 
@@ -43,7 +44,6 @@ _OTHER_KINDS = {
     ".h5": "a Keras (HDF5) file",
     ".hdf5": "a Keras (HDF5) file",
     ".keras": "a Keras model",
-    ".params": "MXNet parameters",
     ".index": "a TensorFlow checkpoint",
     ".meta": "a TensorFlow checkpoint",
     ".pb": "a TensorFlow graph",
@@ -129,9 +129,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read named tensors without running code that a file may hold.
 
     Args:
-        path: A safetensors file, or one that ``torch.save`` wrote (.pth, .pt, .bin, .ckpt). Entries around the tensors
-            such as ``state_dict`` and prefixes of all names such as ``module.`` are taken off. ``FILE#ENTRY`` names one
-            of several versions, for example ``model.pth#model_ema``.
+        path: A safetensors file, one that ``torch.save`` wrote (.pth, .pt, .bin, .ckpt), or MXNet's parameters
+            (.params). Entries around the tensors such as ``state_dict`` and prefixes of all names such as ``module.``
+            are taken off. ``FILE#ENTRY`` names one of several versions, for example ``model.pth#model_ema``.
 
     Returns:
         Name -> tensor on the CPU.
@@ -169,6 +169,9 @@ def read_weights_file(path: Path, entry: str | None = None) -> WeightsFile:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         content, metadata = _read_safetensors(path, size)
         chosen = choose(content, entry, path)
+    elif head.startswith(MXNET_BEGINNING):
+        metadata = {}
+        chosen = choose(read_mxnet(path, most_arrays=_MOST_TENSORS), entry, path)
     else:
         unpickled, metadata = _read_torch(path, head, size), {}
         if not isinstance(unpickled, Mapping):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from afa.data.files import replacing
 from afa.errors import UserError
-from afa.models import AFANet
-from afa.weights.layouts import to_huggingface
+from afa.models import AFANet, AffinityNetwork, CAMNetwork, ResNet38
+from afa.weights.layouts import to_huggingface, to_released_psa
 from afa.weights.reading import with_checksum
 
 
@@ -48,18 +48,21 @@ def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, st
 
 def layouts_of(network: nn.Module) -> tuple[str, ...]:
     """The layouts in which a network can be written, see ``tools/convert_weights.py --format``."""
-    return ("afa", "released", "huggingface") if isinstance(network, AFANet) else ("afa",)
+    if isinstance(network, AFANet):
+        return ("afa", "released", "huggingface")
+    return ("afa", "released") if _is_released_psa(network) else ("afa",)
 
 
 def save_afa_layout(network: nn.Module, path: str | Path) -> None:
-    """Write a state dict that the released program loads: ``torch.save``, its names, no ``module.``.
+    """Write a state dict that the released program of AFA or PSA loads: ``torch.save``, its names, no ``module.``.
 
     Args:
         network: One that has this layout, see :func:`layouts_of`.
         path: File to write.
     """
+    tensors = network.state_dict()
     with replacing(Path(path)) as temporary:
-        torch.save(_plain(network.state_dict()), temporary)
+        torch.save(_plain(to_released_psa(tensors) if _is_released_psa(network) else tensors), temporary)
         flush(temporary)
 
 
@@ -109,6 +112,11 @@ def save_huggingface(
         if target.exists():
             shutil.move(target, Path(beside, "old"))
         os.replace(new, target)
+
+
+def _is_released_psa(network: nn.Module) -> bool:
+    """Whether the released PSA program has this network."""
+    return isinstance(network, (CAMNetwork, AffinityNetwork)) and isinstance(network.encoder, ResNet38)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

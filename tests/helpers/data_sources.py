@@ -17,6 +17,7 @@ from PIL import Image
 
 from afa.config import DatasetConfig
 from afa.data.dataset import TrainingImages
+from afa.data.transforms import ColourJitter
 from afa.methods.afa.method import training_sample
 
 REPOSITORY = Path(__file__).parents[2]
@@ -232,6 +233,7 @@ def training_images(
         scale_range=(0.5, 2.0),
         mirror_probability=0.5,
         resampling="pil",
+        jitter=ColourJitter(),
         mean=config.image_mean,
         std=config.image_std,
     )

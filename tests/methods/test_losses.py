@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afa.methods.afa.losses import affinity_loss, classification_loss
+from afa.methods.afa.losses import affinity_loss
+from afa.methods.classification import classification_loss
 from afa.methods.segmentation import segmentation_loss
 
 

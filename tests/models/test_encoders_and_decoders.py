@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 
@@ -10,18 +11,33 @@ import torch
 
 from afa.config.encoders import EncoderConfig
 from afa.errors import UserError
-from afa.models import SegmentationNetwork, build_decoder, build_encoder
-from afa.models.deeplab import ASPP, LargeFOV
+from afa.models import SegmentationNetwork, build_decoder, build_encoder, build_mit
+from afa.models.deeplab import ASPP, Dilated, LargeFOV
 
 TINY = {"encoder": "custom", "widths": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "heads": [1, 2, 5, 8]}
 ENCODERS = {
     "mit, stride 8": EncoderConfig(**TINY, strides=[4, 2, 1, 1]),
     "mit, stride 16": EncoderConfig(**TINY, strides=[4, 2, 2, 1]),
+    "resnet38": EncoderConfig(encoder="resnet38", base_width=2, depths=[1, 2, 1, 1]),
+    "timm, stride 8": EncoderConfig(encoder="timm/lcnet_050"),
+    "timm, stride 16": EncoderConfig(encoder="timm/lcnet_050", output_stride=16),
 }
 DECODERS = {
     "segformer": {"width": 12, "dropout": 0.1, "rates": ()},
     "deeplab_largefov": {"width": 12, "dropout": 0.5, "rates": (12,)},
     "deeplab_v2": {"width": 0, "dropout": 0.0, "rates": (6, 12, 18, 24)},
+    "dilated": {"width": 12, "dropout": 0.0, "rates": (12,)},
+}
+PAIRS = [
+    (encoder, decoder)
+    for encoder in ENCODERS
+    for decoder in DECODERS
+    if decoder == "dilated" or encoder.startswith("mit")  # the rest follows from the features' shapes
+]
+# Which layers the released programs leave as they are, BatchNorms aside; where their last one ends in the list.
+FROZEN = {
+    "resnet38": ("conv1a.", "b2.", "b2_1."),
+    "timm, stride 8": ("cnn.conv_stem.", "cnn.blocks.0.", "cnn.blocks.1."),
 }
 
 
@@ -43,8 +59,42 @@ def test_encoder_gives_what_it_promises(name: str) -> None:
         assert [tuple(feature.shape) for feature in features] == expected
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_is_frozen_stays_in_training(name: str) -> None:
+    encoder = build_encoder(ENCODERS[name])
+    encoder.freeze_released()
+    images = torch.randn(2, 3, 40, 48)
+    for one in (encoder, copy.deepcopy(encoder)):
+        one.eval()
+        whole = torch.nn.Sequential(one).train()
+        before = {key: value.clone() for key, value in one.state_dict().items()}
+        sum(feature.square().sum() for feature in one.features(images)).backward()  # type: ignore[union-attr]
+        learned = {key for key, parameter in one.named_parameters() if parameter.grad is not None}
+        torch.optim.SGD(whole.parameters(), lr=1e-3, weight_decay=0.1).step()
+        changed = {key for key, value in one.state_dict().items() if not torch.equal(value, before[key])}
+        assert changed and changed <= learned
+        norms = {key for key, module in one.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+        assert not {key.rpartition(".")[0] for key in learned} & norms
+        if name.startswith("mit"):
+            assert learned == {key for key, _ in one.named_parameters() if "norm" not in key}
+        if name in FROZEN:
+            assert learned == {
+                key
+                for key, _ in one.named_parameters()
+                if not key.startswith(FROZEN[name]) and key.rpartition(".")[0] not in norms
+            }
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if not name.startswith("mit")])
+def test_what_is_not_frozen_learns(name: str) -> None:
+    encoder = build_encoder(ENCODERS[name]).train()
+    before = {key: value.clone() for key, value in encoder.named_buffers()}
+    sum(feature.square().sum() for feature in encoder.features(torch.randn(2, 3, 40, 48))).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert all(not torch.equal(value, before[key]) for key, value in encoder.named_buffers())
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
 def test_network_trains_and_can_be_saved(encoder: str, decoder: str) -> None:
     built = network(encoder, decoder)
     images = torch.randn(2, 3, 37, 51)
@@ -73,6 +123,12 @@ def test_aspp_looks_as_far_in_pixels_at_both_strides(stride: int, reach: set[int
 def test_large_fov_looks_as_far_in_pixels_at_both_strides(stride: int, reach: int) -> None:
     head = LargeFOV(channels=4, stride=stride, num_classes=2, width=32, dropout=0.5, rate=12).eval()
     assert rows_that_notice(head) == {-reach, 0, reach}
+
+
+@pytest.mark.parametrize(("stride", "reach"), [(8, 12), (16, 6)])
+def test_dilated_layers_look_twice_as_far_as_one(stride: int, reach: int) -> None:
+    head = Dilated(channels=4, stride=stride, num_classes=2, width=32, dropout=0.0, rate=12).eval()
+    assert rows_that_notice(head) == {-2 * reach, -reach, 0, reach, 2 * reach}
 
 
 def rows_that_notice(head: torch.nn.Module) -> set[int]:
@@ -114,3 +170,51 @@ def test_unknown_encoder_is_one_line_that_names_the_nearest() -> None:
 def test_unknown_decoder() -> None:
     with pytest.raises(ValueError, match="no decoder 'fcn'"):
         build_decoder("fcn", build_encoder(ENCODERS["mit, stride 8"]), 3, width=1, dropout=0.0, rates=())
+
+
+def test_networks_that_need_attention_take_a_mix_transformer_alone() -> None:
+    with pytest.raises(UserError, match=r"needs the attention of a Mix Transformer, which 'resnet38' does not have"):
+        build_mit(EncoderConfig(encoder="resnet38"))
+
+
+def test_segformer_s_decoder_needs_four_maps() -> None:
+    with pytest.raises(ValueError, match="four feature maps, and the encoder has 3"):
+        build_decoder("segformer", build_encoder(ENCODERS["resnet38"]), 3, width=1, dropout=0.0, rates=())
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "words"),
+    [
+        ("timm/resnet5", 8, "timm has no network 'resnet5'; did you mean 'timm/resnet5"),
+        ("timm/vit_tiny_patch16_224", 16, "three feature maps at model.output_stride=16; .*Vision Transformers do not"),
+        ("timm/vgg11", 8, "three feature maps at model.output_stride=8"),
+        ("timm/xception41", 8, "three feature maps at model.output_stride=8"),
+        ("timm/hf-hub:somebody/model", 8, "names no network of timm"),
+        ("timm/", 8, "names no network of timm"),
+    ],
+)
+def test_networks_of_timm_that_do_not_work_are_one_line(name: str, stride: int, words: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.encoder: .*{words}"):
+        build_encoder(EncoderConfig(encoder=name, output_stride=stride))
+
+
+def test_timm_s_maps_are_the_library_s_own() -> None:
+    import timm
+
+    encoder = build_encoder(EncoderConfig(encoder="timm/tf_efficientnet_lite0")).eval()
+    own = timm.create_model("tf_efficientnet_lite0", features_only=True, output_stride=8).eval()
+    own.load_state_dict({name.removeprefix("cnn."): value for name, value in encoder.state_dict().items()})
+    images = torch.randn(1, 3, 32, 40)
+    assert encoder.channels == (40, 112, 320)
+    assert encoder.mean == (127.5, 127.5, 127.5)
+    for found, expected in zip(encoder.features(images), own(images)[-3:], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_finer_maps_of_timm_are_averaged() -> None:
+    encoder = build_encoder(ENCODERS["timm, stride 16"]).eval()
+    images = torch.randn(1, 3, 32, 48)
+    finer = encoder.cnn(images)[-3]
+    assert finer.shape[-2:] == (4, 6)
+    expected = finer.unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
+    torch.testing.assert_close(encoder.features(images)[0], expected)

@@ -206,3 +206,14 @@ def test_gpu_agrees_with_cpu(negligible: float | None) -> None:
     torch.testing.assert_close(
         crf(image.cuda(), probabilities.cuda()).cpu(), crf(image, probabilities), rtol=0, atol=1e-3
     )
+
+
+def test_sets_of_one_image_share_its_kernels_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 3, 20, 24), dtype=torch.uint8, generator=generator)
+    sets = torch.rand(2, 3, 4, 20, 24, generator=generator)
+    crf = DenseCRF(iterations=3)
+    together = crf(images, sets)
+    for image, of_image, found in zip(images, sets, together, strict=True):
+        for probabilities, marginals in zip(of_image, found, strict=True):
+            assert torch.allclose(marginals, crf(image, probabilities), atol=1e-6)

@@ -13,8 +13,8 @@ from afa.data.transforms import normalise
 from afa.maps import Maps, present_classes
 from afa.methods.afa.labels import par_image
 from afa.methods.afa.method import AFA
-from afa.methods.afa.prediction import choose_classes
 from afa.methods.base import Found, SegmentationProtocol
+from afa.methods.classification import choose_classes
 from afa.methods.segmentation import multi_scale_logits
 from afa.ops.cam import MultiScaleCam, long_side_size, multi_scale_cam, resize
 from afa.ops.random_walk import TokenAffinity

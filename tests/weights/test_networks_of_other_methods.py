@@ -69,3 +69,30 @@ def test_what_says_nothing_about_itself_needs_its_configuration(
         run_tool("convert_weights.py", tmp_path / "encoder.pth", tmp_path / "out.pth", "--format", "released")
     )
     assert "holds no AFA network and says nothing about itself" in line and "give the configuration" in line
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"encoder": "resnet38", "base_width": 2, "depths": [1, 2, 1, 1]},
+        {"encoder": "timm/lcnet_050", "output_stride": 16},
+    ],
+)
+def test_convolutional_encoders_are_opened_as_they_were_built(encoder: dict[str, object], tmp_path: Path) -> None:
+    model = {**encoder, "decoder": "dilated", "decoder_width": 8}
+    config = config_from_dict({"method": "segment", "dataset": {"pixel_labels": "labels"}, "model": model})
+    method = build_method(config, NAMES, SingleProcess())
+    save_network(method.network, tmp_path / "segmenter.safetensors", pack_metadata(config, NAMES, 7))
+    opened = open_checkpoint(tmp_path / "segmenter.safetensors")
+    assert opened.config == config and same(opened.method.network, method.network)
+
+    deep = config_from_dict(
+        {
+            "method": "segment",
+            "dataset": {"pixel_labels": "labels"},
+            "model": {"encoder": "resnet38", "depths": [512] * 4, "base_width": 512, "decoder": "dilated"},
+        }
+    )
+    save_network(method.network, tmp_path / "deep.safetensors", pack_metadata(deep, NAMES, 7))
+    with pytest.raises(UserError, match=r"tensors are too few for 2048 blocks \(model\.encoder=resnet38\)"):
+        open_checkpoint(tmp_path / "deep.safetensors")

@@ -218,7 +218,6 @@ def test_two_names_for_one_place_are_left_over(tmp_path: Path) -> None:
         ("m.onnx", b"\x08\x07\x12\x07pytorch", "an ONNX model"),
         ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(64), "a Keras"),
         ("m.pth", b"\x89HDF\r\n\x1a\n" + bytes(64), "a Keras"),
-        ("m.params", b"\x12\x01" + bytes(64), "MXNet parameters"),
         ("model.ckpt.index", bytes(64), "a TensorFlow checkpoint"),
         ("model.ckpt.data-00000-of-00001", b"\x01" * 64, "a TensorFlow checkpoint"),
         ("m.tflite", b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from afa.config.encoders import EncoderConfig, encoder_problems, encoder_variant
-from afa.config.settings import Renamed, RunConfig, ValidationConfig, scale_problems, setting
+from afa.config.encoders import EncoderConfig, encoder_problems, encoder_variant, mit_problems
+from afa.config.settings import AugmentationConfig, Renamed, RunConfig, ValidationConfig, scale_problems, setting
 
 
 @dataclass
@@ -116,6 +116,7 @@ class AFAConfig(RunConfig):
         "validation.cam": Renamed("validation.outputs", {True: None, False: ["segmentation"]}),
     }
 
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     cam: CamConfig = field(default_factory=CamConfig)
     affinity: AffinityConfig = field(default_factory=AffinityConfig)
@@ -126,6 +127,7 @@ class AFAConfig(RunConfig):
 
     def problems(self) -> Iterator[str]:
         """See :meth:`RunConfig.problems`."""
+        yield from mit_problems(self.model, "AFA")
         yield from encoder_problems(self.model, crop_size=self.augmentation.crop_size)
         yield from self._affinity_problems()
         yield from super().problems()

@@ -1,25 +1,15 @@
-"""Losses of AFA's own (sec. 3.5, eq. 2, 10), each a scalar in float32.
+"""The loss of AFA's own (sec. 3.5, eq. 10), a scalar in float32.
 
-The segmentation's (eq. 11) is :func:`afa.methods.segmentation.segmentation_loss`.
+The classifier's (eq. 2) is :func:`afa.methods.classification.classification_loss`, the segmentation's (eq. 11)
+:func:`afa.methods.segmentation.segmentation_loss`.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from afa.methods.segmentation import Denominator, process_denominator
-
-
-def classification_loss(cls_logits: Tensor, class_labels: Tensor) -> Tensor:
-    """Multi-label soft margin (eq. 2), the mean over images and classes.
-
-    Args:
-        cls_logits: [B, K].
-        class_labels: [B, K], 0 or 1.
-    """
-    return F.multilabel_soft_margin_loss(cls_logits.float(), class_labels.float())
 
 
 def affinity_loss(

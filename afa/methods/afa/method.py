@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from afa.data.samples import Sample
-from afa.data.transforms import normalise, training_transform
+from afa.data.transforms import ColourJitter, normalise, training_transform
 from afa.maps import IGNORE, Maps, PresentClasses, present_classes
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.labels import PseudoLabels, affinity_label, box_mask, par_image, restore_image
-from afa.methods.afa.losses import affinity_loss, classification_loss
+from afa.methods.afa.losses import affinity_loss
 from afa.methods.afa.network import build_network
 from afa.methods.afa.prediction import predict
 from afa.methods.base import (
@@ -28,6 +28,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.classification import classification_loss
 from afa.methods.segmentation import crop_settings, loss_denominator, segmentation_loss
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize
@@ -78,7 +79,7 @@ class AFA(Method):
 
     def transform(self) -> Transform:
         """Scale, mirror, pad, crop, normalise (sec. 4.1)."""
-        return partial(training_sample, **crop_settings(self.config))
+        return partial(training_sample, **crop_settings(self.config.augmentation, self.config.dataset))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder, its norms, the heads, the decoder (sec. 4.1)."""
@@ -246,6 +247,7 @@ def training_sample(
     scale_range: tuple[float, float],
     mirror_probability: float,
     resampling: str,
+    jitter: ColourJitter,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[str, Tensor]:
@@ -255,6 +257,7 @@ def training_sample(
         sample: With class labels.
         rng: The only source of randomness.
         crop_size, scale_range, mirror_probability, resampling: See :func:`afa.data.transforms.training_transform`.
+        jitter: Of the colours, before all else.
         mean, std: Of R, G, B, in 0..255.
 
     Returns:
@@ -262,7 +265,7 @@ def training_sample(
         x1), the part of the crop that shows image.
     """
     crop, valid_box = training_transform(
-        sample.image,
+        jitter(sample.image, rng),
         rng,
         crop_size=crop_size,
         scale_range=scale_range,

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from afa.data.samples import Sample
 from afa.data.transforms import normalise
-from afa.maps import Maps, PresentClasses, present_classes
+from afa.maps import Maps, PresentClasses
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.labels import PseudoLabels, par_image
 from afa.methods.base import Found, SegmentationProtocol
+from afa.methods.classification import classes_that_count
 from afa.methods.segmentation import KnownLogits, multi_scale_logits, network_input
 from afa.models import AFANet
 from afa.ops.cam import long_side_size, multi_scale_cam, resize, scaled_size
@@ -65,7 +65,7 @@ def predict(
         decode=segmentation and test_size == (height, width),
         with_affinity="propagated_cam" in wanted or "affinity" in wanted or (of_largest and largest_is_first),
     )
-    present = _present(samples, first.cls_logits)
+    present = classes_that_count(samples, first.cls_logits)
     affinity = None
     if first.affinity is not None:
         affinity = TokenAffinity(first.affinity, (first.cam.shape[-2], first.cam.shape[-1]))
@@ -110,14 +110,6 @@ def predict(
         class_ids = present.channels[index][present.counted[index]] + 1
         predictions.append(Found(outputs, tuple(class_ids.tolist()), first.cls_logits[index]))
     return predictions
-
-
-def _present(samples: Sequence[Sample], cls_logits: Tensor) -> PresentClasses:
-    given = [sample.class_labels for sample in samples if sample.class_labels is not None]
-    if given and len(given) < len(samples):
-        raise ValueError("class labels are given for all images of a batch or for none")
-    labels = torch.from_numpy(np.stack(given)) if given else choose_classes(cls_logits).cpu()
-    return present_classes(labels, cls_logits.device)
 
 
 def _pseudo_labels(
@@ -187,11 +179,6 @@ class SharedPasses:
             self.known.plain[size] = logits.pop(0)
         if logits:
             self.known.mirrored[size] = logits.pop(0)
-
-
-def choose_classes(cls_logits: Tensor) -> Tensor:
-    """Image-level labels that the classifier predicts: logits [B, K] above 0, at least the best one; float [B, K]."""
-    return (cls_logits > 0).float().scatter_(1, cls_logits.argmax(dim=1, keepdim=True), 1.0)
 
 
 def _one(affinity: TokenAffinity | None, one: slice) -> TokenAffinity:

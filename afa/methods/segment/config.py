@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from afa.config.encoders import EncoderConfig, encoder_problems
-from afa.config.settings import OptimiserConfig, RunConfig, setting
+from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems, encoder_stride
+from afa.config.settings import AugmentationConfig, OptimiserConfig, RunConfig, setting
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ DECODERS = {
     "segformer": DecoderShape(width=256, dropout=0.1),
     "deeplab_largefov": DecoderShape(width=1024, dropout=0.5, rates=(12,)),
     "deeplab_v2": DecoderShape(rates=(6, 12, 18, 24)),
+    "dilated": DecoderShape(width=512, rates=(12,)),
 }
 """Decoders as they are published."""
 
@@ -39,25 +39,25 @@ class SegmentModelConfig(EncoderConfig):
 
     decoder: str = setting(
         "segformer",
-        "what makes logits of the encoder's features: SegFormer's MLPs over all of them, DeepLab-LargeFOV or "
-        "DeepLab-v2's ASPP over the last, whose stride must be 8 or 16",
+        "what makes logits of the encoder's features: SegFormer's MLPs over all of them, DeepLab-LargeFOV, "
+        "DeepLab-v2's ASPP or two dilated layers (as PSA with ResNet-38) over the last, whose stride must be 8 or 16",
         choices=tuple(DECODERS),
     )
     decoder_width: int | None = setting(
         None,
-        "channels of the decoder's hidden layers; default: 256 (segformer), 1024 (deeplab_largefov)",
+        "channels of the decoder's hidden layers; default: 256 (segformer), 1024 (deeplab_largefov), 512 (dilated)",
         minimum=1,
         maximum=8192,
     )
     decoder_dropout: float | None = setting(
         None,
-        "dropout after the decoder's hidden layers; default: 0.1 (segformer), 0.5 (deeplab_largefov)",
+        "dropout after the decoder's hidden layers; default: 0.1 (segformer), 0.5 (deeplab_largefov), 0 (dilated)",
         minimum=0,
         maximum=0.9,
     )
     decoder_rates: list[int] | None = setting(
         None,
-        "dilations of DeepLab's decoders at stride 8, halved at stride 16; default: 12 (deeplab_largefov), "
+        "dilations of the decoder at stride 8, halved at stride 16; default: 12 (deeplab_largefov, dilated), "
         "6 12 18 24 (deeplab_v2)",
         minimum=1,
     )
@@ -122,6 +122,7 @@ class SegmentConfig(RunConfig):
     """One run of a segmentation network on labels that are there already."""
 
     method: str = setting("segment", "training method")
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
     optimiser: SegmentOptimiserConfig = field(default_factory=SegmentOptimiserConfig)
@@ -144,18 +145,24 @@ class SegmentConfig(RunConfig):
         if not published.rates:
             if model.decoder_rates is not None:
                 yield f"model.decoder_rates: {model.decoder} has no dilations; leave it out"
+            if encoder_family(model) != "mit":
+                yield (
+                    f"model.decoder: segformer needs the four feature maps of a Mix Transformer, and {model.encoder} "
+                    "has three; set dilated, deeplab_largefov or deeplab_v2"
+                )
             return
-        stride = math.prod(model.strides)
+        stride = encoder_stride(model)
         if stride not in (8, 16):
+            of_timm = encoder_family(model) == "timm"
             yield (
-                f"model.strides: {model.decoder} needs features of stride 8 or 16, not {stride}; "
-                "set [4, 2, 1, 1] or [4, 2, 2, 1]"
+                f"model.{'output_stride' if of_timm else 'strides'}: {model.decoder} needs features of stride 8 or 16, "
+                f"not {stride}; set {'8 or 16' if of_timm else '[4, 2, 1, 1] or [4, 2, 2, 1]'}"
             )
         rates = decoder_shape(model).rates
         if not rates:
             yield "model.decoder_rates is empty"
-        if model.decoder == "deeplab_largefov" and len(rates) != 1:
-            yield f"model.decoder_rates: deeplab_largefov has one, not {len(rates)}"
+        if len(published.rates) == 1 and len(rates) != 1:
+            yield f"model.decoder_rates: {model.decoder} has one, not {len(rates)}"
         if any(rate * 8 % stride for rate in rates):
             yield f"model.decoder_rates: they are halved at stride 16, so they must be even, not {list(rates)}"
 

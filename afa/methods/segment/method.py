@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from afa.data.samples import Sample
-from afa.data.transforms import draw_crop, normalise
+from afa.data.transforms import ColourJitter, draw_crop, normalise
 from afa.errors import UserError
 from afa.maps import IGNORE, Maps
 from afa.methods.base import (
@@ -66,7 +66,7 @@ class Segment(Method):
             needs=self.needs[0],
             num_classes=self.num_classes,
             soft_background=self.config.loss.soft_background,
-            **crop_settings(self.config),
+            **crop_settings(self.config.augmentation, self.config.dataset),
         )
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -159,6 +159,7 @@ class SegmentTransform:
         num_classes: C, background included.
         soft_background: See :func:`soft_labels`.
         crop_size, scale_range, mirror_probability, resampling: See :func:`afa.data.transforms.training_transform`.
+        jitter: Of the colours, before all else.
         mean, std: Of R, G, B, in 0..255.
     """
 
@@ -169,6 +170,7 @@ class SegmentTransform:
     scale_range: tuple[float, float]
     mirror_probability: float
     resampling: str
+    jitter: ColourJitter
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -186,14 +188,15 @@ class SegmentTransform:
         Raises:
             UserError: The maps cannot be labels.
         """
+        colours = self.jitter(sample.image, rng)
         crop = draw_crop(
-            sample.image.shape,
+            colours.shape,
             rng,
             crop_size=self.crop_size,
             scale_range=self.scale_range,
             mirror_probability=self.mirror_probability,
         )
-        image = normalise(crop.image(sample.image, self.resampling), self.mean, self.std)
+        image = normalise(crop.image(colours, self.resampling), self.mean, self.std)
         given = sample.inputs[self.needs]
         if isinstance(given, Maps):
             scores = soft_labels(given, self.num_classes, self.soft_background, f"{self.needs} of {sample.name}")

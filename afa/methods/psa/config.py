@@ -1,0 +1,228 @@
+"""The settings of PSA's two methods. References such as "sec. 3.2" point into the paper (CVPR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems, encoder_stride
+from afa.config.settings import CropConfig, OptimiserConfig, RunConfig, ValidationConfig, scale_problems, setting
+
+
+@dataclass
+class PSAModelConfig(EncoderConfig):
+    """ResNet-38 or a network of timm; PSA's heads take its last three feature maps."""
+
+    encoder: str = setting("resnet38", "resnet38, or timm/NAME, such as timm/resnet50")
+
+
+@dataclass
+class CAMModelConfig(PSAModelConfig):
+    """Encoder and classifier."""
+
+    dropout: float = setting(0.5, "dropout of whole channels before the classifier", minimum=0, maximum=0.9)
+
+
+@dataclass
+class AffinityModelConfig(PSAModelConfig):
+    """Encoder and AffinityNet's layers."""
+
+    head_widths: list[int] | None = setting(
+        None,
+        "channels that the three feature maps are brought to; default: one, two and four times 64 (resnet38: times "
+        "model.base_width)",
+        minimum=1,
+        maximum=8192,
+    )
+
+
+@dataclass
+class PSACropConfig(CropConfig):
+    """Mirror, colour jitter and crop, as released."""
+
+    crop_size: int = setting(448, "side of the square training crop in pixels", minimum=16, maximum=8192)
+    brightness: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    contrast: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    saturation: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
+    hue: float = setting(0.1, "colour jitter: turn from -this to this; 0.5 is half a turn", minimum=0, maximum=0.5)
+
+
+@dataclass
+class CAMAugmentationConfig(PSACropConfig):
+    """As AffinityNet's, with a random size before."""
+
+    long_side_min: int = setting(256, "smallest long side that an image is resized to", minimum=1, maximum=8192)
+    long_side_max: int = setting(512, "largest long side that an image is resized to", minimum=1, maximum=8192)
+
+    def problems(self) -> Iterator[str]:
+        """See :meth:`CropConfig.problems`."""
+        if self.long_side_min > self.long_side_max:
+            yield f"augmentation: long_side_min {self.long_side_min} is above long_side_max {self.long_side_max}"
+
+
+@dataclass
+class PSAOptimiserConfig(OptimiserConfig):
+    """As every method's; the defaults are those of the released program."""
+
+    name: str = setting("sgd", "how weights are updated", choices=("adamw", "sgd"))
+    lr: float = setting(0.01, "learning rate of the encoder (README 0.1, which is for VGG-16 alone)", above=0)
+    weight_decay: float = setting(5e-4, "weight decay; biases have none", minimum=0)
+    freeze: str = setting(
+        "released",
+        "what is not trained: the first layers and all BatchNorms of the encoder, as in the released program, or none: "
+        "for training from scratch",
+        choices=("released", "none"),
+    )
+    bias_lr_factor: float = setting(2.0, "learning rate of biases over that of weights beside them", above=0)
+    momentum: float = setting(
+        5e-4,
+        "SGD's momentum; the released program has its weight decay in this place, where 0.9 was meant",
+        minimum=0,
+        below=1,
+    )
+    warmup_steps: int = setting(0, "steps of linear warm-up", minimum=0)
+    power: float = setting(0.9, "exponent of the polynomial decay", minimum=0)
+
+
+@dataclass
+class CAMConfig:
+    """Class activation maps (sec. 3.1)."""
+
+    scales: list[float] = setting([1.0, 0.5, 1.5, 2.0], "scales of the CAM passes", above=0, maximum=16)
+    epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
+    background: float = setting(0.2, "background score of the CAM's label", minimum=0, maximum=1)
+
+
+@dataclass
+class CRFConfig:
+    """DenseCRF of this method; ``test.crf_*`` is for segmentations."""
+
+    iterations: int = setting(10, "mean-field iterations", minimum=1)
+    gaussian_sxy: float = setting(3.0, "bandwidth of the smoothness kernel in pixels", minimum=0.5)
+    gaussian_weight: float = setting(3.0, "weight of the smoothness kernel", minimum=0)
+    bilateral_sxy: float = setting(80.0, "bandwidth of the bilateral kernel in pixels", minimum=0.5)
+    bilateral_srgb: float = setting(13.0, "bandwidth of the bilateral kernel in colour", minimum=0.5)
+    bilateral_weight: float = setting(10.0, "weight of the bilateral kernel", minimum=0)
+
+
+@dataclass
+class CAMCRFConfig(CRFConfig):
+    """How crf_low and crf_high are made of CAMs (sec. 3.2.1)."""
+
+    low_alpha: float = setting(4.0, "exponent of the background score (1 - max CAM) in crf_low", above=0)
+    high_alpha: float = setting(32.0, "exponent of the background score in crf_high (paper 24)", above=0)
+
+
+@dataclass
+class CAMValidationConfig(ValidationConfig):
+    """As every method's; without masks the loss on the validation list is reported."""
+
+    crop_size: int = setting(
+        500, "side of the images' middle of which the loss is computed, where there are no masks", minimum=16
+    )
+
+
+@dataclass
+class PSACamConfig(RunConfig):
+    """One run of PSA's CAM network."""
+
+    method: str = setting("psa_cam", "training method")
+    augmentation: CAMAugmentationConfig = field(default_factory=CAMAugmentationConfig)
+    model: CAMModelConfig = field(default_factory=CAMModelConfig)
+    cam: CAMConfig = field(default_factory=CAMConfig)
+    crf: CAMCRFConfig = field(default_factory=CAMCRFConfig)
+    validation: CAMValidationConfig = field(default_factory=CAMValidationConfig)
+    optimiser: PSAOptimiserConfig = field(default_factory=PSAOptimiserConfig)
+
+    def problems(self) -> Iterator[str]:
+        """See :meth:`RunConfig.problems`."""
+        yield from _encoder_problems(self.model)
+        yield from super().problems()
+        yield from scale_problems("cam.scales", self.cam.scales)
+        if self.crf.low_alpha >= self.crf.high_alpha:
+            yield (
+                f"crf.low_alpha {self.crf.low_alpha} is not below crf.high_alpha {self.crf.high_alpha}: the larger it "
+                "is, the smaller the background's score"
+            )
+
+
+@dataclass
+class PairsConfig:
+    """Which positions are compared (sec. 3.2.2)."""
+
+    radius: int = setting(5, "pairs are nearer to each other than this many positions", minimum=2, maximum=64)
+
+
+@dataclass
+class AffinityLossConfig:
+    """Shares of the three kinds of pairs in the loss (sec. 3.2.2)."""
+
+    background: float = setting(0.25, "weight of pairs of background", minimum=0)
+    foreground: float = setting(0.25, "weight of pairs of one class", minimum=0)
+    negative: float = setting(0.5, "weight of pairs of different classes", minimum=0)
+    epsilon: float = setting(1e-5, "added within the logarithms and to the counts", above=0)
+    normalisation: str = setting(
+        "process",
+        "means and counts of the loss are those of each process (released program) or of all together",
+        choices=("process", "global"),
+    )
+
+
+@dataclass
+class WalkConfig:
+    """The random walk (sec. 3.3)."""
+
+    alpha: float = setting(16.0, "exponent of the background score (1 - max CAM)", above=0)
+    beta: float = setting(8.0, "exponent of the affinities", above=0)
+    log_steps: int = setting(8, "the walk has 2 to the power of this steps: t is 256", minimum=0, maximum=20)
+
+
+@dataclass
+class PSAAffinityConfig(RunConfig):
+    """One run of PSA's AffinityNet."""
+
+    method: str = setting("psa_affinity", "training method")
+    augmentation: PSACropConfig = field(default_factory=PSACropConfig)
+    model: AffinityModelConfig = field(default_factory=AffinityModelConfig)
+    affinity: PairsConfig = field(default_factory=PairsConfig)
+    loss: AffinityLossConfig = field(default_factory=AffinityLossConfig)
+    walk: WalkConfig = field(default_factory=WalkConfig)
+    crf: CRFConfig = field(default_factory=CRFConfig)
+    optimiser: PSAOptimiserConfig = field(default_factory=PSAOptimiserConfig)
+
+    def problems(self) -> Iterator[str]:
+        """See :meth:`RunConfig.problems`."""
+        yield from _encoder_problems(self.model)
+        yield from super().problems()
+        widths = self.model.head_widths
+        if widths is not None and len(widths) != 3:
+            yield f"model.head_widths needs three values, one for each feature map, not {len(widths)}"
+        crop, stride, radius = self.augmentation.crop_size, encoder_stride(self.model), self.affinity.radius
+        if crop % stride:
+            near = max(stride, round(crop / stride) * stride)
+            yield (
+                f"augmentation.crop_size: {crop} is not a multiple of {stride}, the encoder's stride; the nearest is "
+                f"{near}"
+            )
+        if crop // stride <= 2 * (radius - 1):
+            yield (
+                f"augmentation.crop_size: {crop} pixels are {crop // stride} positions, too few for pairs of radius "
+                f"{radius}; set {stride * (2 * radius - 1)} or more, or a smaller affinity.radius"
+            )
+
+    def training_problems(self) -> Iterator[str]:
+        """See :meth:`RunConfig.training_problems`."""
+        if not self.loss.background + self.loss.foreground or not self.loss.negative:
+            yield (
+                "loss: without pairs of one class, or without pairs of different ones, all affinities become equal; "
+                "give both a weight above 0"
+            )
+
+
+def _encoder_problems(model: PSAModelConfig) -> Iterator[str]:
+    if encoder_family(model) == "mit":
+        yield (
+            f"model.encoder: PSA needs three feature maps of one stride, which '{model.encoder}' does not have; set "
+            "resnet38 or timm/NAME"
+        )
+    yield from encoder_problems(model)

@@ -1,0 +1,393 @@
+"""PSA's two methods: their labels by hand, both stages through the commands, and what can go wrong between them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faults
+import numpy as np
+import pytest
+import torch
+import yaml
+from run_tool import RunTool, tool_main
+
+from afa.data.samples import Sample
+from afa.data.transforms import ColourJitter, draw_place, place_crop
+from afa.errors import UserError
+from afa.maps import Maps
+from afa.methods import build_method, config_from_dict
+from afa.methods.base import Method, SegmentationProtocol, SingleProcess
+from afa.methods.psa.affinity import affinity_losses
+from afa.methods.psa.config import CAMCRFConfig
+from afa.methods.psa.labels import affinity_map, build_crf, pair_labels, refined, with_background
+from afa.ops.random_walk import PairAffinity, walk
+
+MODEL = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
+CLASS_NAMES = ["disc", "bar", "ring"]
+ANY = SegmentationProtocol()
+
+
+def method(name: str, **sections: Any) -> Method:
+    torch.manual_seed(0)
+    built = build_method(config_from_dict({"method": name, "model": MODEL, **sections}), CLASS_NAMES, SingleProcess())
+    built.network.eval()
+    return built
+
+
+def maps_of(scores: torch.Tensor, class_ids: list[int]) -> Maps:
+    counted = torch.ones(1, len(class_ids), dtype=torch.bool)
+    return Maps(scores[None].float(), torch.tensor([class_ids]), counted, has_background=class_ids[0] == 0)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+# -- labels and walk by hand
+
+
+def test_background_is_what_the_strongest_class_leaves() -> None:
+    cams = maps_of(torch.tensor([[[0.0, 0.5, 1.0]], [[0.25, 0.1, 0.0]]]), [2, 3])
+    found = with_background(cams, 2.0)
+    assert found.has_background and found.class_ids.tolist() == [[0, 2, 3]]
+    torch.testing.assert_close(found.scores[0, :, 0], torch.tensor([[0.5625, 0.25, 0], [0, 0.5, 1], [0.25, 0.1, 0]]))
+
+
+def test_an_image_without_classes_is_all_background() -> None:
+    nothing = Maps(torch.zeros(1, 1, 8, 8), torch.tensor([[1]]), torch.tensor([[False]]), has_background=False)
+    (volume,) = refined(
+        build_crf(CAMCRFConfig()), torch.zeros(3, 8, 8, dtype=torch.uint8), [with_background(nothing, 4)]
+    )
+    assert volume.class_ids.tolist() == [[0]] and bool((volume.scores == 1).all())
+
+
+def test_positions_are_labelled_where_both_volumes_are_sure() -> None:
+    # Cells of one pixel; background, class 4, class 9. In turn: sure object, sure background, neither, outside.
+    low = maps_of(torch.tensor([[[0.2, 0.8, 0.6, 0.0]], [[0.7, 0.1, 0.4, 0.0]], [[0.1, 0.1, 0.0, 0.0]]]), [0, 4, 9])
+    high = maps_of(torch.tensor([[[0.1, 0.6, 0.3, 0.0]], [[0.8, 0.3, 0.7, 0.0]], [[0.1, 0.1, 0.0, 0.0]]]), [0, 4, 9])
+    assert affinity_map(low, high, 1).tolist() == [[1, 0, 255, 255]]
+    sure_of_background = maps_of(torch.tensor([[[0.9]], [[0.1]], [[0.0]]]), [0, 4, 9])
+    sure_of_an_object = maps_of(torch.tensor([[[0.1]], [[0.9]], [[0.0]]]), [0, 4, 9])
+    assert affinity_map(sure_of_an_object, sure_of_background, 1).item() == 0, "sure background wins over an object"
+
+
+def test_pairs_of_one_class_of_background_and_of_two_classes() -> None:
+    label = torch.full((1, 2, 3), 255)
+    label[0] = torch.tensor([[1, 0, 2], [1, 0, 255]])
+    # Radius 2: the one anchor is the middle of the first row; its partners are right, and the three below.
+    background, foreground, negative = pair_labels(label, 2)
+    assert background.flatten().tolist() == [False, False, True, False]
+    assert not foreground.any()
+    assert negative.flatten().tolist() == [True, True, False, False]
+
+
+def test_losses_of_pairs_by_hand() -> None:
+    affinity = torch.tensor([[[0.5, 0.25, 0.9, 0.1]]])
+    pairs = pair_labels(torch.full((1, 5, 9), 255), 5)
+    none = affinity_losses(torch.full(pairs.negative.shape, 0.3), pairs, epsilon=1e-5)
+    assert all(float(value) == 0 for value in none.values()), "a kind without pairs costs nothing"
+    kinds = [torch.tensor([[[index == place for index in (0, 0, 1, 2)]]]) for place in range(3)]
+    losses = affinity_losses(affinity, type(pairs)(*kinds), epsilon=1e-5)
+    expected = {"bg": -(np.log(0.5) + np.log(0.25)) / 2, "fg": -np.log(0.9), "neg": -np.log(0.9)}
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_walk_keeps_sums_still_without_affinity_and_stays_within_a_wall() -> None:
+    scores = torch.rand(3, 8, 12)
+    still = PairAffinity.without_pairs((8, 12), 5, torch.device("cpu"))
+    torch.testing.assert_close(walk(scores, still, power=8, steps=16), scores)
+    flat = torch.ones(2, 8, 12) / 2
+    values = torch.zeros(34, 8, 12)
+    values[:, :4, 4:8] = torch.rand(34, 4, 4)
+    torch.testing.assert_close(walk(flat, PairAffinity(values, 5), power=2, steps=64), flat)
+    # A wall between columns 5 and 6: no affinity across.
+    values = torch.zeros(4, 1, 12)
+    values[0, 0, :11] = 1
+    values[0, 0, 5] = 0
+    start = torch.zeros(1, 1, 12)
+    start[..., 0] = 1
+    ended = walk(start, PairAffinity(values, 2), power=1, steps=500)[0, 0]
+    assert float(ended[:6].min()) > 0.05 and float(ended[6:].max()) == 0
+
+
+def test_affinity_of_a_position_is_symmetric_and_beyond_the_grid_an_error() -> None:
+    values = torch.zeros(34, 9, 11)
+    values[:, :5, 4:7] = torch.rand(34, 5, 3)
+    affinity = PairAffinity(values, 5)
+    rows = torch.stack([affinity.of(y, x).flatten() for y in range(9) for x in range(11)])
+    assert torch.equal(rows, rows.T) and bool((rows.diagonal() == 1).all())
+    with pytest.raises(IndexError, match="no position"):
+        affinity.of(9, 0)
+
+
+# -- transforms
+
+
+def test_crops_are_drawn_width_first_and_mirrored_after_the_cut() -> None:
+    image = noise(20, 30)
+
+    class Draws:
+        def __init__(self, *numbers: int) -> None:
+            self.numbers, self.asked = list(numbers), []
+
+        def integers(self, end: int) -> int:
+            self.asked.append(end)
+            return self.numbers.pop(0)
+
+        def random(self) -> float:
+            return 0.0
+
+    rng = Draws(3, 5)
+    crop = draw_place(image.shape, rng, crop_size=24, mirror_probability=1.0)  # type: ignore[arg-type]
+    assert rng.asked == [7, 5], "30 - 24 + 1 places in the width, then 24 - 20 + 1 for the height"
+    plain = place_crop((20, 30), (3, 4), 24).image(image, "pil")
+    assert np.array_equal(place_crop((20, 30), (3, 4), 24, mirrored=True).image(image, "pil"), plain[:, ::-1])
+    assert np.array_equal(plain[4:24], image[:, 3:27]) and not plain[:4].any()
+    assert crop.mirrored
+
+
+def test_colour_jitter_is_that_of_torchvision() -> None:
+    image = noise(10, 12)
+    assert ColourJitter()(image, np.random.default_rng(0)) is image
+    darker = ColourJitter(brightness=0.5)(image, np.random.default_rng(3))
+    factor = np.random.default_rng(3).uniform(0.5, 1.5)
+    np.testing.assert_allclose(darker, np.clip(image * factor, 0, 255), atol=1)
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    assert np.array_equal(ColourJitter(saturation=1.0)(grey, np.random.default_rng(1)), grey)
+    assert np.array_equal(ColourJitter(hue=0.5)(grey, np.random.default_rng(1)), grey)
+    assert (
+        len({ColourJitter(0.3, 0.3, 0.3, 0.1)(image, np.random.default_rng(seed)).tobytes() for seed in range(5)}) == 5
+    )
+
+
+def test_padding_is_the_mean_colour_for_the_cam_network_and_black_for_affinity_net() -> None:
+    settings: dict[str, Any] = {"augmentation": {"crop_size": 96, "mirror_probability": 0.0, **no_jitter()}}
+    image = np.full((40, 50, 3), 200, np.uint8)
+    cam = method("psa_cam", augmentation={**settings["augmentation"], "long_side_min": 50, "long_side_max": 50})
+    found = cam.transform()(Sample("a", image, np.ones(3, np.float32)), np.random.default_rng(0))
+    assert found["image"][0].unique().tolist() == pytest.approx([0, (200 - 123.675) / 58.395])
+    volume = maps_of(torch.ones(2, 40, 50) * torch.tensor([0.9, 0.1])[:, None, None], [0, 2])
+    sample = Sample("a", image, inputs={"maps/crf_low": volume, "maps/crf_high": volume})
+    found = method("psa_affinity", **settings).transform()(sample, np.random.default_rng(0))
+    assert float(found["image"][0].min()) == pytest.approx(-123.675 / 58.395)
+    assert set(found["label"].unique().tolist()) == {0, 255}
+
+
+def no_jitter() -> dict[str, float]:
+    return {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+def sample_of(low: Maps, high: Maps) -> Sample:
+    return Sample("a", noise(40, 50), inputs={"maps/crf_low": low, "maps/crf_high": high})
+
+
+def test_volumes_of_different_classes_are_refused() -> None:
+    one, other = (maps_of(torch.ones(2, 40, 50), ids) for ids in ([0, 1], [0, 2]))
+    transform = method("psa_affinity").transform()
+    with pytest.raises(UserError, match=r"of 'a' are of different classes, \[0, 1\] and \[0, 2\]"):
+        transform(
+            Sample("a", noise(40, 50), inputs={"maps/crf_low": one, "maps/crf_high": other}), np.random.default_rng(0)
+        )
+    cams = maps_of(torch.ones(2, 40, 50), [1, 2])
+    with pytest.raises(UserError, match="crf_low of 'a' have no background"):
+        transform(
+            Sample("a", noise(40, 50), inputs={"maps/crf_low": cams, "maps/crf_high": one}), np.random.default_rng(0)
+        )
+
+
+# -- prediction
+
+
+def test_cams_of_the_mirror_image_are_mirrored_and_batches_change_nothing() -> None:
+    cam = method("psa_cam")
+    labels = np.array([1, 0, 1], np.float32)
+    images = [noise(41, 50, seed) for seed in range(2)]
+    alone = [cam.predict([Sample("a", image, labels)], ["cam"], ANY)[0].outputs["cam"] for image in images]
+    together = cam.predict([Sample("a", image, labels) for image in images], ["cam"], ANY)
+    mirrored = cam.predict([Sample("a", np.ascontiguousarray(images[0][:, ::-1]), labels)], ["cam"], ANY)[0]
+    for one, found in zip(alone, together, strict=True):
+        assert one.class_ids.tolist() == [[1, 3]] and float(one.scores.max()) == pytest.approx(1, abs=1e-3)
+        torch.testing.assert_close(found.outputs["cam"].scores, one.scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(mirrored.outputs["cam"].scores.flip(-1), alone[0].scores, atol=1e-4, rtol=0)
+
+
+def test_images_seen_at_another_size_give_maps_for_their_own() -> None:
+    cam = method("psa_cam")
+    found = cam.predict([Sample("a", noise(60, 80), None, network_size=(30, 40))], ["cam", "crf_high"], ANY)[0]
+    assert found.outputs["cam"].size == (30, 40) and found.outputs["crf_high"].size == (60, 80)
+    assert found.class_logits is not None and len(found.class_ids) >= 1, "the classifier's own classes"
+
+
+def test_images_too_small_for_a_pair_keep_their_cams() -> None:
+    walker = method("psa_affinity")
+    cams = maps_of(torch.rand(1, 24, 40), [2])
+    found = walker.predict([Sample("a", noise(24, 40), inputs={"maps/cam": cams})], ["propagated", "affinity"], ANY)[0]
+    assert not found.outputs["affinity"].values.any()
+    assert found.outputs["propagated"].class_ids.tolist() == [[0, 2]] and found.outputs["propagated"].size == (24, 40)
+
+
+def test_cams_with_a_background_are_not_walked() -> None:
+    walker = method("psa_affinity")
+    sample = Sample("a", noise(48, 80), inputs={"maps/cam": maps_of(torch.rand(2, 48, 80), [0, 2])})
+    with pytest.raises(UserError, match="have a background, which the random walk adds itself"):
+        walker.predict([sample], ["propagated"], ANY)
+
+
+@pytest.mark.parametrize("name", ["psa_cam", "psa_affinity"])
+def test_what_the_released_program_freezes_does_not_move(name: str) -> None:
+    built = method(name, augmentation={"crop_size": 80})
+    built.network.train()
+    trained = {id(parameter) for group in built.parameter_groups() for parameter in group["params"]}
+    for key, parameter in built.network.named_parameters():
+        frozen = key.startswith(("encoder.conv1a", "encoder.b2.")) or ".bn" in key
+        assert (id(parameter) in trained) != frozen, key
+    free = method(name, augmentation={"crop_size": 80}, optimiser={"freeze": "none"})
+    groups = {group["name"]: group for group in free.parameter_groups()}
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(free.network.parameters()))
+    assert groups["encoder_biases"]["weight_decay"] == 0
+    assert groups["encoder_biases"]["base_lr"] == pytest.approx(2 * groups["encoder"]["base_lr"])
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "message"),
+    [
+        ("psa_cam", {"model": {"encoder": "mit_b0"}}, "model.encoder: PSA needs three feature maps of one stride"),
+        ("psa_cam", {"crf": {"low_alpha": 40.0}}, "crf.low_alpha 40.0 is not below crf.high_alpha 32.0"),
+        ("psa_cam", {"augmentation": {"long_side_min": 600}}, "long_side_min 600 is above long_side_max 512"),
+        ("psa_affinity", {"augmentation": {"crop_size": 60}}, "crop_size: 60 is not a multiple of 8"),
+        ("psa_affinity", {"augmentation": {"crop_size": 64}}, "too few for pairs of radius 5; set 72 or more"),
+        ("psa_affinity", {"model": {**MODEL, "head_widths": [2, 4]}}, "model.head_widths needs three values"),
+    ],
+)
+def test_settings_that_contradict_each_other(name: str, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config_from_dict({"method": name, "model": MODEL, **sections})
+
+
+# -- the stages, through the commands
+
+
+class Stages:
+    """Both stages of a tiny PSA, in a folder."""
+
+    def __init__(self, root: Path, data: Path) -> None:
+        self.root, self.data = root, data
+
+    def config(self, name: str, method: str, **sections: Any) -> Path:
+        tree: dict[str, Any] = {
+            "method": method,
+            "dataset": {"root": str(self.data), "train_split": "train", "val_split": "val"},
+            "augmentation": {"crop_size": 72},
+            "model": MODEL,
+            "optimiser": {"lr": 0.01, "momentum": 0.9, "freeze": "none"},
+            "train": {
+                "output": str(self.root / name),
+                "steps": 4,
+                "batch_size": 4,
+                "workers": 0,
+                "device": "cpu",
+                "threads": 1,
+                "log_every": 1,
+                "checkpoint_every": 2,
+                "pictures_every": 0,
+            },
+            "validation": {"every": 4},
+        }
+        for section, values in sections.items():
+            tree.setdefault(section, {}).update(values)
+        path = self.root / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def cams(self) -> Path:
+        """The first stage's configuration."""
+        return self.config(
+            "1_cam", "psa_cam", augmentation={"long_side_min": 64, "long_side_max": 80}, cam={"scales": [1.0]}
+        )
+
+    def affinity(self, maps: Path) -> Path:
+        return self.config("2_affinity", "psa_affinity", dataset={"maps": str(maps)}, walk={"log_steps": 3})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faults.make_data(tmp_path_factory.mktemp("psa") / "data")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A trained CAM network and its label folders, for the training and the validation list; read by all."""
+    root = tmp_path_factory.mktemp("stages")
+    stages = Stages(root, data)
+    assert faults.run_here(stages.cams()).code == 0
+    for split in ("train", "val"):
+        output = str(root / f"{split}_maps")
+        assert not tool_main("label.py")([str(root / "1_cam"), "--split", split, "--workers", "0", "--output", output])
+    return root
+
+
+def test_both_stages_and_their_scores(labelled: Path, data: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    stages = Stages(tmp_path, data)
+    config = stages.affinity(labelled / "train_maps")
+    done = run_tool("train.py", config)
+    assert done.returncode == 0 and "validation leaves the output 'propagated' out" in done.stderr + done.stdout
+    assert {"loss/bg", "loss/fg", "loss/neg"} <= set(faults.records(tmp_path / "2_affinity")[-1])
+    run, output = tmp_path / "2_affinity", tmp_path / "labels"
+    maps = f"dataset.maps={labelled / 'val_maps'}"
+    wanted = ("--outputs", "propagated", "propagated_crf", "--split", "val", "--workers", 0)
+    assert run_tool("label.py", run, maps, *wanted, "--output", output).returncode == 0
+    assert sorted(path.name for path in (output / "labels").iterdir()) == ["propagated", "propagated_crf"]
+    for kind, folder in (("maps", labelled / "val_maps"), ("masks", output)):
+        done = run_tool("score.py", kind, folder, "--config", config, "--output", tmp_path / f"{kind}.json")
+        assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "masks.json").read_text())["rows"]
+    assert set(rows) == {"propagated", "propagated_crf"}
+    done = run_tool("eval.py", run, maps, "--workers", 0)
+    assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
+
+
+def test_stopped_and_started_again_the_second_stage_is_the_same(labelled: Path, data: Path, tmp_path: Path) -> None:
+    outcomes = []
+    for name, moments in (("whole", {}), ("stopped", {"step 2/4": faults.stop_with(signal.SIGTERM)})):
+        (tmp_path / name).mkdir()
+        config = Stages(tmp_path / name, data).affinity(labelled / "train_maps")
+        if moments:
+            assert faults.run_here(config, when=moments).code == 75
+        assert faults.run_here(config).code == 0
+        outcomes.append(faults.outcome(tmp_path / name / "2_affinity", 4))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_without_masks_the_losses_of_the_validation_list_are_reported(
+    data: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "SegmentationClass")
+    stages = Stages(tmp_path, tmp_path / "data")
+    done = run_tool("train.py", stages.cams(), "train.steps=2", "validation.every=1", "validation.crop_size=64")
+    assert done.returncode == 0, done.stderr
+    values = [record["validation/loss/cls"] for record in faults.records(tmp_path / "1_cam")]
+    assert len(values) == 2 and all(0 < value < 3 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "maps" / "crf_low"), "crf_low"),
+        (lambda folder: next((folder / "maps" / "crf_low").glob("*.npz")).unlink(), "1 of the 24 maps are missing"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_refused_before_a_step(
+    spoil: Callable[[Path], object], message: str, labelled: Path, data: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    folder = tmp_path / "maps"
+    shutil.copytree(labelled / "train_maps", folder)
+    spoil(folder)
+    done = run_tool("train.py", Stages(tmp_path, data).affinity(folder))
+    assert done.returncode == 2 and message in done.stderr and faults.is_one_line(done.stderr), done.stderr
+    assert not (tmp_path / "2_affinity").exists()
