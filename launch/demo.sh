@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train AFA on the embedded data set from image-level labels, evaluate it, and make pictures. Runs anywhere, without a GPU.
+# Train AFA on the embedded data set from image-level labels, evaluate it, and make images. Runs anywhere, without a GPU.
 #
 #   bash launch/demo.sh [key=value ...]        for example: bash launch/demo.sh train.seed=2 train.output=work_dirs/demo2
 #
@@ -47,7 +47,7 @@ python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --out "$output
 cat <<END
 
 table        $output/evaluation.json
-pictures     $output/contact_sheet.png
+sheet        $output/contact_sheet.png
 masks, CAMs  $output/inference
 checkpoints  $output/checkpoints/last, $output/checkpoints/best
 curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $output/tensorboard

@@ -222,11 +222,31 @@ MUTANTS = [
         '"gamma": "bias", "beta": "weight"',
         "weights/test_psa_files.py",
     ),
+    # Prediction.
+    Mutant("afa/methods/base.py", "if set(output.inputs) <= set(given)", "if True", "prediction/test_inputs.py"),
+    Mutant(
+        "afa/prediction/predictor.py",
+        "value.resized(detail) if value.size == size else value",
+        "value.resized(detail)",
+        "prediction/test_inputs.py",
+    ),
+    Mutant(
+        "afa/prediction/predictor.py",
+        "if output.logits else None",
+        "if False else None",
+        "prediction/test_predictor.py",
+    ),
+    Mutant(
+        "afa/commands/eval.py",
+        """require_writable(path, "--output" if args.output else "without --output,")""",
+        "pass",
+        "tools/test_commands.py",
+    ),
     # Engine.
     Mutant(
         "afa/engine/optimisation.py",
-        "/ max(1, steps - start)) ** power",
-        "/ max(1, steps - warmup_steps)) ** power",
+        "/ max(1, steps - start)) ** settings.power",
+        "/ max(1, steps - settings.warmup_steps)) ** settings.power",
         "engine/test_optimisation.py",
     ),
     Mutant(

@@ -11,7 +11,6 @@ from afa.visual import (
     contact_sheet,
     heat_map,
     map_heat,
-    overlay_cams,
     overlay_label,
     prediction_strip,
     write_gif,
@@ -48,13 +47,11 @@ def test_heat_goes_from_blue_to_red() -> None:
     assert colours[3].tolist() == colours[1].tolist()
 
 
-def test_strongest_cam_counts() -> None:
-    image = photo()
+def test_the_strongest_class_counts() -> None:
     cams = np.zeros((2, 40, 60), np.float32)
-    cams[0, :10], cams[1, 30:] = 1, 1
-    assert np.array_equal(overlay_cams(image, cams), overlay_cams(image, cams.max(axis=0)))
-    nothing = overlay_cams(image, np.zeros((0, 40, 60), np.float32))
-    assert np.array_equal(nothing, overlay_cams(image, np.zeros((40, 60))))
+    cams[0, :10], cams[1, 30:] = 1, 0.5
+    assert np.array_equal(map_heat(cams), cams.max(axis=0))
+    assert np.array_equal(map_heat(cams[:0]), np.zeros((40, 60), np.float32))
 
 
 def test_contact_sheet_takes_any_sizes_and_empty_cells() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from afa.data.files import require_writable, write_json
 from afa.data.parallel import usable_cores
 from afa.errors import run_command
 from afa.paths import expand_home, given_path
@@ -25,10 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=given_path, help="file for the whole report as JSON")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     args = parser.parse_intermixed_args(arguments)
+    if args.json is not None:
+        require_writable(args.json, "--json")
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.check import check_data
-    from afa.data.files import write_json
     from afa.data.layout import find_class_names
     from afa.methods import build_method, load_config
     from afa.methods.base import SingleProcess

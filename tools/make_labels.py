@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from afa.config.settings import MAX_PIXELS
+from afa.data.files import require_writable
 from afa.data.make_labels import write_label_file
 from afa.data.parallel import usable_cores
 from afa.errors import UserError, run_command
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.max_pixels < 1:
         raise UserError(f"--max-pixels {args.max_pixels}: at least 1 is needed")
+    require_writable(Path(args.output), "OUTPUT")
     count, names = write_label_file(
         args.output,
         masks=args.masks,

@@ -17,8 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("root", type=expand_home, help="folder of the data set")
     parser.add_argument("--train", type=int, default=2000, help="number of training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="number of validation images (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
     args = parser.parse_args(arguments)
     root = make_shapes(

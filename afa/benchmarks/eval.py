@@ -16,14 +16,12 @@ from afa.benchmarks.timing import time_in_turn
 from afa.data.samples import EvaluationSample, Sample
 from afa.device import choose_device
 from afa.errors import UserError
-from afa.methods import config_from_dict
-from afa.methods.afa.method import AFA
-from afa.methods.base import SegmentationProtocol, SingleProcess
+from afa.methods import build_method, config_from_dict
+from afa.methods.base import SegmentationProtocol, SingleProcess, scored_outputs
 from afa.ops.dense_crf import DenseCRF
 from afa.prediction.evaluate import Evaluation, evaluate
 from afa.prediction.model import build_crf
 
-_CAMS = "CAM and propagated CAM"
 _TEST = "segmentation, scales and mirror"
 _BOTH = "both of these, passes shared"
 
@@ -46,10 +44,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device, "--device")
-    config = config_from_dict({"method": AFA.name, "model": {"encoder": args.encoder}})
+    config = config_from_dict({"model": {"encoder": args.encoder}})
     names = [f"class{number}" for number in range(1, args.classes + 1)]
     torch.manual_seed(0)
-    method = AFA(config, names, SingleProcess(device))
+    method = build_method(config, names, SingleProcess(device))
     method.network.to(device)
     samples = [_sample(args, number) for number in range(args.images)]
     one_forward = SegmentationProtocol()
@@ -70,10 +68,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             batch_size=args.batch_size,
         )
 
-    maps, segmentation = ("cam", "propagated_cam"), ("segmentation",)
+    scored = scored_outputs(method)
+    maps = [output.name for output in scored if not output.logits]
+    cams = " and ".join(output.title for output in scored if not output.logits)
+    segmentation = [output.name for output in scored if output.logits]
     jobs = {
         "segmentation, one forward": job(segmentation),
-        _CAMS: job(maps),
+        cams: job(maps),
         "validation: both of these": job(maps + segmentation),
         _TEST: job(segmentation, native),
         _BOTH: job(maps + segmentation, native),
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, times in seconds.items():
         table[name] = args.images / median(times)
         print(f"{name:36}{table[name]:9.2f} images/s")
-    alone = zip(seconds[_CAMS], seconds[_TEST], strict=True)
+    alone = zip(seconds[cams], seconds[_TEST], strict=True)
     table["shared_ratio"] = median(both / sum(pair) for both, pair in zip(seconds[_BOTH], alone, strict=True))
     print(f"sharing passes takes {table['shared_ratio']:.2f} of the time that CAMs and segmentation take one by one")
     return table

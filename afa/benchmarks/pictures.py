@@ -1,4 +1,4 @@
-"""Pictures to measure with: nothing outside the package is needed."""
+"""Images to measure with: nothing outside the package is needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def noise_image(height: int, width: int, seed: int = 0) -> Tensor:
-    """Make a picture of cloudy noise and a few discs.
+    """Make an image of cloudy noise and a few discs.
 
     At 500 x 375 it needs about 150 000 lattice vertices, somewhat more than a photograph (100 000 for a portrait).
 
     Args:
         height: In pixels.
         width: In pixels.
-        seed: Gives another picture.
+        seed: Gives another image.
 
     Returns:
         [3, H, W] uint8.
@@ -40,7 +40,7 @@ def noise_image(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def make_jpegs(folder: Path, count: int) -> list[Path]:
-    """Pictures of VOC's size (500 x 375) with detail at all scales, about 70 kB each as JPEG."""
+    """Images of VOC's size (500 x 375) with detail at all scales, about 70 kB each as JPEG."""
     paths = []
     for number in range(count):
         rng = np.random.default_rng(number)

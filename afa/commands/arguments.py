@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 
+from afa.data.parallel import usable_cores
 from afa.errors import UserError
 from afa.paths import expand_home
 
@@ -29,13 +30,33 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:
-    """Add how many pictures run together, for tools that look at many."""
+    """Add how many images run together, for tools that look at many."""
     parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
-        help="pictures of one size that run together, for a GPU; default: test.batch_size",
+        help="images of one size that run together, for a GPU; default: test.batch_size",
     )
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which images of a list are read, and by how many processes."""
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N images of the list only")
+    parser.add_argument(
+        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
+    )
+
+
+def check_loading(args: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UserError: No image is left, or there are less than no processes.
+    """
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: at least 1 image is needed")
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} is below 0")
 
 
 def add_crf_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from afa.benchmarks import SERIES
-from afa.data.files import write_json
+from afa.data.files import require_writable, write_json
 from afa.errors import UserError
 from afa.paths import given_path
 
@@ -16,10 +16,8 @@ from afa.paths import given_path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, measure, print, write the figures."""
     args = parse(arguments)
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: there is no folder {args.json.parent}")
-    if args.json and args.json.is_dir():
-        raise UserError(f"--json {args.json}: this is a folder; give the name of a file")
+    if args.json:
+        require_writable(args.json, "--json")
     # PyTorch takes seconds: a mistake in the arguments is said before.
     figures = import_module(_BENCHMARKS[args.command].module).run(args)
     if args.json:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from afa.commands.arguments import add_crf_arguments, add_network_arguments, prediction_overrides, split_scales
+from afa.data.files import require_writable
 from afa.errors import UserError, one_line
 from afa.paths import given_path
 
@@ -17,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--count", type=int, default=8, help="images, evenly from the list (default: %(default)s)")
-    parser.add_argument("--cell", type=int, default=200, help="width of a picture in pixels (default: %(default)s)")
+    parser.add_argument("--cell", type=int, default=200, help="width of an image in pixels (default: %(default)s)")
     parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".png or .jpg")
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
@@ -28,15 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: at least 1 is needed")
     if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--output {args.output}: give a .png or .jpg file")
+    require_writable(args.output, "--output")
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.dataset import EvaluationImages
+    from afa.data.inputs import CLASS_LABELS
     from afa.prediction.model import build_crf, load, scored_class_names
     from afa.prediction.sheet import output_sheet
     from afa.visual import write_picture
 
     model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
-    inputs = sorted({name for output in model.method.outputs for name in output.inputs})
+    images = EvaluationImages(model.config.dataset, split=args.split)
+    wanted = sorted({name for output in model.method.outputs for name in output.inputs})
+    inputs, reasons = images.images.inputs_there(wanted)
+    for reason in reasons:
+        print(f"note: {reason}", file=sys.stderr)
     images = EvaluationImages(model.config.dataset, split=args.split, inputs=inputs)
     scored_class_names(model)
     count = min(args.count, len(images))
@@ -45,10 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = model.method.name.upper()
     heading = name if model.step is None else f"{name} after {model.step} steps"
     rows = ((found.sample, found.label) for found in chosen)
-    sheet = output_sheet(model.predictor(crf), rows, heading=heading, cell=args.cell)
+    predictor = model.predictor(crf, [CLASS_LABELS, *inputs])
+    sheet = output_sheet(predictor, rows, heading=heading, cell=args.cell)
     try:
         write_picture(args.output, sheet)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
-    print(f"{count} images in {one_line(str(args.output))}")
+    without = f", without {predictor.left_out}" if predictor.left_out else ""
+    print(f"{count} images in {one_line(str(args.output))}{without}")
     return 0

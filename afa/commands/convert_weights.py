@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afa.data.files import require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
 
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"{destination}: --format {args.format} writes a file that ends in {' or '.join(suffixes)}")
     if not suffixes and any(destination.suffix in known for known in _SUFFIXES.values()):
         raise UserError(f"{destination}: --format huggingface writes a folder: name one")
+
+    require_writable(destination, "DESTINATION", folder=suffixes is None)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from safetensors import SafetensorError

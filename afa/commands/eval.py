@@ -1,6 +1,7 @@
 """Score a checkpoint: tools/eval.py work_dirs/voc --split val --scales 1 0.5 0.75 --flip dataset.root=data/VOC2012
 
-Segmentation follows the test protocol (long side, scales, mirror); CAM and propagated CAM are scored as in training.
+Segmentation follows the test protocol (long side, scales, mirror); CAMs and what is made of them are scored as in
+training's validation.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 from afa.commands.arguments import (
     add_batch_argument,
     add_crf_arguments,
+    add_loading_arguments,
     add_network_arguments,
+    check_loading,
     prediction_overrides,
     split_scales,
 )
-from afa.data.parallel import usable_cores
-from afa.errors import UserError
+from afa.data.files import require_writable
 from afa.paths import given_path
 
 
@@ -30,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
-    parser.add_argument(
-        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
-    )
+    add_loading_arguments(parser)
     parser.add_argument(
         "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
@@ -41,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)
     args.overrides += split_scales(args)
     args.overrides += prediction_overrides(args)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: at least 1 image is needed")
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} is below 0")
+    check_loading(args)
+
+    path = args.output or default_report_path(args.checkpoint)
+    require_writable(path, "--output" if args.output else "without --output,")
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.layout import find_layout
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     test = model.config.test
     outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
     crf = build_crf(test, args.crf_negligible) if args.crf else None
-    path = args.output or default_report_path(args.checkpoint)
     read_entries(path)  # before hours of work, what could not be written beside them
     split = args.split or model.config.dataset.val_split
     listed = len(find_layout(model.config.dataset).names(split))

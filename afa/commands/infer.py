@@ -1,25 +1,34 @@
-"""Segment anyone's pictures: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
+"""Segment anyone's images: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
 
-Exit code 1 if a picture could not be read; the others are done.
+Exit code 1 if an image could not be read; the others are done.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from afa.commands.arguments import (
     add_batch_argument,
     add_crf_arguments,
     add_network_arguments,
     prediction_overrides,
+    split_names,
     split_scales,
 )
 from afa.errors import UserError, one_line
 from afa.paths import given_path
 from afa.prediction import results
 from afa.prediction.images import describe_files, find_pictures
+
+if TYPE_CHECKING:
+    from afa.prediction.model import Model
+
+_SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+=")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,21 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_network_arguments(parser)
     add_batch_argument(parser)
     parser.add_argument(
-        "pictures", nargs="*", type=given_path, metavar="IMAGE_OR_FOLDER", help="folders with sub-folders"
+        "images",
+        nargs="*",
+        metavar="IMAGE_OR_FOLDER",
+        help="folders with sub-folders; and settings key=value, such as cam.background=0.4 or dataset.maps=FOLDER",
     )
     parser.add_argument("--out", type=given_path, required=True, help="folder of the results")
     parser.add_argument(
         "--labels",
         type=given_path,
         metavar="FILE",
-        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold pictures without",
+        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold images without",
     )
     parser.add_argument(
         "--pseudo-labels",
         nargs="+",
         metavar="KIND",
-        help="labels of the method's outputs, as label folders hold them; of AFA: plain, refined, propagated; "
-        "default: propagated with --labels, where the method has that, else none",
+        help="labels of the method's outputs, named as in label folders (X stands for X_label, too), or "
+        "plain: what a threshold makes of the first maps; default: with --labels the method's last output that is a "
+        "label alone, else none",
     )
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
@@ -53,40 +66,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--exif",
         action=argparse.BooleanOptionalAction,
-        help="turn pictures as their EXIF orientation says; default: yes, but not with --labels, whose masks must fit "
-        "the stored pixels",
+        help="turn images as their EXIF orientation says; default: yes, but not with --labels, whose masks must fit "
+        "the stored pixels, nor with maps or saliency, which fit those as well",
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings: cam.background=0.4")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=argparse.SUPPRESS)
     add_crf_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    args.pictures += [given_path(text) for text in split_scales(args)]
-    args.set += prediction_overrides(args)
+    args.pseudo_labels, behind = split_names(args.pseudo_labels)
+    args.images += [*split_scales(args), *behind]
+    settings = [text for text in args.images if _SETTING.match(text) and not Path(text).exists()]
+    places = [given_path(text) for text in args.images if text not in settings]
+    settings += [*args.set, *prediction_overrides(args)]
 
-    if not args.pictures:
-        raise UserError("no picture was named: give image files or folders after the checkpoint")
+    if not places:
+        raise UserError("no image was named: give image files or folders after the checkpoint")
     if not 0.01 <= args.fps <= 100:
         raise UserError(f"--fps {args.fps}: a GIF shows from 0.01 to 100 frames per second")
-    pictures, passed_over = find_pictures(args.pictures, without=args.out)
+    pictures, passed_over = find_pictures(places, without=args.out)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
+    from afa.data.inputs import CLASS_LABELS, Inputs
     from afa.data.labels import read_labels
     from afa.methods.base import label_output
     from afa.prediction.inference import Inference
     from afa.prediction.model import build_crf, load
 
-    model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.set)
+    model = load(args.checkpoint, config=args.config, device=args.device, overrides=settings)
     labels = None if args.labels is None else read_labels(args.labels, model.class_names)
+    inputs = _given_inputs(model, settings)
+    crf = build_crf(model.config.test, args.crf_negligible) if args.crf else None
+    predictor = model.predictor(crf, [*inputs, *([] if labels is None else [CLASS_LABELS])])
     kinds = args.pseudo_labels or []
     if args.pseudo_labels is None and labels is not None:
-        kinds = ["propagated"] if label_output(model.method, "propagated") is not None else []
+        kinds = [output.name.removesuffix("_label") for output in predictor.outputs if output.kind == "label"][-1:]
     pseudo_labels = {}
     for kind in kinds:
         output = label_output(model.method, kind)
         if output is None:
-            offered = ", ".join(output.name for output in model.method.outputs if output.kind != "affinity")
+            offered = ", ".join(output.name for output in predictor.outputs if output.kind != "affinity")
             raise UserError(f"--pseudo-labels {kind}: the method '{model.method.name}' offers {offered}")
+        predictor.require(output.name)
         pseudo_labels[kind] = output.name
-    maps = [output.name for output in model.method.outputs if output.kind == "maps" and not output.logits]
+    maps = [output.name for output in predictor.outputs if output.kind == "maps" and not output.logits]
     wanted = results.WantedResults(
         maps=maps[0] if maps and (args.cams or args.overlays) else None,
         write_maps=args.cams,
@@ -94,11 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pseudo_labels=pseudo_labels,
         gif=args.gif,
         frames_per_second=args.fps,
-        upright=labels is None if args.exif is None else args.exif,
+        upright=labels is None and not inputs if args.exif is None else args.exif,
     )
-    crf = build_crf(model.config.test, args.crf_negligible) if args.crf else None
-    predictor = model.predictor(crf)
-    work = Inference(predictor, args.out, wanted, labels)
+    read = Inputs(model.config.dataset, inputs, len(model.class_names)) if inputs else None
+    work = Inference(predictor, args.out, wanted, labels, read)
     failed = work.run(pictures)
     left_out = f", {work.left_out} without labels left out" if work.left_out else ""
     place = one_line(str(args.out))
@@ -108,3 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in work.failures:
         print(f"  failed: {message}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _given_inputs(model: Model, settings: Sequence[str]) -> list[str]:
+    """The inputs that outputs need and whose folders are named in this call: those of the training are of others."""
+    from afa.data.inputs import is_named, setting_of
+
+    named = {setting.partition("=")[0].strip() for setting in settings}
+    wanted = sorted({name for output in model.method.outputs for name in output.inputs})
+    return [name for name in wanted if f"dataset.{setting_of(name)}" in named and is_named(model.config.dataset, name)]

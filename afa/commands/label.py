@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from afa.commands.arguments import split_names
-from afa.data.parallel import usable_cores
+from afa.commands.arguments import add_loading_arguments, check_loading, split_names
+from afa.data.files import require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
-
-if TYPE_CHECKING:
-    from afa.methods.base import Method, Output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,34 +33,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs of the method; default: all it can give")
     parser.add_argument("--maps", action=argparse.BooleanOptionalAction, default=True, help="write maps, too")
     parser.add_argument("--compress", action="store_true", help="compress maps: less disk, slower")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     parser.add_argument(
         "--config", type=expand_home, metavar="FILE", help="configuration instead of the one that came with the weights"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
-    )
+    add_loading_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
     args.outputs, settings = split_names(args.outputs)
     args.overrides += settings
     if args.outputs == []:
         raise UserError("--outputs needs names, for example --outputs cam segmentation")
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: at least 1 image is needed")
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} is below 0")
+    check_loading(args)
+
+    require_writable(args.output, "--output", folder=True)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
     from afa.engine.runtime import ProcessRuntime
+    from afa.methods.base import named_outputs
     from afa.prediction.labelling import label_split
     from afa.prediction.model import last_checkpoint, load
 
     with ProcessRuntime.start(TrainConfig(device=args.device)) as runtime:
         device = str(runtime.device)
         model = load(last_checkpoint(args.run), config=args.config, device=device, overrides=args.overrides)
-        outputs = chosen_outputs(model.method, args.outputs)
+        writable = [output for output in model.method.outputs if output.kind != "affinity"]
+        outputs = named_outputs(writable, args.outputs, "--outputs")
         done = label_split(
             model,
             split=args.split or model.config.dataset.train_split,
@@ -83,18 +77,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for failure in done.failures:
             print(f"  failed: {failure}", file=sys.stderr)
     return 1 if done.failures else 0
-
-
-def chosen_outputs(method: Method, wanted: Sequence[str] | None) -> list[Output]:
-    """The outputs to be written; default: all that can be.
-
-    Raises:
-        UserError: There is none of a name, or it cannot be written.
-    """
-    offered = {output.name: output for output in method.outputs if output.kind != "affinity"}
-    if wanted is None:
-        return list(offered.values())
-    unknown = [name for name in wanted if name not in offered]
-    if unknown:
-        raise UserError(f"--outputs {unknown[0]}: the method '{method.name}' offers {', '.join(offered)}")
-    return [offered[name] for name in dict.fromkeys(wanted)]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from afa.commands.arguments import split_names
+from afa.data.files import require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
 
@@ -132,8 +133,10 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name} is for maps, not for masks")
     for name, suffix in (("output", ".json"), ("csv", ".csv"), ("plot", ".svg")):
         path = getattr(args, name)
-        if path is not None and (path.suffix.lower() != suffix or path.is_dir()):
-            raise UserError(f"--{name} {path}: give a {suffix} file")
+        if path is not None:
+            if path.suffix.lower() != suffix:
+                raise UserError(f"--{name} {path}: give a {suffix} file")
+            require_writable(path, f"--{name}")
     return args
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from afa.config.settings import MAX_PIXELS
 from afa.data.files import missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
-from afa.data.inputs import Inputs
+from afa.data.inputs import Inputs, is_named
 from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
 from afa.data.notices import say
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_DAMAGED_IN_A_ROW = 20
+
+SETTINGS_OF_PLACES = (
+    "root", "name_list_dir", "mask_dir", "mask_palette", "labels", "class_names", "pixel_labels", "maps", "saliency",
+    "bad_image", "max_pixels", "read_timeout",
+)  # fmt: skip
+"""Settings that say where things lie, and how they are read. :attr:`Split.fingerprint` tells whether what lies there is
+the same."""
 
 Transform = Callable[[Sample, np.random.Generator], dict[str, torch.Tensor]]
 """A sample and the only source of randomness -> what a training step needs of it; can be pickled."""
@@ -76,6 +83,27 @@ class Split:
         image = read_image(self.layout.image(name, self.split), max_pixels=self.config.max_pixels)
         labels = self.class_labels.get(name)
         return Sample(name, image, labels, self.inputs.read(name, image.shape[:2], labels))
+
+    def inputs_there(self, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Which inputs the settings name and all images have; class labels are no concern of this function.
+
+        Args:
+            wanted: See :class:`afa.data.inputs.Inputs`.
+
+        Returns:
+            Those, and why the others that the settings name cannot be had, a line each.
+        """
+        there, reasons = [], []
+        for name in wanted:
+            if not is_named(self.config, name):
+                continue
+            try:
+                Inputs(self.config, [name], self.layout.num_classes).require(self.names, self.split, self.class_labels)
+            except UserError as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                there.append(name)
+        return there, reasons
 
     @property
     def fingerprint(self) -> str:

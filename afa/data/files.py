@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -184,6 +185,27 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
         if path.name not in listed[path.parent] and not path.exists():
             missing.append(path)
     return missing
+
+
+def require_writable(path: Path, what: str, *, folder: bool = False) -> None:
+    """Refuse a place that cannot be written, before the work whose results it is to hold. Nothing is made there.
+
+    Args:
+        path: A file, or with ``folder`` a folder; it and its folders may still have to be made.
+        what: Names it in the message, for example ``--output``.
+        folder: Whether it is a folder.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        if not folder:
+            _permissions(path)  # a folder, a device or a pipe stands there
+        places = [*([path.absolute()] if folder else []), *path.absolute().parents]
+        with tempfile.TemporaryFile(dir=next(place for place in places if os.path.lexists(place))):
+            pass
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be written: {error.strerror or error}") from error
 
 
 def remove_unfinished(folder: Path) -> None:

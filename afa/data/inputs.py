@@ -12,7 +12,8 @@ import numpy as np
 from afa.data.files import missing_files
 from afa.data.images import DamagedImage, read_image
 from afa.data.labels import classes_in_mask
-from afa.data.map_folders import LABEL_FACTS, MapFolder
+from afa.data.map_files import LABEL_FACTS
+from afa.data.map_folders import MapFolder
 from afa.errors import UserError
 from afa.maps import IGNORE
 
@@ -41,7 +42,7 @@ class Inputs:
         self._saliency: Path | None = None
         self._maps: dict[str, tuple[MapFolder, str | None]] = {}
         for name in wanted:
-            kind, _, output = name.partition("/")
+            kind, output = setting_of(name), name.partition("/")[2]
             if kind == PIXEL_LABELS:
                 self._labels = MapFolder(_folder(config.pixel_labels, PIXEL_LABELS))
             elif kind == SALIENCY:
@@ -51,12 +52,12 @@ class Inputs:
             elif kind != CLASS_LABELS:
                 raise ValueError(f"nobody knows the input '{name}'")
 
-    def require(self, names: Sequence[str], split: str, class_labels: Mapping[str, np.ndarray]) -> None:
+    def require(self, names: Sequence[str], split: str | None, class_labels: Mapping[str, Any]) -> None:
         """Refuse a folder that lacks files before hours of work stand behind it.
 
         Args:
             names: Of the images.
-            split: Their list, for messages.
+            split: Their list, for messages; None: they are of no list.
             class_labels: Those that are known.
 
         Raises:
@@ -65,10 +66,11 @@ class Inputs:
         if self._labels is not None:
             self._labels.require_labels(names)
         if self._saliency is not None:
+            of = "" if split is None else f" of '{split}'"
             missing = missing_files([self._saliency / f"{name}.png" for name in names])
             if missing:
                 raise UserError(
-                    f"{len(missing)} of the {len(names)} images of '{split}' have no saliency map, the first missing "
+                    f"{len(missing)} of the {len(names)} images{of} have no saliency map, the first missing "
                     f"is {missing[0]}: put it there, or name another folder as dataset.saliency"
                 )
         for folder, output in self._maps.values():
@@ -118,6 +120,16 @@ class Inputs:
         if self._ignore_index != IGNORE:
             mask = np.where(mask == self._ignore_index, np.uint8(IGNORE), mask)
         return mask
+
+
+def setting_of(name: str) -> str:
+    """The setting that names the folder of an input: ``maps/cam`` lies in that of ``maps``."""
+    return name.partition("/")[0]
+
+
+def is_named(config: DatasetConfig, name: str) -> bool:
+    """Whether the settings name the folder of an input; class labels have none."""
+    return name != CLASS_LABELS and getattr(config, setting_of(name)) is not None
 
 
 def _open_maps(root: Path, output: str) -> tuple[MapFolder, str | None]:

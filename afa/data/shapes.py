@@ -34,17 +34,17 @@ from afa.errors import UserError
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
 SMALLEST_SIZE = 32
-_VERSION = 1  # of the pictures: changes with what a seed gives
+_VERSION = 1  # of the images: changes with what a seed gives
 _SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class ShapesStyle:
-    """How the pictures are drawn. Lengths are fractions of the picture's side, brightness is 0 to 255.
+    """How the images are drawn. Lengths are fractions of the image's side, brightness is 0 to 255.
 
     Args:
-        size: Side of the square pictures in pixels.
-        max_objects: Most objects in a picture; at least one.
+        size: Side of the square images in pixels.
+        max_objects: Most objects in an image; at least one.
         body_radius: Range of the bodies' mean radius.
         min_visible: Least share of a body's area that later bodies leave visible.
         contrast: Least difference in mean brightness between any two of background and bodies.
@@ -92,8 +92,8 @@ def make_shapes(
         root: Folder of the data set.
         train: Number of training images.
         val: Number of validation images.
-        seed: The pictures are a function of it, their number in the split, and the style.
-        style: How the pictures are drawn.
+        seed: The images are a function of it, their number in the split, and the style.
+        style: How the images are drawn.
         workers: Processes that draw.
 
     Returns:
@@ -115,7 +115,7 @@ def make_shapes(
     if train < 1 or val < 1:
         raise UserError("at least one training and one validation image are needed")
     if style.size < SMALLEST_SIZE:
-        raise UserError(f"pictures of {style.size} pixels have no room for objects: {SMALLEST_SIZE} is the least")
+        raise UserError(f"images of {style.size} pixels have no room for objects: {SMALLEST_SIZE} is the least")
     if seed < 0:
         raise UserError(f"the seed {seed} is below 0")
     if _is_made(root, recipe):
@@ -129,9 +129,7 @@ def make_shapes(
     draw = partial(_write_picture, root, seed, style)
     names: dict[str, list[str]] = {split: [] for split in counts}
     labels: dict[str, list[str]] = {}
-    for (split, number), found in zip(
-        jobs, map_files(draw, jobs, workers=workers, description="pictures"), strict=True
-    ):
+    for (split, number), found in zip(jobs, map_files(draw, jobs, workers=workers, description="images"), strict=True):
         name = _name(split, number)
         names[split].append(name)
         labels[name] = [CLASS_NAMES[class_id - 1] for class_id in found]
@@ -145,7 +143,7 @@ def make_shapes(
 
 
 def draw_picture(rng: np.random.Generator, style: ShapesStyle) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a picture.
+    """Draw an image.
 
     Args:
         rng: The only source of randomness.
@@ -154,7 +152,7 @@ def draw_picture(rng: np.random.Generator, style: ShapesStyle) -> tuple[np.ndarr
     Returns:
         uint8 RGB [S, S, 3] and uint8 mask [S, S], 0 background, else class ids from 1.
     """
-    # Drawn once: a crowded picture is tried again, not replaced by an easier one.
+    # Drawn once: a crowded image is tried again, not replaced by an easier one.
     count = int(rng.integers(1, style.max_objects + 1))
     while True:
         drawn = _try_picture(rng, style, count)
@@ -163,7 +161,7 @@ def draw_picture(rng: np.random.Generator, style: ShapesStyle) -> tuple[np.ndarr
 
 
 def _try_picture(rng: np.random.Generator, style: ShapesStyle, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Draw a picture, or None where the objects came to lie so that the style's limits are not kept."""
+    """Draw an image, or None where the objects came to lie so that the style's limits are not kept."""
     size = style.size
     bodies = [_blob(rng, rng.uniform(*style.body_radius) * size, size) for _ in range(count)]
     owner = np.zeros((size, size), np.uint8)  # number of the topmost body, from 1
@@ -196,7 +194,7 @@ def _brightness_levels(rng: np.random.Generator, count: int, contrast: float) ->
 
 
 def _surface(rng: np.random.Generator, brightness: float, style: ShapesStyle) -> np.ndarray:
-    """A weakly saturated texture over the whole picture: float32 [S, S, 3]."""
+    """A weakly saturated texture over the whole image: float32 [S, S, 3]."""
     size = style.size
     y, x = np.mgrid[:size, :size].astype(np.float32)
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
@@ -223,7 +221,7 @@ def _surface(rng: np.random.Generator, brightness: float, style: ShapesStyle) ->
 
 
 def _blob(rng: np.random.Generator, radius: float, size: int) -> np.ndarray:
-    """The inside of a smooth random closed curve somewhere in the picture: bool [S, S]."""
+    """The inside of a smooth random closed curve somewhere in the image: bool [S, S]."""
     centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
     angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     distance = np.ones_like(angles)
@@ -304,7 +302,7 @@ def _stamp(alpha: np.ndarray, centre: np.ndarray, radius: float, class_id: int, 
 
 
 def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, int]) -> list[int]:
-    """Write one picture and its mask, unless they are there; returns the classes it shows."""
+    """Write one image and its mask, unless they are there; returns the classes it shows."""
     split, number = job
     name = _name(split, number)
     image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"

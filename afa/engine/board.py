@@ -41,7 +41,7 @@ class EventFile:
         self._write(step, [scalar(name, value) for name, value in values.items()])
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Write pictures, RGB uint8 [3, height, width].
+        """Write images, RGB uint8 [3, height, width].
 
         Raises:
             OSError: As :meth:`scalars`.

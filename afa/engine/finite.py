@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from afa.data.files import replacing, write_json
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
 from afa.methods.base import Batch
@@ -181,17 +180,16 @@ class FiniteGuard:
             ],
         }
         tensors = {
-            f"{key}/{number}": value.detach().cpu().contiguous()
+            f"{key}/{number}": value
             for number, batch in enumerate(pending.step.batches)
             for key, value in batch.items()
             if isinstance(value, Tensor)
         }
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _save_beside(tensors, folder / f"{rank}.safetensors")
+            _save(tensors, folder / f"{rank}.safetensors")
             if self.runtime.is_main:
-                _save_beside(self.network.state_dict(), folder / WEIGHTS_FILE)
-            (folder / f"{rank}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                _save(self.network.state_dict(), folder / WEIGHTS_FILE)
+            write_json(folder / f"{rank}.json", facts)
         except (OSError, SafetensorError) as error:
             logger.warning("the debug bundle of step %d could not be saved: %s", pending.step.number, error)
 
@@ -214,7 +212,6 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
 
 
-def _save_beside(tensors: Mapping[str, Tensor], path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
-    os.replace(part, path)
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)

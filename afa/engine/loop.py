@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ from afa.engine.checkpoint import CheckpointStore, restore, software_versions
 from afa.engine.held_out import HeldOutLosses
 from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
-from afa.engine.records import NullRecords, Progress, Records, RunRecords, clock
+from afa.engine.records import Progress, RunRecords, clock
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.signals import StopSignals
 from afa.engine.trainer import Trainer
 from afa.errors import UserError
 from afa.methods.base import Batch, Method
-from afa.prediction.evaluate import EvaluationStopped, Validator
+from afa.prediction.evaluate import EvaluationStopped, Samples, evaluate
 from afa.prediction.predictor import Predictor
 from afa.prediction.sheet import output_sheet
 
@@ -40,6 +40,13 @@ _GO_ON, _STOP, _FAIL = range(3)
 _MOST_PICTURES, _PICTURE_WIDTH = 4, 160
 
 
+class Validation(NamedTuple):
+    """What is scored during training: this process's share of the images, and the names of the outputs."""
+
+    samples: Samples
+    outputs: Sequence[str]
+
+
 class TrainingRun:
     """State of one run between its steps.
 
@@ -48,7 +55,7 @@ class TrainingRun:
         method: What one step means.
         runtime: The processes.
         images: What is trained on.
-        validator: Scores the network; every process calls it at the same step. None: there is nothing to score on.
+        validation: What is scored; None: there is nothing to score on.
         held_out: The losses on the validation list, where there is nothing to score on; None: nor is there this.
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
@@ -61,19 +68,20 @@ class TrainingRun:
         method: Method,
         runtime: ProcessRuntime,
         images: TrainingImages,
-        validator: Validator | None,
+        validation: Validation | None,
         held_out: HeldOutLosses | None,
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
     ) -> None:
         self.config, self.method, self.runtime = config, method, runtime
-        self.images, self.validator, self.held_out = images, validator, held_out
+        self.images, self.validation, self.held_out = images, validation, held_out
         self.output, self.stop = output, stop
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.trainer = Trainer(config, method, runtime, output)
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
-        self.records: Records = NullRecords()
+        self.records: RunRecords | None = None  # the main process's
+        self.predictor: Predictor | None = None
         self.progress = Progress(0, config.train.steps, seconds_before=0, enabled=False)
         self.mark = (0, time.monotonic())
         self.best: float | None = None
@@ -105,7 +113,8 @@ class TrainingRun:
             try:
                 return self._loop(start, batches, recorded=recorded)
             finally:
-                self.records.close()
+                if self.records is not None:
+                    self.records.close()
                 self.progress.close()
 
     def _loop(self, start: int, batches: Iterator[dict[str, Any]], *, recorded: bool) -> int:
@@ -152,7 +161,7 @@ class TrainingRun:
 
     def _validates(self, done: int) -> bool:
         due = done % self.config.validation.every == 0 or done == self.config.train.steps
-        return due and (self.validator is not None or self.held_out is not None)
+        return due and (self.validation is not None or self.held_out is not None)
 
     def _record(self, done: int, batch: Batch | None = None) -> bool:
         """Say what there is to say after a step: one record, with the validation's figures where it is validated.
@@ -163,7 +172,7 @@ class TrainingRun:
         """
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
-        if batch is not None and pictured and self.runtime.is_main:
+        if batch is not None and pictured and self.records is not None:
             self.records.pictures(done, self._pictures(batch["name"]))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
             return True
@@ -180,12 +189,15 @@ class TrainingRun:
                 values |= self._validate(done)
             except EvaluationStopped:
                 return False
-        self.records.scalars(done, values)
+        if self.records is not None:
+            self.records.scalars(done, values)
         self.mark = (done, time.monotonic())
         return True
 
     def _validate(self, done: int) -> dict[str, float]:
-        """Score the network, remember whether it is the best so far; or, without masks, compute the losses.
+        """Score the network at native resolution, one forward for segmentations; remember whether it is the best.
+
+        Without masks, compute the losses.
 
         Raises:
             EvaluationStopped: On every process, where one was asked to stop.
@@ -197,8 +209,17 @@ class TrainingRun:
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 logger.info("validation at step %d, losses: %s", done, shown)
             return {f"validation/loss/{name}": value for name, value in losses.items()}
-        assert self.validator is not None
-        self.table = self.validator(self.method, self.stop.asked)
+        assert self.validation is not None
+        self.table = evaluate(
+            self.method,
+            self.validation.samples,
+            class_names=self.method.class_names,
+            device=self.runtime.device,
+            outputs=self.validation.outputs,
+            batch_size=self.config.validation.batch_size,
+            progress="validating" if self.runtime.is_main else None,
+            stop=self.stop.asked,
+        ).table
         rows = {
             output.name: self.table[output.name]["miou"] for output in self.method.outputs if output.name in self.table
         }
@@ -215,6 +236,8 @@ class TrainingRun:
 
     def _pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What the method says about a batch's first images, for TensorBoard; changes no state."""
+        if self.predictor is None:
+            return {}
         samples: list[tuple[Sample, Tensor | None]] = []
         for name in names[:_MOST_PICTURES]:
             try:
@@ -225,8 +248,7 @@ class TrainingRun:
         training = network.training
         network.eval()
         try:
-            predictor = Predictor(self.method, self.config, device=self.runtime.device)
-            sheet = output_sheet(predictor, samples, heading="", cell=_PICTURE_WIDTH)
+            sheet = output_sheet(self.predictor, samples, heading="", cell=_PICTURE_WIDTH)
         finally:
             network.train(training)
         return {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)} if samples else {}
@@ -234,7 +256,7 @@ class TrainingRun:
     def _save(self, done: int, *, recorded: bool) -> bool:
         """Write a checkpoint, which the main process does; returns whether it was written. All processes take part."""
         state = self.trainer.state()
-        if not self.runtime.is_main:
+        if self.records is None:
             return True
         self.records.flush()
         facts = {
@@ -282,6 +304,16 @@ class TrainingRun:
         remove_unfinished(self.output)
         write_config(self.output, self.facts["config"])
         self.records = RunRecords(self.output, first_step=first_record)
+        if self.config.train.pictures_every:
+            try:
+                self.predictor = Predictor(
+                    self.method, self.config, device=self.runtime.device, inputs=self.method.needs
+                )
+            except UserError as error:
+                logger.info("TensorBoard gets no images: %s", error)
+            else:
+                if self.predictor.left_out:
+                    logger.info("TensorBoard's images go without %s", self.predictor.left_out)
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"
         beginning = f"going on from step {start}" if start else "starting"
         logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])

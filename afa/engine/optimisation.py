@@ -39,30 +39,23 @@ def update(optimiser: torch.optim.Optimizer, bad: Tensor) -> None:
         optimiser.step()
 
 
-def lr_factor(step: int, *, steps: int, warmup_steps: int, warmup_ratio: float, power: float, decay_from: str) -> float:
+def lr_factor(step: int, *, steps: int, settings: OptimiserConfig) -> float:
     """Factor of the learning rate at step ``step``, counted from 0.
 
     Linear warm-up from ``warmup_ratio`` towards 1, then polynomial decay to 0. The decay counts from step 0 (the
     factor drops where the warm-up ends) or, with ``decay_from`` "warmup", from the end of the warm-up.
     """
-    if step < warmup_steps:
-        return 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
-    start = warmup_steps if decay_from == "warmup" else 0
-    return (1 - (step - start) / max(1, steps - start)) ** power
+    if step < settings.warmup_steps:
+        return 1 - (1 - step / settings.warmup_steps) * (1 - settings.warmup_ratio)
+    start = settings.warmup_steps if settings.decay_from == "warmup" else 0
+    return (1 - (step - start) / max(1, steps - start)) ** settings.power
 
 
 def learning_rates(
     optimiser: torch.optim.Optimizer, step: int, *, steps: int, settings: OptimiserConfig
 ) -> dict[str, float]:
     """Group name -> its learning rate at a step."""
-    factor = lr_factor(
-        step,
-        steps=steps,
-        warmup_steps=settings.warmup_steps,
-        warmup_ratio=settings.warmup_ratio,
-        power=settings.power,
-        decay_from=settings.decay_from,
-    )
+    factor = lr_factor(step, steps=steps, settings=settings)
     return {group["name"]: group["base_lr"] * factor for group in optimiser.param_groups}
 
 

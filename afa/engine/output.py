@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from afa.config import TestConfig, config_differences, config_to_dict, config_to_yaml
+from afa.data.dataset import SETTINGS_OF_PLACES
 from afa.data.files import write_json, write_text
 from afa.engine.checkpoint import CheckpointStore
 from afa.errors import UserError
@@ -30,10 +31,7 @@ _IMAGES = "images"
 # the run goes about its work, what it records and when, and what it may take to go on at all. Some change what comes
 # out (docs/reliability.md, "Where results can differ").
 _FREE_SETTINGS = {
-    "dataset": {
-        "root", "name_list_dir", "mask_dir", "labels", "class_names", "mask_palette", "bad_image", "read_timeout",
-        "max_pixels", "pixel_labels", "maps", "saliency",
-    },
+    "dataset": set(SETTINGS_OF_PLACES),
     "train": {
         "output", "workers", "device", "threads", "compile", "channels_last", "batch_size", "accumulate",
         "non_finite", "non_finite_limit", "log_every", "pictures_every", "checkpoint_every", "keep_checkpoints",

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from afa.data.files import replacing
 from afa.engine.board import EventFile
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
@@ -26,42 +27,6 @@ METRICS = "metrics.jsonl"
 
 # Beside the scalars of a step, the meter counts the steps themselves under this name.
 _STEPS = "steps"
-
-
-class Records(Protocol):
-    """Where a run's figures and pictures go."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """The one record of a step."""
-        ...
-
-    def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Pictures, RGB uint8 [3, height, width]."""
-        ...
-
-    def flush(self) -> None:
-        """Force all records so far to the disk."""
-        ...
-
-    def close(self) -> None:
-        """Flush everything and leave."""
-        ...
-
-
-class NullRecords:
-    """For processes that write nothing."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Drop them."""
-
-    def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Drop them."""
-
-    def flush(self) -> None:
-        """Nothing to flush."""
-
-    def close(self) -> None:
-        """Nothing to leave."""
 
 
 class RunRecords:
@@ -98,7 +63,7 @@ class RunRecords:
         self._try(lambda: self._board.scalars(step, values))
 
     def pictures(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """Write pictures to TensorBoard."""
+        """Write images to TensorBoard."""
         self._try(lambda: self._board.pictures(step, pictures))
 
     def flush(self) -> None:
@@ -289,6 +254,5 @@ def _keep_lines_before(first_step: int, path: Path) -> None:
         # Needs no room on the disk.
         os.truncate(path, len(remaining))
         return
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(remaining)
-    os.replace(beside, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(remaining)

@@ -11,16 +11,15 @@ import torch
 from afa.config import RunConfig, check_training, config_to_dict
 from afa.data.dataset import Split, TrainingImages
 from afa.data.layout import Layout, find_class_names
-from afa.data.loader import LOST_LOADER
+from afa.data.loader import LOST_LOADER, evaluation_loader
 from afa.engine.held_out import HeldOutLosses
-from afa.engine.loop import TrainingRun, killed_loader
+from afa.engine.loop import TrainingRun, Validation, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
 from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
 from afa.methods import build_method
-from afa.methods.base import Method, scored_outputs
-from afa.prediction.evaluate import Validator
+from afa.methods.base import Method, Output, named_outputs, scored_outputs
 from afa.weights import load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
@@ -98,8 +97,8 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)
-    validator, held_out = _validation(config, method, runtime, images.images.layout, stop)
-    return TrainingRun(config, method, runtime, images, validator, held_out, output, facts, stop)
+    validation, held_out = _validation(config, method, runtime, images.images.layout, stop)
+    return TrainingRun(config, method, runtime, images, validation, held_out, output, facts, stop)
 
 
 def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
@@ -117,7 +116,7 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
 
 def _validation(
     config: RunConfig, method: Method, runtime: ProcessRuntime, layout: Layout, stop: StopSignals
-) -> tuple[Validator | None, HeldOutLosses | None]:
+) -> tuple[Validation | None, HeldOutLosses | None]:
     """Scores where there are masks, else losses where the method and the data set allow it, else nothing.
 
     Raises:
@@ -128,19 +127,16 @@ def _validation(
         outputs = _validated_outputs(config, method, speaks=runtime.is_main)
         if not outputs:
             return None, None
-        validator = Validator(
+        loader = evaluation_loader(
             config.dataset,
-            method.class_names,
-            outputs=outputs,
-            inputs=sorted({name for output in outputs for name in method.output(output).inputs}),
-            batch_size=config.validation.batch_size,
-            device=runtime.device,
+            inputs=sorted({name for output in outputs for name in output.inputs}),
             rank=runtime.rank,
             world_size=runtime.world_size,
             workers=config.train.workers,
+            pin_memory=runtime.device.type == "cuda",
             stop=stop,
         )
-        return validator, None
+        return Validation(loader, [output.name for output in outputs]), None
     said = f"there are no masks in {layout.split_masks(split)}"
     transform, held_out = method.validation_transform(), None
     if transform is not None:
@@ -156,36 +152,31 @@ def _validation(
     return None, held_out
 
 
-def _validated_outputs(config: RunConfig, method: Method, *, speaks: bool) -> list[str]:
+def _validated_outputs(config: RunConfig, method: Method, *, speaks: bool) -> list[Output]:
     """The outputs that validation scores; those whose inputs validation images lack only where they are asked for.
 
     Raises:
         UserError: The settings name one that there is not, or that has no score.
     """
-    scored = [output.name for output in scored_outputs(method)]
     wanted = config.validation.outputs
-    if wanted is None:
-        missing = {name: _missing_inputs(config, method, name) for name in scored}
-        for name, reason in missing.items():
-            if reason and speaks:
-                logger.warning("validation leaves the output '%s' out: %s", name, reason)
-        return [name for name in scored if not missing[name]]
-    unknown = [name for name in wanted if name not in scored]
-    if unknown or not wanted:
-        raise UserError(
-            f"validation.outputs: {f'{unknown[0]!r} is' if unknown else 'it is empty; name some of'} "
-            f"{'none of ' if unknown else ''}{', '.join(scored)}"
-        )
-    return [name for name in scored if name in wanted]
+    if wanted == []:
+        raise UserError("validation.outputs is empty: name outputs, or leave it out")
+    outputs = named_outputs(scored_outputs(method), wanted, "validation.outputs")
+    if wanted is not None:
+        return outputs
+    missing = {output.name: _missing_inputs(config, output) for output in outputs}
+    for name, reason in missing.items():
+        if reason and speaks:
+            logger.warning("validation leaves the output '%s' out: %s", name, reason)
+    return [output for output in outputs if not missing[output.name]]
 
 
-def _missing_inputs(config: RunConfig, method: Method, output: str) -> str | None:
+def _missing_inputs(config: RunConfig, output: Output) -> str | None:
     """What validation images lack for an output; None: nothing."""
-    inputs = method.output(output).inputs
-    if not inputs:
+    if not output.inputs:
         return None
     try:
-        Split(config.dataset, config.dataset.val_split, inputs=inputs)
+        Split(config.dataset, config.dataset.val_split, inputs=output.inputs)
     except UserError as error:
         return str(error)
     return None

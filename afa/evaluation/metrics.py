@@ -18,7 +18,6 @@ from afa.errors import UserError
 from afa.maps import IGNORE
 
 AbsentClass = Literal["skip", "zero"]
-ABSENT_CLASS: tuple[AbsentClass, ...] = ("skip", "zero")
 """What a class that no true mask shows does to the means: it is left out, or it counts as 0."""
 
 
@@ -38,12 +37,17 @@ class Counts:
     predicted: Tensor
     left_open: Tensor
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four, in this order."""
+        return self.intersection, self.labelled, self.predicted, self.left_open
+
     def total(self) -> Counts:
         """The sum over the first axis: of all images."""
-        return Counts(*(part.sum(dim=0) for part in (self.intersection, self.labelled, self.predicted, self.left_open)))
+        return Counts(*(part.sum(dim=0) for part in self.parts))
 
     def __getitem__(self, index: int) -> Counts:
-        return Counts(self.intersection[index], self.labelled[index], self.predicted[index], self.left_open[index])
+        return Counts(*(part[index] for part in self.parts))
 
     def scores(self, class_names: Sequence[str], *, absent: AbsentClass = "skip") -> dict[str, Any]:
         """Scores from 0 to 1 of counts [C].
@@ -65,9 +69,7 @@ class Counts:
         Raises:
             UserError: There is not one pixel with a true class.
         """
-        right, labelled, predicted = (
-            part.cpu().double() for part in (self.intersection, self.labelled, self.predicted)
-        )
+        right, labelled, predicted, left_open = (part.cpu().double() for part in self.parts)
         if not labelled.any():
             raise UserError("there is nothing to score: the true masks have not one pixel of a class or the background")
         union = labelled + predicted - right
@@ -84,7 +86,7 @@ class Counts:
             "macc": mean(recall),
             "fp_rate": mean(values["fp"]),
             "fn_rate": mean(values["fn"]),
-            "open": (self.left_open.cpu().double() / labelled.sum()).item(),
+            "open": (left_open / labelled.sum()).item(),
             **{
                 key: {
                     name: value if pixels else None
@@ -164,8 +166,7 @@ class ImageCounts:
     def add(self, name: str, counts: Counts) -> None:
         """Put another image behind the others; what lies on a GPU is fetched."""
         self.names.append(name)
-        parts = (counts.intersection, counts.labelled, counts.predicted, counts.left_open)
-        self.counts.append(Counts(*(part.cpu() for part in parts)))
+        self.counts.append(Counts(*(part.cpu() for part in counts.parts)))
 
     def stacked(self) -> Counts:
         """All counts, [images, C].
@@ -175,12 +176,7 @@ class ImageCounts:
         """
         if not self.counts:
             raise UserError("there is no image to score")
-        return Counts(
-            torch.stack([counts.intersection for counts in self.counts]),
-            torch.stack([counts.labelled for counts in self.counts]),
-            torch.stack([counts.predicted for counts in self.counts]),
-            torch.stack([counts.left_open for counts in self.counts]),
-        )
+        return Counts(*(torch.stack(part) for part in zip(*(counts.parts for counts in self.counts), strict=True)))
 
     @classmethod
     def joined(cls, parts: Iterable[ImageCounts]) -> ImageCounts:

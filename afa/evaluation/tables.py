@@ -139,7 +139,7 @@ def write_image_counts(path: Path, rows: Mapping[str, ImageCounts], class_names:
     for row, images in rows.items():
         counts = images.stacked()
         arrays[f"{row}/names"] = np.array(images.names, dtype=np.str_)
-        arrays |= {f"{row}/{part}": getattr(counts, part).numpy() for part in _PARTS}
+        arrays |= {f"{row}/{name}": part.numpy() for name, part in zip(_PARTS, counts.parts, strict=True)}
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ else iterates those. docs/architecture.md shows a whole method in sixty lines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from afa.config import RunConfig
 from afa.data.dataset import Transform
+from afa.data.inputs import CLASS_LABELS, setting_of
 from afa.data.samples import Sample
+from afa.errors import UserError
 from afa.maps import Maps
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 
@@ -299,6 +301,47 @@ class Method(ABC):
             if output.name == name:
                 return output
         raise KeyError(name)
+
+
+def possible_outputs(method: Method, given: Collection[str]) -> tuple[Output, ...]:
+    """The outputs that need nothing else than what is given.
+
+    Args:
+        method: Its outputs count.
+        given: Names of inputs, as :attr:`Output.inputs` spells them.
+    """
+    return tuple(output for output in method.outputs if set(output.inputs) <= set(given))
+
+
+def missing_inputs(outputs: Sequence[Output]) -> str:
+    """What to say of outputs that no image alone can have: what they need, and how to get them all the same.
+
+    Args:
+        outputs: Each with inputs.
+    """
+    names = ", ".join(output.name for output in outputs)
+    needed = list(dict.fromkeys(name for output in outputs for name in output.inputs))
+    folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
+    how = f"tools/label.py writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
+    return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
+
+
+def named_outputs(offered: Iterable[Output], names: Sequence[str] | None, what: str) -> list[Output]:
+    """Those of the offered outputs that are named, in the order of the offer; all of them where no names are given.
+
+    Args:
+        offered: Some outputs of a method.
+        names: Of those that are wanted.
+        what: Who names them, for the message.
+
+    Raises:
+        UserError: None of them has such a name.
+    """
+    by_name = {output.name: output for output in offered}
+    for name in names or ():
+        if name not in by_name:
+            raise UserError(f"{what}: '{name}' is none of {', '.join(by_name)}")
+    return [output for output in by_name.values() if names is None or output.name in names]
 
 
 def scored_outputs(method: Method) -> tuple[Output, ...]:

@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from afa.config import DatasetConfig
-from afa.data.loader import LoadingStopped, StopRequest, evaluation_loader
+from afa.data.loader import LoadingStopped
 from afa.data.samples import EvaluationSample
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
@@ -56,79 +56,6 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[EvaluationSample]: ...
 
     def __len__(self) -> int: ...
-
-
-class Validator:
-    """Validation during training: native resolution, one forward for the segmentation.
-
-    Args:
-        dataset: The data set; its validation list is scored.
-        class_names: K names, background left out.
-        outputs: Names of the outputs to score.
-        inputs: What they need of an image.
-        batch_size: See :func:`evaluate`.
-        device: Where the network lies.
-        rank: This process.
-        world_size: Number of processes; each takes every ``world_size``-th image.
-        workers: Loader processes.
-        stop: Who may ask to stop, also while an image is waited for.
-
-    Raises:
-        UserError: The validation images or their masks are missing.
-    """
-
-    def __init__(
-        self,
-        dataset: DatasetConfig,
-        class_names: Sequence[str],
-        *,
-        outputs: Sequence[str],
-        inputs: Sequence[str] = (),
-        batch_size: int,
-        device: torch.device | str,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        stop: StopRequest | None = None,
-    ) -> None:
-        self.class_names, self.outputs = class_names, tuple(outputs)
-        self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.rank = rank
-        self.loader = evaluation_loader(
-            dataset,
-            inputs=inputs,
-            rank=rank,
-            world_size=world_size,
-            workers=workers,
-            pin_memory=self.device.type == "cuda",
-            stop=stop,
-        )
-
-    def __call__(self, method: Method, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        """Score the network as it is; its mode and the random state stay as they were.
-
-        Args:
-            method: Whose network is not wrapped. Every process calls this at the same step.
-            stop: Asked between images (or batches of them). A process that is not asked to stop finishes its share
-                first.
-
-        Returns:
-            The table of :func:`evaluate`, the same on every process.
-
-        Raises:
-            EvaluationStopped: On every process, where ``stop`` said so on one.
-        """
-        return evaluate(
-            method,
-            self.loader,
-            class_names=self.class_names,
-            device=self.device,
-            outputs=self.outputs,
-            batch_size=self.batch_size,
-            progress="validating" if self.rank == 0 else None,
-            stop=stop,
-        ).table
 
 
 def evaluate(
@@ -185,6 +112,9 @@ def evaluate(
     count = 0
     stopped = False
 
+    def count_label(row: str, name: str, truth: Tensor, found: Tensor) -> None:
+        per_image[row].add(name, matrices[row].update(truth, found))
+
     network = method.network
     was_training, searching = network.training, torch.backends.cudnn.benchmark
     _share_buffers(network)
@@ -203,13 +133,14 @@ def evaluate(
                     label = seen.label.to(device, non_blocking=True)
                     size = (label.shape[-2], label.shape[-1])
                     for output in rows:
-                        counts = matrices[output.name].update(label, output.label(image.outputs[output.name], size))
-                        per_image[output.name].add(seen.sample.name, counts)
+                        count_label(
+                            output.name, seen.sample.name, label, output.label(image.outputs[output.name], size)
+                        )
                     if stream is not None and refined is not None:
-                        picture = torch.from_numpy(seen.sample.image).permute(2, 0, 1).contiguous()
+                        pixels = torch.from_numpy(seen.sample.image).permute(2, 0, 1).contiguous()
                         probabilities = refined.probabilities(image.outputs[refined.name], size)
-                        row = f"{refined.name}_crf"
-                        stream.add(picture, probabilities, label, seen.sample.name, matrices[row], per_image[row])
+                        of_image = partial(count_label, f"{refined.name}_crf", seen.sample.name, label)
+                        stream.add(pixels, probabilities, of_image)
                     if image.class_logits is not None and seen.sample.class_labels is not None:
                         truth = torch.from_numpy(seen.sample.class_labels)
                         f1_values.append(multi_label_f1(image.class_logits > 0, truth))
@@ -266,29 +197,14 @@ class _RefinementStream:
             # The pool's own setting is also what threads to come would start with.
             torch.set_num_threads(self.threads_before)
 
-    def add(
-        self,
-        image: Tensor,
-        probabilities: Tensor,
-        label: Tensor,
-        name: str,
-        matrix: ConfusionMatrix,
-        per_image: ImageCounts,
-    ) -> None:
-        """Count an image, now or later.
+    def add(self, image: Tensor, probabilities: Tensor, count: Callable[[Tensor], None]) -> None:
+        """Refine an image, and count the label made of it, now or later.
 
         Args:
             image: uint8 [3, H, W].
             probabilities: [1, C, H, W], on the device.
-            label: [H, W].
-            name: Of the image.
-            matrix: Where it counts.
-            per_image: Where it counts apart.
+            count: Takes the label [H, W].
         """
-
-        def count(refined: Tensor) -> None:
-            per_image.add(name, matrix.update(label, refined))
-
         if not self.threads:
             count(self._refine(image.to(self.device, non_blocking=True), probabilities))
             return

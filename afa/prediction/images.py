@@ -1,4 +1,4 @@
-"""People's pictures: finding them, naming what is made of them."""
+"""People's images: finding them, naming what is made of them."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Found(NamedTuple):
 
 
 def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
-    """List the pictures of files and folders, folders with all their sub-folders, frames in the order of their numbers.
+    """List the images of files and folders, folders with all their sub-folders, frames in the order of their numbers.
 
-    In a folder, files with an image's suffix count, those without any suffix, and empty ones: a picture that was lost
-    shall be missed. Hidden files do not count. Two pictures of one name keep apart: their results get the suffix, the
+    In a folder, files with an image's suffix count, those without any suffix, and empty ones: an image that was lost
+    shall be missed. Hidden files do not count. Two images of one name keep apart: their results get the suffix, the
     folder, or a number in addition.
 
     Args:
@@ -62,7 +62,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
         without: Folder of the results, left out where it lies in one of the folders.
 
     Raises:
-        UserError: An argument does not exist, or is the folder of the results, or there is no picture.
+        UserError: An argument does not exist, or is the folder of the results, or there is no image.
     """
     found: list[tuple[Path, Path | None]] = []
     passed_over: list[Path] = []
@@ -70,7 +70,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
     for argument in arguments:
         if argument.resolve() == without.resolve():
             raise UserError(
-                f"--out {without} is the folder of the pictures: next time the results would count as pictures; take "
+                f"--out {without} is the folder of the images: next time the results would count as images; take "
                 "another folder, such as one within it"
             )
         if argument.is_dir():

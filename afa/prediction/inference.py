@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from afa.data.files import replacing, write_json
 from afa.data.images import read_image
+from afa.data.inputs import Inputs
 from afa.data.names import image_key
 from afa.data.palette import palette_image
 from afa.errors import UserError, is_out_of_memory
@@ -25,7 +26,7 @@ from afa.prediction.images import Picture, free_name
 from afa.prediction.predictor import Prediction, Predictor
 from afa.prediction.progress import track
 from afa.prediction.results import WantedResults
-from afa.visual import map_heat, overlay_cams, overlay_label, write_gif, write_picture
+from afa.visual import map_heat, overlay_heat, overlay_label, write_gif, write_picture
 
 _OVERLAY_LONG_SIDE = 1024
 # What keeps every result from being written, not one alone.
@@ -33,52 +34,62 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Read(NamedTuple):
-    """A picture [H, W, 3] and its image-level labels [K], where they are given."""
+    """An image [H, W, 3], its image-level labels [K], where they are given, and its inputs."""
 
     picture: Picture
     image: np.ndarray
     class_labels: np.ndarray | None
+    inputs: Mapping[str, Any]
 
 
 class Inference:
-    """One run over pictures.
+    """One run over images.
 
     Args:
-        predictor: Looks at the pictures.
+        predictor: Looks at the images.
         out: Folder of the results; those of the same names are replaced.
         wanted: Which results.
-        labels: Image-level labels [K] by picture key or bare name; None: the classifier's own. Pictures of folders
+        labels: Image-level labels [K] by image key or bare name; None: the classifier's own. Images of folders
             that are not among them are left out: a training set is mostly a part of a folder.
+        inputs: What else belongs to the images, by image key: the predictor's inputs.
     """
 
     def __init__(
-        self, predictor: Predictor, out: Path, wanted: WantedResults, labels: Mapping[str, np.ndarray] | None = None
+        self,
+        predictor: Predictor,
+        out: Path,
+        wanted: WantedResults,
+        labels: Mapping[str, np.ndarray] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.predictor = predictor
         self.out = out
         self.wanted = wanted
-        self.labels = labels
+        self.labels, self.inputs = labels, inputs
         self.failures: list[str] = []
         self.left_out = 0
         self.done: dict[str, Any] = {}
 
     def run(self, pictures: Sequence[Picture]) -> int:
-        """Predict all pictures; one that fails, or whose results cannot be written, leaves the others unharmed.
+        """Predict all images; one that fails, or whose results cannot be written, leaves the others unharmed.
 
         ``pictures.json`` says what was done, also where the run is ended early.
 
         Returns:
-            Number of failures, which :attr:`failures` describes. :attr:`left_out` counts pictures without labels.
+            Number of failures, which :attr:`failures` describes. :attr:`left_out` counts images without labels.
 
         Raises:
-            UserError: No picture has labels, or no results can be written: the disk is full, say.
+            UserError: No image has labels, some lack an input, or no results can be written: the disk is full, say.
         """
         if self.labels is not None:
             labelled = [picture for picture in pictures if picture.folder is None or self._is_labelled(picture)]
             self.left_out = len(pictures) - len(labelled)
             if not labelled:
-                raise UserError(f"the labels file names none of the {len(pictures)} pictures: compare their names")
+                raise UserError(f"the labels file names none of the {len(pictures)} images: compare their names")
             pictures = labelled
+        if self.inputs is not None:
+            known = {picture.key: self._class_labels(picture) for picture in pictures if self._is_labelled(picture)}
+            self.inputs.require([picture.key for picture in pictures], None, known)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.out):
@@ -112,14 +123,17 @@ class Inference:
         write_json(self.out / "pictures.json", self.done)
 
     def _frames(self, pictures: Iterator[Picture]) -> Iterator[np.ndarray]:
-        """Work the pictures off, those of one size that follow one another together; give each one's overlay."""
+        """Work the images off, those of one size that follow one another together; give each one's overlay."""
         waiting: list[_Read] = []
         for picture in pictures:
             try:
                 class_labels = self._class_labels(picture)
                 max_pixels = self.predictor.config.dataset.max_pixels
                 image = read_image(picture.path, max_pixels=max_pixels, upright=self.wanted.upright)
-                read = _Read(picture, image, class_labels)
+                inputs = {}
+                if self.inputs is not None:
+                    inputs = self.inputs.read(picture.key, image.shape[:2], class_labels)
+                read = _Read(picture, image, class_labels, inputs)
             except UserError as error:
                 self._fail(str(error))
                 continue
@@ -143,6 +157,7 @@ class Inference:
             predictions = self.predictor.predict_batch(
                 [read.image for read in group],
                 class_labels or None,
+                inputs=[read.inputs for read in group],
                 maps=[] if self.wanted.maps is None else [self.wanted.maps],
                 labels=list(self.wanted.pseudo_labels.values()),
             )
@@ -167,11 +182,12 @@ class Inference:
     def _class_labels(self, picture: Picture) -> np.ndarray | None:
         if self.labels is None:
             return None
-        if not self._is_labelled(picture):
-            raise UserError(
-                f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
-            )
-        return self.labels[picture.key if picture.key in self.labels else image_key(picture.path.name)]
+        for key in (picture.key, image_key(picture.path.name)):
+            if key in self.labels:
+                return self.labels[key]
+        raise UserError(
+            f"the image {picture.path} is not in the labels file: neither '{picture.key}' nor its bare name"
+        )
 
     def _is_labelled(self, picture: Picture) -> bool:
         return self.labels is not None and (picture.key in self.labels or image_key(picture.path.name) in self.labels)
@@ -217,7 +233,7 @@ class Inference:
             if wanted.overlays:
                 strongest = map_heat(cams, prediction.background.get(wanted.maps))
                 heat = cv2.resize(strongest, (width, height), interpolation=cv2.INTER_AREA)
-                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_cams(small, heat))
+                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_heat(small, heat))
         if wanted.overlays:
             write_picture(self.out / "overlays" / f"{name}.jpg", overlay)
         scores = prediction.scores

@@ -15,7 +15,7 @@ import torch
 
 from afa.config import config_differences
 from afa.data.files import read_json, remove_unfinished, replacing, write_json
-from afa.data.map_folders import LABEL_FACTS, LABEL_MANIFEST, label_path, maps_path, write_maps
+from afa.data.map_files import LABEL_FACTS, LABEL_MANIFEST, label_path, maps_path, write_maps
 from afa.data.palette import palette_image
 from afa.errors import UserError
 from afa.maps import Maps

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from afa.config import config_to_dict
-from afa.data.dataset import Split
+from afa.data.dataset import SETTINGS_OF_PLACES, Split
 from afa.data.images import DamagedImage
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_layout
@@ -24,7 +24,7 @@ from afa.errors import UserError
 from afa.methods.base import Output
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
-from afa.prediction.model import Model
+from afa.prediction.model import Model, scored_class_names
 from afa.prediction.progress import track
 from afa.weights.reading import file_checksum
 
@@ -34,13 +34,10 @@ _SPARE_BYTES = 2**28  # so much of the disk is left alone
 # What a run did to come about, where its data lie, and how the work is done shape no label.
 _WITHOUT_EFFECT = ("train", "optimiser", "augmentation", "loss", "schedule")
 _SETTINGS_WITHOUT_EFFECT = {
-    "dataset": (
-        "root", "name_list_dir", "mask_dir", "mask_palette", "labels", "class_names", "pixel_labels", "maps",
-        "saliency", "train_split", "val_split", "bad_image", "max_pixels", "read_timeout",
-    ),
+    "dataset": (*SETTINGS_OF_PLACES, "train_split", "val_split"),
     "validation": ("every", "outputs", "batch_size"),
     "test": ("batch_size",),
-}  # fmt: skip
+}
 
 Value = TypeVar("Value")
 
@@ -108,12 +105,8 @@ def label_split(
     Raises:
         UserError: Something of the data set is missing, the folder holds other labels, or the disk is too small.
     """
+    scored_class_names(model)
     images = _images(model, split, outputs, limit)
-    if images.layout.num_classes != len(model.class_names):
-        raise UserError(
-            f"the network knows {len(model.class_names)} classes, the data set {model.config.dataset.root} has "
-            f"{images.layout.num_classes}: set dataset.root to the one it was trained for"
-        )
     folder = LabelFolder(output, _facts(model, images, outputs, limit), outputs, maps=maps, compress=compress)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)

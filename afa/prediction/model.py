@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,11 +13,12 @@ import torch
 
 from afa.config import RunConfig, TestConfig, config_to_dict
 from afa.data.images import Decoded, read_image, to_rgb
+from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_class_names
 from afa.device import allow_tf32, choose_device
 from afa.errors import UserError
 from afa.methods import config_from_dict
-from afa.methods.base import Method, SegmentationProtocol
+from afa.methods.base import Method, SegmentationProtocol, named_outputs
 from afa.ops.dense_crf import DenseCRF
 from afa.prediction.images import find_pictures
 from afa.prediction.predictor import Prediction, Predictor
@@ -61,9 +62,9 @@ class Model:
         test = self.config.test
         return SegmentationProtocol(test.long_side, tuple(test.scales), test.mirror)
 
-    def predictor(self, crf: DenseCRF | None = None) -> Predictor:
-        """For images of any size; ``crf`` refines the masks."""
-        return Predictor(self.method, self.config, device=self.device, crf=crf)
+    def predictor(self, crf: DenseCRF | None = None, inputs: Collection[str] = ()) -> Predictor:
+        """For images of any size; ``crf`` refines the masks, ``inputs`` is what every image will come with."""
+        return Predictor(self.method, self.config, device=self.device, crf=crf, inputs=inputs)
 
     def predict(
         self,
@@ -82,7 +83,7 @@ class Model:
                 images are taken as they are.
             labels: Names of the classes that an image shows; for several images a list of such lists. Default: what
                 the classifier says.
-            maps: Outputs whose maps are wanted; default: all that are not the segmentation's.
+            maps: Outputs whose maps are wanted; default: all that give no logits.
             crf: Refine the masks with DenseCRF.
             batch_size: Images of one size, one after the other, that run together.
 
@@ -90,12 +91,14 @@ class Model:
             One :class:`Prediction` for one image; a list of them for a list or a folder.
 
         Raises:
-            UserError: An image cannot be read, or there is no such class or output.
+            UserError: An image cannot be read, there is no such class or output, or the output needs more than images.
         """
+        predictor = self.predictor(
+            build_crf(self.config.test) if crf else None, () if labels is None else (CLASS_LABELS,)
+        )
+        wanted = _map_outputs(predictor, maps)
         found, single = _read_images(images, self.config.dataset.max_pixels)
         given = self._class_labels(labels, len(found), single)
-        wanted = self._map_outputs(maps)
-        predictor = self.predictor(build_crf(self.config.test) if crf else None)
         predictions: list[Prediction] = []
         start = 0
         while start < len(found):
@@ -124,17 +127,6 @@ class Model:
             row[self.class_names.index(name)] = 1
         return row
 
-    def _map_outputs(self, wanted: Sequence[str] | None) -> list[str]:
-        offered = [output.name for output in self.method.outputs if output.kind == "maps" and not output.inputs]
-        if wanted is None:
-            return [name for name in offered if not self.method.output(name).logits]
-        if isinstance(wanted, str):
-            raise UserError(f"maps: give a list of names, such as ['{wanted}']")
-        unknown = [name for name in wanted if name not in offered]
-        if unknown:
-            raise UserError(f"maps: '{unknown[0]}' is none of {', '.join(offered)}")
-        return list(wanted)
-
 
 def load(
     source: str | Path,
@@ -160,6 +152,18 @@ def load(
     opened = open_checkpoint(source, config, lambda trained: override_config(trained, overrides))
     opened.method.network.to(chosen_device).requires_grad_(False)
     return Model(opened.method, opened.config, tuple(opened.class_names), opened.step, chosen_device, opened.path)
+
+
+def _map_outputs(predictor: Predictor, wanted: Sequence[str] | None) -> list[str]:
+    """The names of the outputs whose maps are wanted."""
+    offered = [output for output in predictor.outputs if output.kind == "maps"]
+    if wanted is None:
+        return [output.name for output in offered if not output.logits]
+    if isinstance(wanted, str):
+        raise UserError(f"maps: give a list of names, such as ['{wanted}']")
+    for name in wanted:
+        predictor.require(name)
+    return [output.name for output in named_outputs(offered, wanted, "maps")]
 
 
 def last_checkpoint(source: str | Path) -> Path:

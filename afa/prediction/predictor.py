@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from afa.config import RunConfig
 from afa.data.samples import Sample
 from afa.errors import UserError
 from afa.maps import Maps
-from afa.methods.base import Found, Method, Output, SegmentationProtocol
+from afa.methods.base import Found, Method, Output, SegmentationProtocol, missing_inputs, possible_outputs
 from afa.ops.cam import long_side_size, resize
 from afa.ops.dense_crf import DenseCRF
 
@@ -38,7 +39,8 @@ class Prediction:
         scores: The classifier's probability of all K classes, float32 [K]; None where the method has no classifier.
         mask: The label of the method's last output, uint8 [H, W]: 0 background, 1..K, 255 where it is left open.
         unrefined_mask: The same before DenseCRF, where that was used and this was wanted.
-        maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W].
+        maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W]. Of an output that gives
+            logits they are probabilities: the softmax over all classes and the background.
         background: Output's name -> score of the background, float16 [H, W], for outputs that have one.
         labels: Output's name -> uint8 [H, W], 255 where the label is left open.
         all_class_names: K names.
@@ -79,17 +81,34 @@ class Predictor:
         config: The ``test`` settings count.
         device: Where the network lies.
         crf: Refines the segmentation.
+        inputs: What every image will come with, as :attr:`afa.methods.base.Output.inputs` spells it.
+
+    Attributes:
+        outputs: What can be said of images with these inputs.
+        mask_output: What masks are made of: the last of these that has a label.
 
     Raises:
-        UserError: ``crf`` is given, and the masks are made of no logits.
+        UserError: No label can be made with these inputs; or ``crf`` is given, and the masks are made of no logits.
     """
 
     def __init__(
-        self, method: Method, config: RunConfig, *, device: torch.device | str = "cpu", crf: DenseCRF | None = None
+        self,
+        method: Method,
+        config: RunConfig,
+        *,
+        device: torch.device | str = "cpu",
+        crf: DenseCRF | None = None,
+        inputs: Collection[str] = (),
     ) -> None:
         self.method, self.config, self.crf = method, config, crf
         self.device = torch.device(device)
         self.class_names = method.class_names
+        self.outputs = possible_outputs(method, inputs)
+        with_label = [output for output in self.outputs if output.kind != "affinity"]
+        if not with_label:
+            others = [output for output in method.outputs if output.kind != "affinity"]
+            raise UserError(f"the method '{method.name}' gives no mask here: {missing_inputs(others)}")
+        self.mask_output = with_label[-1]
         if crf is not None and not self.mask_output.logits:
             raise UserError(
                 f"DenseCRF needs a segmentation, and the masks of the method '{method.name}' are of its output "
@@ -97,22 +116,40 @@ class Predictor:
             )
 
     @property
-    def mask_output(self) -> Output:
-        """The output that masks are made of: the last one that has a label."""
-        return [output for output in self.method.outputs if output.kind != "affinity"][-1]
+    def left_out(self) -> str:
+        """The outputs that these inputs do not suffice for, and what they need, as people read it; "" for none."""
+        others = [output for output in self.method.outputs if output not in self.outputs]
+        return ", ".join(f"{output.title} (needs {', '.join(output.inputs)})" for output in others)
+
+    def require(self, name: str) -> None:
+        """Refuse an output of the method that these inputs do not suffice for.
+
+        Raises:
+            UserError: Says what is missing.
+        """
+        others = [output for output in self.method.outputs if output not in self.outputs and output.name == name]
+        if others:
+            raise UserError(missing_inputs(others))
 
     def predict(
         self,
         image: np.ndarray,
         class_labels: np.ndarray | None = None,
         *,
+        inputs: Mapping[str, Any] | None = None,
         maps: Sequence[str] = (),
         labels: Sequence[str] = (),
         unrefined_mask: bool = False,
     ) -> Prediction:
         """Look at one image: :meth:`predict_batch` of it alone."""
-        given = None if class_labels is None else [class_labels]
-        return self.predict_batch([image], given, maps=maps, labels=labels, unrefined_mask=unrefined_mask)[0]
+        return self.predict_batch(
+            [image],
+            None if class_labels is None else [class_labels],
+            inputs=None if inputs is None else [inputs],
+            maps=maps,
+            labels=labels,
+            unrefined_mask=unrefined_mask,
+        )[0]
 
     @torch.no_grad()
     def predict_batch(
@@ -120,6 +157,7 @@ class Predictor:
         images: Sequence[np.ndarray],
         class_labels: Sequence[np.ndarray] | None = None,
         *,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
         maps: Sequence[str] = (),
         labels: Sequence[str] = (),
         unrefined_mask: bool = False,
@@ -130,6 +168,7 @@ class Predictor:
             images: uint8 RGB, each [H, W, 3].
             class_labels: Image-level labels [K] of each, above 0 means present; None: the classifier's own, at least
                 one.
+            inputs: What else belongs to each, as :attr:`afa.data.samples.Sample.inputs` holds it; None: nothing.
             maps: Outputs whose maps are wanted.
             labels: Outputs whose labels are wanted.
             unrefined_mask: Whether the mask before DenseCRF is wanted, too.
@@ -142,8 +181,10 @@ class Predictor:
         details = [self._detail(image) for image in images]
         network_size = self._network_size(details[0], wanted)
         given = [None] * len(images) if class_labels is None else [np.asarray(row, np.float32) for row in class_labels]
+        brought = [{}] * len(images) if inputs is None else [_shrunk(own, size, details[0].shape[:2]) for own in inputs]
         samples = [
-            Sample("", detail, row, network_size=network_size) for detail, row in zip(details, given, strict=True)
+            Sample("", detail, row, own, network_size=network_size)
+            for detail, row, own in zip(details, given, brought, strict=True)
         ]
         test = self.config.test
         protocol = SegmentationProtocol(scales=tuple(test.scales), mirror=test.mirror)
@@ -165,7 +206,9 @@ class Predictor:
     ) -> Prediction:
         own = _to_uint8(self.mask_output.label(seen.outputs[self.mask_output.name], size))
         scores = None if seen.class_logits is None else seen.class_logits.float().sigmoid().cpu().numpy()
-        of_classes = {name: _native_maps(seen.outputs[name], seen.class_ids, size) for name in maps}
+        of_classes = {
+            name: _native_maps(self.method.output(name), seen.outputs[name], seen.class_ids, size) for name in maps
+        }
         return Prediction(
             image=image,
             class_ids=seen.class_ids,
@@ -209,18 +252,37 @@ class Predictor:
 
 
 def _native_maps(
-    found: object, class_ids: Sequence[int], size: tuple[int, int]
+    output: Output, found: object, class_ids: Sequence[int], size: tuple[int, int]
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Background [H, W] if any, and scores [m, H, W] of some classes; one class at a time: a photo's maps are large."""
     if not isinstance(found, Maps):
         raise ValueError("only outputs of the kind 'maps' have maps")
-    ids = found.class_ids[0].tolist()
-    chosen = {
-        class_id: resize(found.scores[:, ids.index(class_id)][:, None], size)[0, 0].half().cpu().numpy()
-        for class_id in ([0] if found.has_background else []) + list(class_ids)
-    }
+    ids, channels = found.class_ids[0].tolist(), found.scores.float().split(1, dim=1)
+
+    def native(channel: int) -> Tensor:
+        return resize(channels[channel], size)[0, 0]
+
+    # Probabilities are exp(logit - log of the sum of all exp(logit)).
+    total = reduce(torch.logaddexp, map(native, range(len(ids)))) if output.logits else None
+    chosen = {}
+    for class_id in ([0] if found.has_background else []) + list(class_ids):
+        scores = native(ids.index(class_id))
+        chosen[class_id] = (scores if total is None else (scores - total).exp()).half().cpu().numpy()
     background = chosen.pop(0, None)
     return background, np.stack(list(chosen.values())) if chosen else np.zeros((0, *size), np.float16)
+
+
+def _shrunk(inputs: Mapping[str, Any], size: tuple[int, int], detail: tuple[int, ...]) -> dict[str, Any]:
+    """The inputs of an image of ``size`` for the detail of it; maps of another size than the image stay as they are."""
+    if detail == size:
+        return dict(inputs)
+    shrunk = {}
+    for name, value in inputs.items():
+        if isinstance(value, Maps):
+            shrunk[name] = value.resized(detail) if value.size == size else value
+        else:
+            shrunk[name] = cv2.resize(value, (detail[1], detail[0]), interpolation=cv2.INTER_NEAREST)
+    return shrunk
 
 
 def _to_uint8(label: Tensor) -> np.ndarray:

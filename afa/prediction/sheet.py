@@ -10,7 +10,7 @@ from torch import Tensor
 from afa.data.samples import Sample
 from afa.methods.base import Output
 from afa.prediction.predictor import Prediction, Predictor
-from afa.visual import contact_sheet, map_heat, overlay_cams, overlay_label
+from afa.visual import contact_sheet, map_heat, overlay_heat, overlay_label
 
 
 def output_sheet(
@@ -19,18 +19,19 @@ def output_sheet(
     """One row per image: image, ground truth where it is known, and each output of the method.
 
     Maps and labels are those of the true classes where they are known; the segmentation is the network's alone. A
-    predictor with DenseCRF adds a column: the mask after it.
+    predictor with DenseCRF adds a column: the mask after it. Outputs that the predictor cannot give, as their inputs
+    are not there, are named in the heading.
 
     Args:
         predictor: Looks at the images.
-        samples: Each with its true label [H, W], or None.
+        samples: Each with the predictor's inputs, and its true label [H, W] or None.
         heading: Line above everything.
         cell: Width of an image in pixels.
 
     Returns:
         uint8 RGB [H, W, 3].
     """
-    outputs = [output for output in predictor.method.outputs if output.kind != "affinity"]
+    outputs = [output for output in predictor.outputs if output.kind != "affinity"]
     heats = [output.name for output in outputs if output.kind == "maps" and not output.logits]
     labels = [output.name for output in outputs if output.name not in heats and output is not predictor.mask_output]
     rows: list[list[np.ndarray | None]] = []
@@ -38,13 +39,18 @@ def output_sheet(
     shown: set[int] = set()
     for sample, truth in samples:
         seen = predictor.predict(
-            sample.image, sample.class_labels, maps=heats, labels=labels, unrefined_mask=predictor.crf is not None
+            sample.image,
+            sample.class_labels,
+            inputs=sample.inputs,
+            maps=heats,
+            labels=labels,
+            unrefined_mask=predictor.crf is not None,
         )
         row = [sample.image, None if truth is None else _overlaid(sample.image, truth.numpy(), shown)]
         for output in outputs:
             if output.name in heats:
                 heat = map_heat(seen.maps[output.name], seen.background.get(output.name))
-                row.append(overlay_cams(sample.image, heat))
+                row.append(overlay_heat(sample.image, heat))
             else:
                 row.append(_overlaid(sample.image, _label_of(output, predictor, seen), shown))
         if predictor.crf is not None:
@@ -56,6 +62,8 @@ def output_sheet(
     titles = ["image", "ground truth", *(output.title for output in outputs)]
     if predictor.crf is not None:
         titles.append("after DenseCRF")
+    if predictor.left_out:
+        heading = ", ".join(filter(None, [heading, f"without {predictor.left_out}"]))
     if all(row[1] is None for row in rows):
         rows, titles = [[row[0], *row[2:]] for row in rows], [titles[0], *titles[2:]]
     return contact_sheet(rows, titles, row_titles=row_titles, heading=heading, legend=legend, cell=cell)

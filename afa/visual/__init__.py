@@ -1,10 +1,10 @@
-"""Pictures for people: coloured labels, heat maps, contact sheets, GIFs."""
+"""Images for people: coloured labels, heat maps, contact sheets, GIFs."""
 
 from __future__ import annotations
 
 from afa.visual.animation import write_gif
 from afa.visual.outputs import map_heat, prediction_strip
-from afa.visual.overlays import colour_label, heat_map, overlay_cams, overlay_label
+from afa.visual.overlays import colour_label, heat_map, overlay_heat, overlay_label
 from afa.visual.sheets import contact_sheet, write_picture
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "contact_sheet",
     "heat_map",
     "map_heat",
-    "overlay_cams",
+    "overlay_heat",
     "overlay_label",
     "prediction_strip",
     "write_gif",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from afa.visual.overlays import overlay_cams, overlay_label
+from afa.visual.overlays import overlay_heat, overlay_label
 from afa.visual.sheets import contact_sheet
 
 
@@ -57,7 +57,7 @@ def prediction_strip(
     columns: list[tuple[str, np.ndarray]] = [("image", image)]
     for name, scores in maps.items():
         for class_name, values in zip(class_names, scores, strict=True):
-            columns.append((f"{name}: {class_name}", overlay_cams(image, values.astype(np.float32))))
+            columns.append((f"{name}: {class_name}", overlay_heat(image, values.astype(np.float32))))
     columns.append(("mask", overlay_label(image, mask)))
     names = dict(enumerate(all_class_names, 1)) | {255: "ignored"}
     legend = [(names[class_id], class_id) for class_id in np.unique(mask).tolist() if class_id in names]

@@ -22,19 +22,18 @@ def colour_label(label: np.ndarray) -> np.ndarray:
     return voc_palette()[label]
 
 
-def overlay_label(image: np.ndarray, label: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+def overlay_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Objects tinted and outlined in their class's colour; background pixels show the image as it is.
 
     Args:
         image: uint8 RGB [H, W, 3].
         label: Integers [H, W]; 0 background, 255 ignored (a pale tint).
-        opacity: Of the tint, 0..1.
 
     Returns:
         uint8 RGB [H, W, 3].
     """
     colours = colour_label(label)
-    tinted = image * np.float32(1 - opacity) + colours * np.float32(opacity)
+    tinted = image * np.float32(0.5) + colours * np.float32(0.5)
     shown = np.where((label != 0)[:, :, None], tinted, image).astype(np.uint8)
     width = max(1, round(max(label.shape) * _OUTLINE_SHARE))
     labels = np.ascontiguousarray(label, dtype=np.uint8)
@@ -59,19 +58,15 @@ def heat_map(values: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
 
 
-def overlay_cams(image: np.ndarray, cams: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """The strongest of several CAMs at each pixel as heat over the image.
+def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Scores as heat over the image; where they are low, it is fainter, so that the image stays visible.
 
     Args:
         image: uint8 RGB [H, W, 3].
-        cams: Floats in 0..1, [m, H, W] or [H, W]; m may be 0.
-        opacity: Of the heat at 1; half of it at 0, so that the image stays visible.
+        heat: Floats in 0..1, [H, W].
 
     Returns:
         uint8 RGB [H, W, 3].
     """
-    if cams.ndim == 2:
-        cams = cams[None]
-    strongest = cams.max(axis=0) if len(cams) else np.zeros(image.shape[:2], np.float32)
-    alpha = (np.float32(opacity) * (0.5 + 0.5 * strongest.clip(0, 1))).astype(np.float32)[:, :, None]
-    return (image * (1 - alpha) + heat_map(strongest) * alpha).astype(np.uint8)
+    alpha = (np.float32(0.6) * (0.5 + 0.5 * heat.clip(0, 1))).astype(np.float32)[:, :, None]
+    return (image * (1 - alpha) + heat_map(heat) * alpha).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows and columns with titles and a legend of the classes."""
+"""Contact sheets: images in rows and columns with titles and a legend of the classes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def contact_sheet(
     legend: Sequence[tuple[str, int]] = (),
     cell: int = 200,
 ) -> np.ndarray:
-    """Lay pictures out in a grid.
+    """Lay images out in a grid.
 
     Args:
-        rows: Pictures uint8 RGB [H, W, 3] of any size; None leaves a cell empty.
+        rows: Images uint8 RGB [H, W, 3] of any size; None leaves a cell empty.
         titles: One per column.
-        row_titles: One per row, below its first picture; none by default.
+        row_titles: One per row, below its first image; none by default.
         heading: Line above everything.
         legend: Class names with their ids, shown as swatches in VOC's colours below everything.
-        cell: Width of a picture in pixels; higher pictures are shrunk to a height of 1.25 times that.
+        cell: Width of an image in pixels; higher images are shrunk to a height of 1.25 times that.
 
     Returns:
         uint8 RGB [H, W, 3].
@@ -55,7 +55,8 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
-        draw.text((_MARGIN, _MARGIN - 4), heading, fill=_INK, font=heading_font)
+        line = _shorten(heading, heading_font, width - 2 * _MARGIN)
+        draw.text((_MARGIN, _MARGIN - 4), line, fill=_INK, font=heading_font)
     for column, title in enumerate(titles):
         x = _MARGIN + column * (cell + _GAP)
         draw.text((x + cell / 2, top + 10), _shorten(title, title_font, cell), fill=_INK, font=title_font, anchor="mm")
@@ -77,11 +78,11 @@ def contact_sheet(
             draw.text((x + 23, y + 13), name, fill=_INK, font=text_font, anchor="lm")
             x += entry_width
         y += 26
-    return np.asarray(sheet)
+    return np.array(sheet)  # its own: what Pillow lends cannot be written to
 
 
 def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
-    """Write a picture atomically; the suffix gives the format.
+    """Write an image atomically; the suffix gives the format.
 
     Args:
         path: ``.png``, ``.jpg``, ...

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from afa.data.map_folders import LABEL_FACTS, LABEL_MANIFEST, MapFolder, label_path, maps_path, read_maps, write_maps
+from afa.data.map_files import LABEL_FACTS, LABEL_MANIFEST, label_path, maps_path, read_maps, write_maps
+from afa.data.map_folders import MapFolder
 from afa.data.palette import palette_image
 from afa.errors import UserError
 from afa.maps import Maps

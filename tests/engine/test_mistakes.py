@@ -208,6 +208,16 @@ def test_labels_that_lack_an_image_are_said_before_anything_is_created(data: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [("[nothing]", "validation.outputs: 'nothing' is none of cam, "), ("[]", "validation.outputs is empty: name")],
+)
+def test_what_is_validated_is_an_output(names: str, said: str, config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        train(load_config(config, [f"validation.outputs={names}"]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_mask_is_said_before_anything_is_created(data: Path, tmp_path: Path) -> None:
     own = shutil.copytree(data, tmp_path / "data")
     (own / "SegmentationClass" / "val_00002.png").unlink()

@@ -10,7 +10,7 @@ from afa.config import OptimiserConfig
 from afa.engine.optimisation import build_optimiser, lr_factor, set_learning_rates
 from afa.methods.base import ParameterGroup
 
-SETTINGS = {"steps": 20_000, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power": 1.0, "decay_from": "start"}
+SETTINGS = OptimiserConfig(warmup_steps=1500, warmup_ratio=1e-6, power=1.0, decay_from="start")
 
 
 @pytest.mark.parametrize(
@@ -25,28 +25,28 @@ SETTINGS = {"steps": 20_000, "warmup_steps": 1500, "warmup_ratio": 1e-6, "power"
     ],
 )
 def test_factor(step: int, factor: float) -> None:
-    assert lr_factor(step, **SETTINGS) == pytest.approx(factor, rel=1e-9)
+    assert lr_factor(step, steps=20_000, settings=SETTINGS) == pytest.approx(factor, rel=1e-9)
 
 
 def test_factor_drops_where_warm_up_ends() -> None:
-    factors = [lr_factor(step, **SETTINGS) for step in range(20_000)]
+    factors = [lr_factor(step, steps=20_000, settings=SETTINGS) for step in range(20_000)]
     rising = [after > before for before, after in itertools.pairwise(factors)]
     assert rising == [step < 1499 for step in range(19_999)]
     assert factors[1499] - factors[1500] > 0.07
 
 
 def test_no_warm_up_and_a_power() -> None:
-    settings = {**SETTINGS, "steps": 10, "warmup_steps": 0, "power": 0.9}
-    assert lr_factor(0, **settings) == 1
-    assert lr_factor(5, **settings) == pytest.approx(0.5**0.9)
+    settings = OptimiserConfig(warmup_steps=0, power=0.9)
+    assert lr_factor(0, steps=10, settings=settings) == 1
+    assert lr_factor(5, steps=10, settings=settings) == pytest.approx(0.5**0.9)
 
 
 def test_decay_from_the_end_of_the_warm_up_is_continuous() -> None:
-    settings = {**SETTINGS, "steps": 40, "warmup_steps": 10, "warmup_ratio": 0.1, "power": 0.9, "decay_from": "warmup"}
-    factors = [lr_factor(step, **settings) for step in range(40)]
+    settings = OptimiserConfig(warmup_steps=10, warmup_ratio=0.1, power=0.9, decay_from="warmup")
+    factors = [lr_factor(step, steps=40, settings=settings) for step in range(40)]
     assert factors[:11] == pytest.approx([0.1 + 0.9 * step / 10 for step in range(11)])
     assert factors[10:] == pytest.approx([(1 - (step - 10) / 30) ** 0.9 for step in range(10, 40)])
-    assert lr_factor(5, **{**settings, "steps": 5}) > 0, "a warm-up as long as the run is no division by zero"
+    assert lr_factor(5, steps=5, settings=settings) > 0, "a warm-up as long as the run is no division by zero"
 
 
 def groups(**optimiser: object) -> dict[str, ParameterGroup]:

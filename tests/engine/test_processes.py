@@ -185,22 +185,15 @@ def save_table(run: str, data: str, target: str) -> None:
     """The evaluation table of a run's checkpoint."""
     import json
 
+    from afa.data.loader import evaluation_loader
     from afa.engine.runtime import ProcessRuntime
-    from afa.prediction.evaluate import Validator
+    from afa.prediction.evaluate import evaluate
     from afa.prediction.model import load
 
     model = load(run, device="cpu")
     with ProcessRuntime.start(model.config.train) as runtime:
-        validator = Validator(
-            model.config.dataset,
-            model.class_names,
-            outputs=[output.name for output in model.method.outputs if output.scored],
-            batch_size=model.config.validation.batch_size,
-            device=runtime.device,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-        )
-        table = validator(model.method)
+        samples = evaluation_loader(model.config.dataset, rank=runtime.rank, world_size=runtime.world_size)
+        table = evaluate(model.method, samples, class_names=model.class_names, device=runtime.device).table
         if runtime.is_main:
             Path(target).write_text(json.dumps(table))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from afa.methods.base import SegmentationProtocol
 from afa.methods.segmentation import multi_scale_logits
 from afa.ops.cam import multi_scale_cam, resize
 from afa.ops.random_walk import TokenAffinity
-from afa.prediction.evaluate import Evaluation, EvaluationStopped, Validator, evaluate
+from afa.prediction.evaluate import Evaluation, EvaluationStopped, evaluate
 
 NAMES = ["background", *CLASS_NAMES]
 ROWS = ("cam", "propagated_cam", "segmentation")
@@ -38,18 +39,13 @@ def table_of(method: AFA, config: AFAConfig, **options: Any) -> dict[str, Any]:
     return evaluation_of(method, config, **options).table
 
 
-def validator_of(config: AFAConfig, **options: Any) -> Validator:
-    settings: dict[str, Any] = {"outputs": ROWS, "batch_size": 1, "device": "cpu", **options}
-    return Validator(config.dataset, CLASS_NAMES, **settings)
-
-
 def network_image(seen: EvaluationSample, config: AFAConfig) -> Tensor:
     return normalise(seen.sample.image, config.dataset.image_mean, config.dataset.image_std)[None]
 
 
 def test_validation_equals_a_plain_computation(method: AFA, config: AFAConfig) -> None:
     network = method.network
-    table = validator_of(config)(method)
+    table = table_of(method, config)
     network.eval()
     matrices = {row: ConfusionMatrix(4) for row in ROWS}
     f1 = []
@@ -87,13 +83,14 @@ def test_validation_equals_a_plain_computation(method: AFA, config: AFAConfig) -
 
 
 def test_validation_leaves_no_trace(method: AFA, config: AFAConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    validator, network = validator_of(config, workers=1), method.network
+    loader, network = evaluation_loader(config.dataset, workers=1), method.network
+    validate = partial(evaluate, method, loader, class_names=CLASS_NAMES, device="cpu")
     network.train()
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = torch.get_rng_state()
     weights = {key: value.clone() for key, value in network.state_dict().items()}
-    first = validator(method)
-    second = validator(method)
+    first = validate().table
+    second = validate().table
     assert first == second
     assert network.training
     assert network.decoder.training
@@ -101,7 +98,7 @@ def test_validation_leaves_no_trace(method: AFA, config: AFAConfig, monkeypatch:
     assert torch.backends.cudnn.benchmark
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     network.eval()
-    validator(method)
+    validate()
     assert not network.training
 
 
@@ -146,7 +143,7 @@ def test_rows_that_nobody_wants_cost_nothing(method: AFA, config: AFAConfig) -> 
     table = table_of(method, config, outputs=["segmentation"])
     assert set(table) == {"segmentation", "cls_f1", "images"}
     assert sum(passes) == 5
-    assert set(validator_of(config, outputs=["segmentation"])(method)) == set(table)
+    assert set(table_of(method, config, outputs=["segmentation"])) == set(table)
 
 
 def test_each_image_is_counted_apart(method: AFA, config: AFAConfig) -> None:
@@ -206,8 +203,9 @@ def test_an_error_in_the_refinement_is_not_lost(method: AFA, config: AFAConfig) 
 PROCESS = """
 import json, os, sys
 import torch, torch.distributed as dist
+from afa.data.loader import evaluation_loader
 from afa.methods import config_from_dict
-from afa.prediction.evaluate import Validator
+from afa.prediction.evaluate import evaluate
 from scored import CLASS_NAMES, small_method
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -217,16 +215,8 @@ config = config_from_dict(json.load(open(f"{folder}/config.json")))
 method = small_method(config)
 if rank == 1:  # each process gathers its own BatchNorm statistics in training
     method.network.decoder.linear_fuse.bn.running_mean.add_(1)
-validator = Validator(
-    config.dataset,
-    CLASS_NAMES,
-    outputs=["cam", "propagated_cam", "segmentation"],
-    batch_size=1,
-    device="cpu",
-    rank=rank,
-    world_size=2,
-)
-table = validator(method)
+samples = evaluation_loader(config.dataset, rank=rank, world_size=2)
+table = evaluate(method, samples, class_names=CLASS_NAMES, device="cpu").table
 json.dump(table, open(f"{folder}/table_{rank}.json", "w"))
 dist.destroy_process_group()
 """
@@ -241,6 +231,6 @@ def test_two_processes_give_the_same_table(method: AFA, config: AFAConfig, tmp_p
     tables = [json.loads((tmp_path / f"table_{rank}.json").read_text()) for rank in (0, 1)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = validator_of(config)(method)
+    alone = table_of(method, config)
     torch.set_num_threads(threads)
     assert tables[0] == tables[1] == json.loads(json.dumps(alone))

@@ -201,9 +201,9 @@ def test_other_labels_are_not_mixed_in(label: RunTool, place: Path, arguments: l
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--outputs", "crf"], "--outputs crf: the method 'afa' offers cam, propagated_cam, "),
+        (["--outputs", "crf"], "--outputs: 'crf' is none of cam, propagated_cam, "),
         (["--outputs", "test.scales=[1]"], "--outputs needs names"),
-        (["--outputs", "affinity"], "--outputs affinity: the method 'afa' offers cam"),
+        (["--outputs", "affinity"], "--outputs: 'affinity' is none of cam"),
         (["--split", "nothing"], "nothing.txt"),
         (["--limit", "0"], "--limit 0: at least 1 image"),
         (["--workers", "-1"], "--workers -1 is below 0"),

@@ -61,6 +61,17 @@ def test_maps_with_a_background_bring_it(predictor: Predictor) -> None:
     assert seen.maps["propagated_cam"].min() >= 0 and (seen.background["propagated_cam"] > 0).all()
 
 
+def test_maps_of_logits_are_probabilities(predictor: Predictor) -> None:
+    seen = predictor.predict(picture(48, 64), np.ones(3, np.float32), maps=["segmentation"])
+    scores = np.concatenate([seen.background["segmentation"][None], seen.maps["segmentation"]]).astype(np.float32)
+    assert scores.min() >= 0 and np.allclose(scores.sum(axis=0), 1, atol=2e-3)
+    second, first = np.sort(scores, axis=0)[-2:]
+    assert ((scores.argmax(axis=0) == seen.mask) | (first - second < 1e-3)).all()
+    # Whichever classes are asked for, the others share in the sum.
+    one = predictor.predict(picture(48, 64), np.array([0, 1, 0], np.float32), maps=["segmentation"])
+    assert (one.maps["segmentation"][0] == seen.maps["segmentation"][1]).all()
+
+
 def test_without_labels_the_classifier_decides(predictor: Predictor, method: AFA, config: AFAConfig) -> None:
     image = picture(48, 64)
     seen = predictor.predict(image)

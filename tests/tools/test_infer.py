@@ -200,7 +200,7 @@ def test_results_inside_the_folder_are_not_looked_at(infer: RunTool, checkpoint:
         result = infer(checkpoint, tmp_path, "--out", tmp_path / "results", "--no-cams")
         assert "1 images: 1 done" in result.stdout
     result = infer(checkpoint, tmp_path, "--out", tmp_path)
-    assert result.returncode == 2 and "is the folder of the pictures" in result.stderr
+    assert result.returncode == 2 and "is the folder of the images" in result.stderr
 
 
 def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
-        ([], "no picture was named"),
+        ([], "no image was named"),
         (["{empty}"], "no image in"),
         (["{picture}", "--device", "tpu"], "--device=tpu"),
         (["{picture}", "--scales", "2", "0.5"], "must contain 1"),
@@ -266,7 +266,7 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
         (["{picture}", "--set", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
         (["{picture}", "--labels", "nowhere.json"], "nowhere.json is missing"),
         (["{picture}", "--fps", "0"], "--fps"),
-        (["{folder}", "--labels", "{labels}"], "names none of the 1 pictures"),
+        (["{folder}", "--labels", "{labels}"], "names none of the 1 images"),
         (["{picture}", "--crf", "--crf-negligible", "2"], "negligible"),
     ],
 )

@@ -14,7 +14,7 @@ from PIL import Image
 from run_tool import RunTool
 
 from afa.commands.score import main
-from afa.data.map_folders import label_path, maps_path, write_maps
+from afa.data.map_files import label_path, maps_path, write_maps
 from afa.data.palette import palette_image
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix

@@ -16,7 +16,7 @@ from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.labels import PseudoLabels, affinity_label, box_mask, par_image, restore_image
 from afa.methods.afa.losses import affinity_loss
 from afa.methods.afa.network import build_network
-from afa.methods.afa.prediction import AFAPrediction
+from afa.methods.afa.prediction import predict
 from afa.methods.base import (
     Batch,
     Found,
@@ -160,7 +160,7 @@ class AFA(Method):
 
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
         """See :class:`afa.methods.base.Method`."""
-        return AFAPrediction(self.network, self.config, self.labels, wanted, protocol)(samples)
+        return predict(self.network, self.config, self.labels, samples, wanted, protocol)
 
     def _classification_step(self, network: nn.Module, batch: Batch) -> StepOutput:
         """Neither decoder nor affinity head runs; their gradients are zero, so weight decay still reaches them."""

@@ -5,7 +5,7 @@ Shapes: B images of one size, K foreground classes, C = K + 1, H x W as the netw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,16 @@ from afa.ops.random_walk import TokenAffinity
 _OF_CAMS = {"cam", "propagated_cam", "refined_label", "propagated_label"}
 
 
-class AFAPrediction:
-    """Predicts batches of images.
+@torch.no_grad()
+def predict(
+    network: AFANet,
+    config: AFAConfig,
+    labels: PseudoLabels,
+    samples: Sequence[Sample],
+    wanted: Collection[str],
+    protocol: SegmentationProtocol,
+) -> list[Found]:
+    """Predict a batch of images.
 
     CAMs and segmentation share their passes: the first forward serves the classifier, the affinity, the first CAM and,
     where sizes agree, the segmentation; CAM passes whose size the protocol uses as well hand over their segmentation
@@ -36,126 +44,97 @@ class AFAPrediction:
         network: In evaluation mode.
         config: Its configuration.
         labels: Makes the pseudo labels.
+        samples: Whose images have one size. Where they have no class labels, the classifier's own count: those above
+            0.5, at least the best one.
         wanted: Names of outputs.
         protocol: Of the segmentation.
+
+    Returns:
+        CAMs ``cam`` [1, m, H, W] in 0..1; ``propagated_cam`` [1, 1 + m, h, w] with background, at scale 1; the labels
+        ``refined_label`` and ``propagated_label`` at the size of the sample's image; ``affinity`` at scale 1; and
+        ``segmentation`` [1, C, *, *] logits at the decoder's stride.
     """
+    dataset, device = config.dataset, next(network.parameters()).device
+    images = network_input(samples, dataset.image_mean, dataset.image_std, device)
+    height, width = images.shape[-2:]
+    segmentation, of_largest = "segmentation" in wanted, "propagated_label" in wanted
+    largest_is_first = max(config.cam.scales) <= 1
+    test_size = long_side_size((height, width), protocol.long_side)
+    first = network(
+        images,
+        decode=segmentation and test_size == (height, width),
+        with_affinity="propagated_cam" in wanted or "affinity" in wanted or (of_largest and largest_is_first),
+    )
+    present = classes_that_count(samples, first.cls_logits)
+    affinity = None
+    if first.affinity is not None:
+        affinity = TokenAffinity(first.affinity, (first.cam.shape[-2], first.cam.shape[-1]))
 
-    def __init__(
-        self,
-        network: AFANet,
-        config: AFAConfig,
-        labels: PseudoLabels,
-        wanted: Sequence[str],
-        protocol: SegmentationProtocol,
-    ) -> None:
-        self.network, self.config, self.labels = network, config, labels
-        self.wanted, self.protocol = frozenset(wanted), protocol
-        self.largest_scale = max(config.cam.scales)
-
-    @torch.no_grad()
-    def __call__(self, samples: Sequence[Sample]) -> list[Found]:
-        """Predict.
-
-        Args:
-            samples: Whose images have one size. Where they have no class labels, the classifier's own count: those
-                above 0.5, at least the best one.
-
-        Returns:
-            CAMs ``cam`` [1, m, H, W] in 0..1; ``propagated`` [1, 1 + m, h, w] with background, at scale 1; the labels
-            ``refined_label`` and ``propagated_label`` at the size of the sample's image; ``affinity`` at scale 1; and
-            ``segmentation`` [1, C, *, *] logits at the decoder's stride.
-        """
-        dataset, device = self.config.dataset, next(self.network.parameters()).device
-        images = network_input(samples, dataset.image_mean, dataset.image_std, device)
-        height, width = images.shape[-2:]
-        segmentation = "segmentation" in self.wanted
-        test_size = long_side_size((height, width), self.protocol.long_side)
-        first = self.network(
+    passes = SharedPasses(network, present)
+    if segmentation:
+        passes.wanted = {scaled_size(test_size, scale) for scale in protocol.scales}
+        passes.mirror = protocol.mirror
+    if first.seg_logits is not None:
+        passes.known.plain[height, width] = first.seg_logits
+    of_images: Sequence[Maps | None] = [None] * len(samples)
+    largest = affinity
+    if not _OF_CAMS.isdisjoint(wanted):
+        found = multi_scale_cam(
+            passes.cam,
             images,
-            decode=segmentation and test_size == (height, width),
-            with_affinity=bool(self.wanted & {"propagated_cam", "affinity"})
-            or ("propagated_label" in self.wanted and self.largest_scale <= 1),
+            config.cam.scales,
+            epsilon=config.cam.epsilon,
+            with_affinity=of_largest and not largest_is_first,
+            first_cam=present.gather(first.cam),
         )
-        present = classes_that_count(samples, first.cls_logits)
-        grid = (first.cam.shape[-2], first.cam.shape[-1])
-        affinity = None if first.affinity is None else TokenAffinity(first.affinity, grid)
+        of_images, largest = present.maps(found.cams).images(), found.affinity or affinity
+    logits = None
+    if segmentation:
+        logits = multi_scale_logits(network.segment, resize(images, test_size), protocol, passes.known)
 
-        passes = SharedPasses(self.network, present)
-        if segmentation:
-            passes.wanted = {scaled_size(test_size, scale) for scale in self.protocol.scales}
-            passes.mirror = self.protocol.mirror
-        if first.seg_logits is not None:
-            passes.known.plain[height, width] = first.seg_logits
-        cams, largest = None, None
-        if self.wanted & _OF_CAMS:
-            found = multi_scale_cam(
-                passes.cam,
-                images,
-                self.config.cam.scales,
-                epsilon=self.config.cam.epsilon,
-                with_affinity="propagated_label" in self.wanted and self.largest_scale > 1,
-                first_cam=present.gather(first.cam),
-            )
-            cams, largest = present.maps(found.cams), found.affinity or affinity
-        logits = None
-        if segmentation:
-            logits = multi_scale_logits(self.network.segment, resize(images, test_size), self.protocol, passes.known)
-        return self._images(samples, first.cls_logits, present, cams, affinity, largest, logits)
+    predictions = []
+    for index, (sample, cams) in enumerate(zip(samples, of_images, strict=True)):
+        one = slice(index, index + 1)
+        outputs: dict[str, Maps | Tensor | TokenAffinity] = {}
+        if cams is not None:
+            if "cam" in wanted:
+                outputs["cam"] = cams
+            if "propagated_cam" in wanted:
+                background = config.validation.propagation_background
+                outputs["propagated_cam"] = labels.walk(cams, _one(affinity, one), background)
+            outputs |= _pseudo_labels(config, labels, sample, cams, largest, one, wanted)
+        if "affinity" in wanted:
+            outputs["affinity"] = _one(affinity, one)
+        if logits is not None:
+            outputs["segmentation"] = Maps.of_all_classes(logits[one], has_background=True)
+        class_ids = present.channels[index][present.counted[index]] + 1
+        predictions.append(Found(outputs, tuple(class_ids.tolist()), first.cls_logits[index]))
+    return predictions
 
-    def _images(
-        self,
-        samples: Sequence[Sample],
-        cls_logits: Tensor,
-        present: PresentClasses,
-        cams: Maps | None,
-        affinity: TokenAffinity | None,
-        largest: TokenAffinity | None,
-        logits: Tensor | None,
-    ) -> list[Found]:
-        """What was computed for the batch, image by image."""
-        of_images = [None] * len(samples) if cams is None else cams.images()
-        ids = present.channels + 1
-        found = []
-        for index, (sample, image_cams) in enumerate(zip(samples, of_images, strict=True)):
-            one = slice(index, index + 1)
-            outputs: dict[str, Maps | Tensor | TokenAffinity] = {}
-            if image_cams is not None:
-                if "cam" in self.wanted:
-                    outputs["cam"] = image_cams
-                if "propagated_cam" in self.wanted:
-                    outputs["propagated_cam"] = self.labels.walk(
-                        image_cams, _one(affinity, one), self.config.validation.propagation_background
-                    )
-                outputs |= self._pseudo_labels(sample, image_cams, largest, one)
-            if "affinity" in self.wanted:
-                outputs["affinity"] = _one(affinity, one)
-            if logits is not None:
-                outputs["segmentation"] = Maps.of_all_classes(logits[one], has_background=True)
-            class_ids = tuple(ids[index][present.counted[index]].tolist())
-            found.append(Found(outputs, class_ids, cls_logits[index]))
-        return found
 
-    def _pseudo_labels(
-        self, sample: Sample, cams: Maps, largest: TokenAffinity | None, one: slice
-    ) -> dict[str, Maps | Tensor | TokenAffinity]:
-        """Labels as training makes them, int64 of the sample's image's size."""
-        kinds = self.wanted & {"refined_label", "propagated_label"}
-        if not kinds:
-            return {}
-        dataset = self.config.dataset
-        device = cams.scores.device
-        normalised = normalise(sample.image, dataset.image_mean, dataset.image_std)[None].to(device)
-        image = par_image(normalised, dataset.image_mean, dataset.image_std)
-        height, width = image.shape[-2:]
-        full = cams.resized((height, width))
-        box = torch.tensor([[0, height, 0, width]])
-        weights = self.labels.par_weights(image)
-        labels: dict[str, Maps | Tensor | TokenAffinity] = {}
-        if "refined_label" in kinds:
-            labels["refined_label"] = self.labels.refined(image, full, box, weights)[0]
-        if "propagated_label" in kinds:
-            labels["propagated_label"] = self.labels.propagated(image, full, _one(largest, one), box, weights)[0]
-        return labels
+def _pseudo_labels(
+    config: AFAConfig,
+    labels: PseudoLabels,
+    sample: Sample,
+    cams: Maps,
+    largest: TokenAffinity | None,
+    one: slice,
+    wanted: Collection[str],
+) -> dict[str, Maps | Tensor | TokenAffinity]:
+    """The wanted labels as training makes them, int64 of the sample's image's size."""
+    made: dict[str, Maps | Tensor | TokenAffinity] = {}
+    if "refined_label" not in wanted and "propagated_label" not in wanted:
+        return made
+    mean, std = config.dataset.image_mean, config.dataset.image_std
+    image = par_image(normalise(sample.image, mean, std)[None].to(cams.scores.device), mean, std)
+    height, width = image.shape[-2:]
+    full, box = cams.resized((height, width)), torch.tensor([[0, height, 0, width]])
+    weights = labels.par_weights(image)
+    if "refined_label" in wanted:
+        made["refined_label"] = labels.refined(image, full, box, weights)[0]
+    if "propagated_label" in wanted:
+        made["propagated_label"] = labels.propagated(image, full, _one(largest, one), box, weights)[0]
+    return made
 
 
 class SharedPasses:
