@@ -17,6 +17,8 @@ from afa.benchmarks.pictures import noise_image
 from afa.benchmarks.timing import time_in_turn
 from afa.benchmarks.training_step import TrainingStep, configuration, headline
 from afa.engine.runtime import ProcessRuntime
+from afa.errors import UserError
+from afa.methods.afa.config import AFAConfig
 from afa.ops.dense_energy import dense_energy_loss
 
 WEIGHT = 0.01  # the paper's, where the settings leave the loss out
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         UserError: An argument makes no sense.
     """
     plain, regularised = configuration(args), configuration(args)
+    if not isinstance(plain, AFAConfig):
+        raise UserError(f"reg: the method '{plain.method}' has no regularised loss")
     plain.loss.reg.weight, regularised.loss.reg.weight = 0.0, regularised.loss.reg.weight or WEIGHT
     crop, count = plain.augmentation.crop_size, plain.train.batch_size
     pictures = torch.stack([noise_image(crop, crop, seed) for seed in range(count)]).float()

@@ -106,6 +106,8 @@ def _memory(device: torch.device, before: float) -> dict[str, float]:
 def _print(result: dict[str, Any]) -> None:
     print(headline(result))
     for name, seconds in result["parts_s"].items():
+        if not seconds:
+            continue  # another method's part
         note = "  (in the loader's processes)" if name == "data" else ""
         print(f"  {name:12}{1e3 * seconds:9.1f} ms{note}")
     print(f"step          {result['step_s']:8.3f} s   {result['images_per_s']:.2f} images/s")

@@ -1,7 +1,7 @@
 """A training step to be measured: its settings from the command line, its batch, and its floor.
 
-The floor is the arithmetic that cannot be avoided: the encoder over all CAM scales with mirrors, and the network's
-forward and backward pass. (A step of ours makes one of these passes serve twice and does a little less.)
+The floor is the arithmetic that cannot be avoided: the network's forward and backward pass and, for AFA, the encoder
+over all CAM scales with mirrors. (A step of AFA makes one of these passes serve twice and does a little less.)
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from afa.benchmarks.pictures import make_jpegs, noise_image
 from afa.benchmarks.timing import Stopwatch, time_in_turn, wait
+from afa.config import RunConfig
 from afa.data.images import read_image
 from afa.data.samples import Sample
 from afa.engine.finite import InspectedStep
 from afa.engine.runtime import ProcessRuntime, compile_network
 from afa.engine.trainer import Trainer, step_seed
 from afa.errors import UserError
-from afa.methods import config_from_dict, load_config
+from afa.maps import Maps
+from afa.methods import build_method, config_from_dict, load_config
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.method import AFA
 from afa.methods.afa.network import build_network
-from afa.methods.base import Batch
+from afa.methods.base import Batch, Method, SingleProcess
 from afa.parts import watched
 
 MATRIX_SIDE, MATRIX_SECONDS = 2048, 1.0
@@ -53,23 +56,24 @@ class TrainingStep:
         folder: For what the finite guard saves.
     """
 
-    def __init__(self, config: AFAConfig, runtime: ProcessRuntime, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, config: Any, runtime: ProcessRuntime, args: argparse.Namespace, folder: Path) -> None:
         self.config, self.runtime, self.args, self.device = config, runtime, args, runtime.device
         torch.manual_seed(0)
-        self.method = AFA(config, [f"class{number}" for number in range(1, args.classes)], runtime)
+        self.method = build_method(config, class_names(args.classes), runtime)
         network = self.method.network.to(self.device).train()
         if config.train.channels_last:
             network.to(memory_format=torch.channels_last)
         if config.train.compile:
             compile_network(network)
         self.trainer = Trainer(config, self.method, runtime, folder)
-        self.batch = self.trainer.to_device(make_batch(config, args.classes, args.present))
+        self.batch = self.trainer.to_device(make_batch(self.method, args.classes, args.present))
         self.number = step_number(config, args.stage)
 
     def facts(self) -> dict[str, Any]:
         """What is measured, and on what."""
         cuda = self.device.type == "cuda"
         return {
+            "method": self.config.method,
             "encoder": self.config.model.encoder,
             "crop": self.config.augmentation.crop_size,
             "batch": self.config.train.batch_size,
@@ -151,7 +155,6 @@ class TrainingStep:
     def data_seconds(self, repeats: int) -> float:
         """Processor seconds that one batch costs the loader: JPEG files of VOC's size to training samples."""
         transform = self.method.transform()
-        class_labels = np.zeros(self.args.classes - 1, np.float32)
         with tempfile.TemporaryDirectory() as folder:
             paths = make_jpegs(Path(folder), 2)
             seconds = []
@@ -159,7 +162,8 @@ class TrainingStep:
                 start = time.process_time()
                 for number in range(self.config.train.batch_size):
                     image = read_image(paths[number % len(paths)])
-                    transform(Sample(str(number), image, class_labels), np.random.default_rng([repeat, number]))
+                    sample = made_up_sample(self.method.needs, image, number, self.args.classes, self.args.present)
+                    transform(sample, np.random.default_rng([repeat, number]))
                 seconds.append(time.process_time() - start)
         return median(seconds)
 
@@ -170,7 +174,7 @@ class TrainingStep:
         return {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
 
 
-def configuration(args: argparse.Namespace) -> AFAConfig:
+def configuration(args: argparse.Namespace) -> Any:
     """The configuration that the arguments of a step ask for.
 
     It trains long enough to reach the step that is measured. What is not finite is skipped: that gives the finite guard
@@ -192,16 +196,18 @@ def configuration(args: argparse.Namespace) -> AFAConfig:
     )
     given = [f"{key}={value}" for key, value in overrides if value is not None] + args.set
     config = load_config(args.config, given) if args.config else config_from_dict({"method": AFA.name}, overrides=given)
-    if not isinstance(config, AFAConfig):
-        raise UserError(f"method: '{config.method}' cannot be measured: the floor is that of '{AFA.name}'")
+    if args.stage == "classification" and not isinstance(config, AFAConfig):
+        raise UserError(f"--stage classification: the steps of the method '{config.method}' are all alike")
     if args.stage == "classification" and config.schedule.cls_until < 0:
         raise UserError("--stage classification: with schedule.cls_until=-1 there is no such step")
     config.train.steps = max(config.train.steps, step_number(config, args.stage) + 1)
     return config
 
 
-def step_number(config: AFAConfig, stage: str) -> int:
+def step_number(config: RunConfig, stage: str) -> int:
     """The first step, counted from 0, of ``all`` labels, or of ``classification`` alone."""
+    if not isinstance(config, AFAConfig):
+        return 0
     schedule = config.schedule
     return 0 if stage == "classification" else max(schedule.refined_until, schedule.cls_until) + 1
 
@@ -209,40 +215,83 @@ def step_number(config: AFAConfig, stage: str) -> int:
 def headline(facts: Mapping[str, Any]) -> str:
     """A table's first line, of :meth:`TrainingStep.facts`."""
     return (
-        f"{facts['stage']} step, {facts['encoder']}, crop {facts['crop']}, batch {facts['batch']}, "
+        f"{facts['method']}, {facts['stage']} step, {facts['encoder']}, crop {facts['crop']}, batch {facts['batch']}, "
         f"{facts['classes']} classes, {facts['precision']}, {facts['device']}, {facts['threads']} threads, "
         f"torch {facts['torch']}"
     )
 
 
-def make_batch(config: AFAConfig, classes: int, present: int) -> Batch:
-    """Images of noise: every second one fills a part of the crop only, and shows between 1 and ``present`` classes."""
+def class_names(classes: int) -> list[str]:
+    """Made-up names of the foreground classes; ``classes`` counts the background, too."""
+    return [f"class{number}" for number in range(1, classes)]
+
+
+def make_batch(method: Method, classes: int, present: int) -> Batch:
+    """Images of noise that show between 1 and ``present`` classes; AFA's fill a part of every second crop only."""
+    config = method.config
     crop, count = config.augmentation.crop_size, config.train.batch_size
+    images = [noise_image(crop, crop, seed) for seed in range(count)]
+    samples = [
+        made_up_sample(method.needs, image.permute(1, 2, 0).numpy(), number, classes, present)
+        for number, image in enumerate(images)
+    ]
+    names = [f"noise{number}" for number in range(count)]
+    if not isinstance(method, AFA):
+        transform = method.transform()
+        rows = [transform(sample, np.random.default_rng(number)) for number, sample in enumerate(samples)]
+        return {**default_collate(rows), "name": names}
     mean = torch.tensor(config.dataset.image_mean)[:, None, None]
     std = torch.tensor(config.dataset.image_std)[:, None, None]
-    image = torch.stack([(noise_image(crop, crop, seed).float() - mean) / std for seed in range(count)])
-    class_labels = torch.zeros(count, classes - 1)
     valid_box = torch.tensor([[0, crop, 0, crop]] * count)
-    for number in range(count):
-        class_labels[number, torch.arange(number, number + 1 + number % present) % (classes - 1)] = 1
-        if number % 2:
-            valid_box[number] = torch.tensor([crop // 16, crop - crop // 8, 0, crop])
+    valid_box[1::2] = torch.tensor([crop // 16, crop - crop // 8, 0, crop])
     return {
-        "image": image,
-        "class_labels": class_labels,
+        "image": torch.stack([(image.float() - mean) / std for image in images]),
+        "class_labels": torch.stack([torch.as_tensor(sample.class_labels) for sample in samples]),
         "valid_box": valid_box,
-        "name": [f"noise{number}" for number in range(count)],
+        "name": names,
     }
 
 
-def floor_flops(config: AFAConfig, classes: int, *, classification: bool = False) -> int:
-    """Operations that no implementation of the step can avoid.
+def made_up_sample(needs: Sequence[str], image: np.ndarray, number: int, classes: int, present: int) -> Sample:
+    """An image with all that a method needs of it: between 1 and ``present`` classes, in upright stripes.
 
-    The encoder over all CAM scales with mirrors, and encoder, decoder and classifier forward and backward; for a
-    classification step encoder and classifier forward and backward alone. The raw attention that the affinity head
+    Raises:
+        UserError: A need that nobody can make up.
+    """
+    count = 1 + number % present
+    ids = sorted((number + index) % (classes - 1) + 1 for index in range(count))
+    class_labels = np.zeros(classes - 1, np.float32)
+    class_labels[[class_id - 1 for class_id in ids]] = 1
+    stripes = np.arange(image.shape[1]) * (count + 1) // image.shape[1]
+    channels = torch.from_numpy(np.broadcast_to(stripes, image.shape[:2]).copy())
+    inputs: dict[str, Any] = {}
+    for need in needs:
+        if need.startswith("maps/"):
+            scores = torch.nn.functional.one_hot(channels, count + 1).permute(2, 0, 1)[None].float()
+            counted = torch.ones(1, count + 1, dtype=torch.bool)
+            inputs[need] = Maps(scores, torch.tensor([[0, *ids]]), counted, has_background=True)
+        elif need == "pixel_labels":
+            inputs[need] = torch.tensor([0, *ids])[channels].to(torch.uint8).numpy()
+        elif need == "saliency":
+            inputs[need] = (255 * (channels > 0)).to(torch.uint8).numpy()
+        elif need != "class_labels":
+            raise UserError(f"a step that needs '{need}' cannot be measured")
+    return Sample(f"noise{number}", image, class_labels, inputs)
+
+
+def floor_flops(config: RunConfig, classes: int, *, classification: bool = False) -> int:
+    """Operations that no implementation of the step can avoid: the network's forward and backward pass.
+
+    Of AFA: the encoder over all CAM scales with mirrors, and encoder, decoder and classifier forward and backward; for
+    a classification step encoder and classifier forward and backward alone. The raw attention that the affinity head
     reads is part of the encoder. Counted on shapes alone, with attention written out.
     """
     crop, batch = config.augmentation.crop_size, config.train.batch_size
+    if not isinstance(config, AFAConfig):
+        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), _flop_counter() as counter:
+            method = build_method(config, class_names(classes), SingleProcess(torch.device("meta")))
+            method.network.train()(torch.empty(batch, 3, crop, crop)).sum().backward()
+        return counter.get_total_flops()
     with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), _flop_counter() as counter:
         network = build_network(config.model, classes).train()
         if not classification:

@@ -139,7 +139,8 @@ def test_growth(bench: Bench) -> None:
         (("step", "--batch", "0"), "batch_size"),
         (("step", "--precision", "int8"), "precision"),
         (("step", "--stage", "classification", "--set", "schedule.cls_until=-1"), "cls_until"),
-        (("step", "--set", "method=segment", "dataset.pixel_labels=labels"), "'segment'"),
+        (("step", "--stage", "classification", "--set", "method=psa_cam"), "'psa_cam' are all alike"),
+        (("reg", "--set", "method=psa_cam"), "'psa_cam' has no regularised loss"),
         (("operators", "--threads", "few"), "--threads"),
         (("reg", "--crop", "0"), "crop_size"),
         (("data", "--count", "0"), "--count"),
@@ -174,3 +175,12 @@ def test_floor_counts_the_published_arithmetic() -> None:
     assert classification == pytest.approx(3 * 73.8e9, rel=0.01)
     everything = floor_flops(config, 21)
     assert everything - classification == pytest.approx(602e9, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["1_cam", "2_affinity", "3_segment"])
+def test_a_step_of_every_stage_of_psa_is_measured(name: str, bench: Bench) -> None:
+    config = Path(__file__).parents[2] / "configs" / "psa" / f"{name}.yaml"
+    small = ["model.base_width=2", "model.depths=[1,1,1,1]", "model.pretrained=null"]
+    sizes = ["--crop", "80", "--batch", "2", "--repeats", "1", "--threads", "1"]
+    figures = bench.figures("step", "--config", str(config), *sizes, "--set", *small)
+    assert figures["encoder"] == "resnet38" and 0 < figures["floor_gflop"] <= 1.01 * figures["step_gflop"]
