@@ -4,12 +4,12 @@
 # Usage: afa_folder KEY=PATH      the path as tools/train.py reads it: the text as it stands, but for a ~ at its start
 afa_folder() {
     local path=${1#*=}
+    # shellcheck disable=SC2088 # the tilde itself is meant
     case $path in
     '')
         echo "error: $1: give a folder" >&2
         return 2
         ;;
-    # shellcheck disable=SC2088 # the tilde itself is meant
     '~' | '~/'*) path=$HOME${path#'~'} ;;
     '~'*)
         echo "error: $1: write the home folder out, or ./${path} for a folder of that name" >&2
