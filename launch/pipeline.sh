@@ -69,20 +69,28 @@ pipeline_read() {
     done
 }
 
-# Usage: pipeline_settings STAGE [START]
-# Sets settings: those of a stage whose key begins with START, the general ones first.
+# Usage: pipeline_settings STAGE [SECTION ...]
+# Sets settings: those of a stage, or of some sections of it; the general ones first.
 pipeline_settings() {
-    local stage=$1 start=${2:-} argument
+    local stage=$1 argument section owner whose
+    shift
     settings=()
-    for argument in ${pipeline_arguments[@]+"${pipeline_arguments[@]}"}; do
-        if [[ ${argument%%=*} == "$start"* && ${argument%%=*} != *:* ]]; then
-            settings+=("$argument")
-        fi
-    done
-    for argument in ${pipeline_arguments[@]+"${pipeline_arguments[@]}"}; do
-        if [[ ${argument%%=*} == "$stage:$start"* ]]; then
-            settings+=("${argument#"$stage:"}")
-        fi
+    for owner in "" "$stage:"; do
+        for argument in ${pipeline_arguments[@]+"${pipeline_arguments[@]}"}; do
+            whose=${argument%%=*}
+            if [[ $whose == *:* ]]; then
+                whose=${whose%%:*}:
+            else
+                whose=
+            fi
+            if [ "$whose" = "$owner" ]; then
+                for section in "${@:-}"; do
+                    if [[ ${argument#"$owner"} == "${section:+$section.}"* ]]; then
+                        settings+=("${argument#"$owner"}")
+                    fi
+                done
+            fi
+        done
     done
 }
 
@@ -143,12 +151,14 @@ pipeline_label() {
 }
 
 # Usage: pipeline_score FILE SOURCE TOOL [argument ...]
-# Makes a file of scores where there is none, or an older one than what is scored.
+# Makes a file of scores, unless the same command made it after what is scored. FILE.command keeps the command.
 pipeline_score() {
     local file=$1 source=$2
     shift 2
-    if ! [ "$file" -nt "$source" ]; then
-        rm -f "$file" || return # tools/eval.py would keep what it holds
-        pipeline_run 1 "$@" --output "$file"
+    if [ "$file" -nt "$source" ] && [ "$(cat "$file.command" 2>/dev/null)" = "$*" ]; then
+        return
     fi
+    rm -f "$file" "$file.command" || return # tools/eval.py would keep what the file holds
+    pipeline_run 1 "$@" --output "$file" || return
+    echo "$*" >"$file.command"
 }

@@ -2,12 +2,12 @@
 
 # Usage: psa_pipeline CONFIGS FOLDER [KEY=VALUE]
 # Trains, labels and scores, after pipeline_read and pipeline_place. CONFIGS is how the names of the three configurations
-# begin, FOLDER receives everything. KEY=VALUE is a setting of AffinityNet; %s in it is the folder of the CAM network's run.
+# begin, FOLDER receives everything. KEY=VALUE is a setting of AffinityNet; @ in it is the folder of the CAM network's run.
 # Returns what the first command returns that fails. Started again, it does what is missing.
 psa_pipeline() {
     local configs=$1 folder=$2 settings lists val scored_val scored_train scored=()
     local cam=$folder/1_cam affinity=$folder/2_affinity segment=$folder/3_segment
-    local of_affinity=("train.output=$affinity" "dataset.maps=${cam}_labels" ${3:+"${3//%s/$cam}"})
+    local of_affinity=("train.output=$affinity" "dataset.maps=${cam}_labels" ${3:+"${3%%@*}$cam${3#*@}"})
     local of_segment=("train.output=$segment" "dataset.pixel_labels=${affinity}_labels/labels/propagated_crf")
 
     # A mistake in the last stage's settings is said before the first one's hours.
@@ -22,13 +22,13 @@ psa_pipeline() {
 
     # The images of the validation list are labelled as well: the labels are scored on both lists.
     pipeline_train cam "${configs}1_cam.yaml" 16 "train.output=$cam" || return
-    pipeline_settings cam dataset.
+    pipeline_settings cam dataset
     pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --outputs cam crf_low crf_high --output "${cam}_labels" || return
     pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --split "$val" --outputs cam --output "${cam}_val" || return
     psa_score "CAM network" "$cam" maps "${configs}1_cam.yaml" cam || return
 
     pipeline_train affinity "${configs}2_affinity.yaml" 8 "${of_affinity[@]}" || return
-    pipeline_settings affinity dataset.
+    pipeline_settings affinity dataset
     pipeline_label "$affinity" "dataset.maps=${cam}_labels" ${settings[@]+"${settings[@]}"} --no-maps \
         --outputs propagated propagated_crf --output "${affinity}_labels" || return
     pipeline_label "$affinity" ${settings[@]+"${settings[@]}"} "dataset.maps=${cam}_val" --split "$val" --no-maps \
@@ -36,7 +36,7 @@ psa_pipeline() {
     psa_score "AffinityNet" "$affinity" masks "${configs}2_affinity.yaml" propagated propagated_crf || return
 
     pipeline_train segment "${configs}3_segment.yaml" 10 "${of_segment[@]}" || return
-    pipeline_settings segment dataset.
+    pipeline_settings segment dataset test
     if [ "$scored_val" != - ]; then
         pipeline_score "$folder/scores/segment.json" "$segment/checkpoints/last" \
             tools/eval.py "$segment/checkpoints/last" ${settings[@]+"${settings[@]}"} --crf || return

@@ -24,7 +24,7 @@ done
 
 python tools/make_shapes.py "$data"
 # AffinityNet starts from the CAM network: there are no other weights of this size.
-psa_pipeline configs/psa/demo_ "$pipeline_folder" train.init=%s/checkpoints/last
+psa_pipeline configs/psa/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/3_segment
 python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"
 

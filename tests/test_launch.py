@@ -32,7 +32,7 @@ output=${output%% --*}
 case $call in
 *" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train}; exit ;;
 *" tools/label.py "*) mkdir -p "$output"; [ -e "$output/manifest.json" ] || : > "$output/manifest.json" ;;
-*" tools/score.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
+*" tools/score.py "* | *" tools/eval.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
 esac
 trap 'exit "${CODE:-0}"' TERM
 if [ -n "${SLEEP:-}" ] && [[ "$SLEEP" == 1 || "$*" == *"$SLEEP"* ]]; then while true; do sleep 0.05; done; fi
@@ -238,13 +238,18 @@ def test_the_stages_of_psa(checkout: Path) -> None:
 
 
 def test_the_stages_of_psa_on_the_built_in_data(checkout: Path) -> None:
-    said = finished(checkout, "psa_demo.sh", "a.b=1", "train.output=my runs/2", CORES="6")
+    said = finished(checkout, "psa_demo.sh", "a.b=1", "train.output=runs/two & more", CORES="6")
     shared = "torchrun --standalone --nproc-per-node 4 --max-restarts 0"
-    expected = psa_calls("my runs/2", "configs/psa/demo_", label=shared, end=" --device cpu --workers 0", batches=False)
-    sheet = "tools/contact_sheet.py my runs/2/3_segment/checkpoints/last dataset.root=data/shapes"
-    made, picture = "python tools/make_shapes.py data/shapes", f"python {sheet} --output my runs/2/contact_sheet.png"
+    expected = psa_calls(
+        "runs/two & more", "configs/psa/demo_", label=shared, end=" --device cpu --workers 0", batches=False
+    )
+    sheet = "tools/contact_sheet.py runs/two & more/3_segment/checkpoints/last dataset.root=data/shapes"
+    made, picture = (
+        "python tools/make_shapes.py data/shapes",
+        f"python {sheet} --output runs/two & more/contact_sheet.png",
+    )
     assert calls(checkout) == [made, *expected, picture]
-    assert "my runs/2/contact_sheet.png" in said and "my runs/2/scores" in said
+    assert "runs/two & more/contact_sheet.png" in said and "runs/two & more/scores" in said
 
 
 def test_gpus_share_the_images_of_a_step_and_the_labelling(checkout: Path) -> None:
@@ -311,20 +316,21 @@ def test_a_pipeline_that_was_killed_goes_on(checkout: Path, at: int) -> None:
     assert calls(checkout) == expected[: at + 1]
     (checkout / "calls").unlink()
     finished(checkout, "psa_voc.sh", "a.b=1")
-    made = [call for call in expected[:at] if "tools/score.py" in call]
+    made = [call for call in expected[:at] if "tools/score.py" in call or "tools/eval.py" in call]
     assert calls(checkout) == [call for call in expected if call not in made]
 
 
-def test_scores_older_than_what_they_score_are_made_again(checkout: Path) -> None:
+def test_scores_of_before_are_made_again(checkout: Path) -> None:
     finished(checkout, "psa_voc.sh")
-    for moved in ("1_cam_val/manifest.json", "scores/cam_labels.json"):
-        status = (checkout / "work_dirs/psa" / moved).stat()
-        later = 60 if moved.startswith("1") else 0
-        os.utime(checkout / "work_dirs/psa" / moved, (status.st_atime, status.st_mtime + later))
+    labels = checkout / "work_dirs/psa/1_cam_val/manifest.json"
+    os.utime(labels, (time.time(), time.time() + 60))
     (checkout / "calls").unlink()
-    finished(checkout, "psa_voc.sh")
-    scored = [call.split()[3] for call in calls(checkout) if "tools/score.py" in call]
-    assert scored == ["work_dirs/psa/1_cam_val"]
+    finished(checkout, "psa_voc.sh", "segment:test.scales=[1]", "segment:train.seed=1")
+    scored = [call.split(" --")[0] for call in calls(checkout) if "tools/score.py" in call or "tools/eval.py" in call]
+    assert scored == [
+        "python tools/score.py maps work_dirs/psa/1_cam_val",
+        "python tools/eval.py work_dirs/psa/3_segment/checkpoints/last test.scales=[1]",  # of another protocol
+    ]
 
 
 def test_lists_without_masks_are_not_scored(checkout: Path) -> None:
