@@ -69,7 +69,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def leave_without_waiting() -> None:
-    """Let :func:`run_command` end the process at once: something hangs that nobody can end, and Python would wait."""
+    """Let :func:`run_command` end the process at once.
+
+    Something hangs that nobody can end, and Python would wait; or threads of a library do not bear Python's own end.
+    """
     global _left_at_once
     _left_at_once = True
 

@@ -7,30 +7,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
-
-# Usage: folder KEY=PATH      the path as tools/train.py reads it: the text as it stands, but for a ~ at its start
-folder() {
-    local path=${1#*=}
-    case $path in
-    '')
-        echo "error: $1: give a folder" >&2
-        return 2
-        ;;
-    '~' | '~/'*) path=$HOME${path#'~'} ;;
-    '~'*)
-        echo "error: $1: write the home folder out, or ./${path} for a folder of that name" >&2
-        return 2
-        ;;
-    esac
-    printf '%s' "$path"
-}
+source launch/pipeline.sh
 
 output=work_dirs/demo
 data=data/shapes
 for override in "$@"; do
     case $override in
-    train.output=*) output=$(folder "$override") ;;
-    dataset.root=*) data=$(folder "$override") ;;
+    train.output=*) output=$(afa_folder "$override") ;;
+    dataset.root=*) data=$(afa_folder "$override") ;;
     esac
 done
 

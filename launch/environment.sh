@@ -34,6 +34,7 @@ afa_environment() {
             return 2
         fi
         # The mark comes first: killed at any moment, the next start knows whose it is.
+        # shellcheck disable=SC2015 # the last part is for any of the three that fails
         mkdir -p "$folder" && touch "$made" && "${PYTHON:-python3}" -m venv "$folder" || {
             if [ -f "$made" ]; then rm -rf "$folder"; fi
             echo "error: python3 could not make a virtual environment (on Debian: apt-get install python3-venv)" >&2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -11,22 +12,38 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from afa.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
 
-# Says what it was called with, as one line; SLEEP lets it run on until it is told to end, CODE is its exit code.
+# Says what it was called with, as one line. CODE is its exit code. With SLEEP it runs on until it is told to end:
+# always (1), or where its call holds that text, and the others end well. A call that FAIL fits ends as if it was
+# killed. LISTS is what launch/stages.py says. Labels and scores leave a file behind.
 STAND_IN = """#!/bin/bash
 if [ "$1" = -c ]; then exit 0; fi
 echo "$(basename "$0") $*" >> "$CALLS"
+if [ -n "${FAIL:-}" ] && [[ "$*" == $FAIL ]]; then exit 137; fi
+call=" $*"
+output=${call##* --output }
+output=${output%% --*}
+case $call in
+*" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train}; exit ;;
+*" tools/label.py "*) mkdir -p "$output"; [ -e "$output/manifest.json" ] || : > "$output/manifest.json" ;;
+*" tools/score.py "* | *" tools/eval.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
+esac
 trap 'exit "${CODE:-0}"' TERM
-if [ -n "${SLEEP:-}" ]; then while true; do sleep 0.05; done; fi
+if [ -n "${SLEEP:-}" ] && [[ "$SLEEP" == 1 || "$*" == *"$SLEEP"* ]]; then while true; do sleep 0.05; done; fi
+if [ -n "${SLEEP:-}" ] && [ "$SLEEP" != 1 ]; then exit; fi
 exit "${CODE:-0}"
 """
 STAND_INS = {
     "python": STAND_IN,
     "torchrun": STAND_IN,
     "srun": '#!/bin/bash\necho $$ > "$CALLS.srun"\nuntil [[ $1 =~ ^(python|torchrun)$ ]]; do shift; done\nexec "$@"\n',
+    "nproc": '#!/bin/bash\necho "${CORES:-1}"\n',
     "nvidia-smi": '#!/bin/bash\nfor gpu in $(seq "${FOUND_GPUS:-0}"); do echo "GPU $gpu"; done\n',
     "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo node7 || echo "scontrol $*" >> "$CALLS"\n',
     "scancel": '#!/bin/bash\necho "scancel $*" >> "$CALLS"\nkill -TERM "$(cat "$CALLS.srun")"\n',
@@ -173,7 +190,220 @@ def test_demo_refuses_what_the_training_would_refuse_before_it_makes_anything(ch
     assert not calls(checkout)
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "train_voc.sh", "train_coco.sh"])
+def psa_calls(folder: str, configs: str, *, label: str = "python", end: str = "", batches: bool = True) -> list[str]:
+    """What PSA's pipeline starts, in its order, with one process for a training."""
+    cam, affinity, segment = f"{folder}/1_cam", f"{folder}/2_affinity", f"{folder}/3_segment"
+    maps, masks = f"dataset.maps={cam}_labels", f"dataset.pixel_labels={affinity}_labels/labels/propagated_crf"
+    init = f" train.init={cam}/checkpoints/last" if "demo" in configs else ""
+    one, two, three = f"{configs}1_cam.yaml", f"{configs}2_affinity.yaml", f"{configs}3_segment.yaml"
+    batch = [f"train.batch_size={images} train.accumulate=1 " if batches else "" for images in (16, 8, 10)]
+    walk = "--outputs propagated propagated_crf"
+    scores = f"{folder}/scores"
+    return [
+        f"python launch/stages.py {one} train.output={cam} a.b=1 -- {two} train.output={affinity} {maps}{init} a.b=1 "
+        f"-- {three} train.output={segment} {masks} a.b=1",
+        f"python tools/train.py {one} {batch[0]}train.output={cam} a.b=1",
+        f"{label} tools/label.py {cam} --outputs cam crf_low crf_high --output {cam}_labels{end}",
+        f"{label} tools/label.py {cam} --split val --outputs cam --output {cam}_val{end}",
+        f"python tools/score.py maps {cam}_labels --config {one} --split train --plot {scores}/cam_labels.svg "
+        f"--outputs cam --output {scores}/cam_labels.json",
+        f"python tools/score.py maps {cam}_val --config {one} --split val --plot {scores}/cam_val.svg "
+        f"--outputs cam --output {scores}/cam_val.json",
+        f"python tools/train.py {two} {batch[1]}train.output={affinity} {maps}{init} a.b=1",
+        f"{label} tools/label.py {affinity} {maps} --no-maps {walk} --output {affinity}_labels{end}",
+        f"{label} tools/label.py {affinity} dataset.maps={cam}_val --split val --no-maps {walk} "
+        f"--output {affinity}_val{end}",
+        f"python tools/score.py masks {affinity}_labels --config {two} --split train {walk} "
+        f"--output {scores}/affinity_labels.json",
+        f"python tools/score.py masks {affinity}_val --config {two} --split val {walk} "
+        f"--output {scores}/affinity_val.json",
+        f"python tools/train.py {three} {batch[2]}train.output={segment} {masks} a.b=1",
+        f"python tools/eval.py {segment}/checkpoints/last --crf --output {scores}/segment.json",
+        f"python tools/summary.py CAM network={scores}/cam_labels.json CAM network={scores}/cam_val.json "
+        f"AffinityNet={scores}/affinity_labels.json AffinityNet={scores}/affinity_val.json "
+        f"segmentation network={scores}/segment.json --output {scores}/summary.json",
+    ]
+
+
+def finished(checkout: Path, script: str, *arguments: str, code: int = 0, **variables: str) -> str:
+    process = start(checkout, script, *arguments, **variables)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def test_the_stages_of_psa(checkout: Path) -> None:
+    finished(checkout, "psa_voc.sh", "a.b=1")
+    assert calls(checkout) == psa_calls("work_dirs/psa", "configs/psa/")
+
+
+def test_the_stages_of_psa_on_the_built_in_data(checkout: Path) -> None:
+    said = finished(checkout, "psa_demo.sh", "a.b=1", "train.output=runs/two & more", CORES="6")
+    shared = "torchrun --standalone --nproc-per-node 4 --max-restarts 0"
+    expected = psa_calls(
+        "runs/two & more", "configs/psa/demo_", label=shared, end=" --device cpu --workers 0", batches=False
+    )
+    sheet = "tools/contact_sheet.py runs/two & more/3_segment/checkpoints/last dataset.root=data/shapes"
+    made, picture = (
+        "python tools/make_shapes.py data/shapes",
+        f"python {sheet} --output runs/two & more/contact_sheet.png",
+    )
+    assert calls(checkout) == [made, *expected, picture]
+    assert "runs/two & more/contact_sheet.png" in said and "runs/two & more/scores" in said
+
+
+def test_gpus_share_the_images_of_a_step_and_the_labelling(checkout: Path) -> None:
+    finished(checkout, "psa_voc.sh", FOUND_GPUS="4", RESTARTS="3")
+    start, batch = "torchrun --standalone --nproc-per-node {} --max-restarts 3 tools/{}", "train.batch_size={}"
+    of_stage = [call for call in calls(checkout) if "tools/train.py" in call]
+    assert [call.split(" configs")[0] for call in of_stage] == [start.format(n, "train.py") for n in (4, 4, 2)]
+    for call, images in zip(of_stage, (4, 2, 5), strict=True):
+        assert batch.format(images) in call and "train.accumulate=1" in call
+    labels = [call for call in calls(checkout) if "tools/label.py" in call]
+    assert len(labels) == 4 and all(call.startswith(start.format(4, "label.py")) for call in labels)
+
+
+def test_settings_go_to_their_stages_and_a_stages_own_win(checkout: Path) -> None:
+    finished(
+        checkout,
+        "psa_voc.sh",
+        *("cam:train.seed=2", "train.seed=1", "dataset.root=my data/cam:x=1", "affinity:dataset.bad_image=skip"),
+        "segment:dataset.pixel_labels=elsewhere",
+    )
+    of = {
+        tool: [call for call in calls(checkout) if f"tools/{tool}.py" in call] for tool in ("train", "label", "score")
+    }
+    root = "dataset.root=my data/cam:x=1"
+    cam, affinity, segment = (call.split("train.output=")[1].split(" ", 1)[1] for call in of["train"])
+    assert cam == f"train.seed=1 {root} train.seed=2"
+    assert affinity == f"dataset.maps=work_dirs/psa/1_cam_labels train.seed=1 {root} dataset.bad_image=skip"
+    assert segment.endswith(f"propagated_crf train.seed=1 {root} dataset.pixel_labels=elsewhere")
+    for call in of["label"] + of["score"]:
+        assert root in call and "train.seed" not in call
+        assert ("dataset.bad_image=skip" in call) == ("2_affinity" in call)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("train.seed", "give key=value"),
+        ("=1", "give key=value"),
+        ("--limit=1", "give key=value"),
+        ("cam:=1", "give key=value"),
+        ("cam:train.seed", "give key=value"),
+        ("edam:train.seed=1", "'edam' is no stage of this pipeline; there are: cam affinity segment"),
+        (":train.seed=1", "'' is no stage"),
+        ("cam affinity:train.seed=1", "'cam affinity' is no stage"),
+        ("cam:affinity:train.seed=1", "give key=value"),
+        ("cam:train.output=x", "give train.output=FOLDER without a stage"),
+        ("train.output=", "give a folder"),
+        ("train.output=~nobody/x", "write the home folder out"),
+        ("dataset.maps=x", "the pipeline hands these on"),
+        ("dataset.pixel_labels=x", "the pipeline hands these on"),
+        ("a\nb", "give key=value"),
+    ],
+)
+def test_a_mistaken_setting_of_a_pipeline_is_one_line(checkout: Path, argument: str, said: str) -> None:
+    output = finished(checkout, "psa_demo.sh", "train.seed=1", argument, code=2)
+    assert output.startswith("error: ") and output.count("\n") == 1 and said in output
+    assert not calls(checkout)
+
+
+@pytest.mark.parametrize("at", [0, 2, 5, 10, 13])
+def test_a_pipeline_that_was_killed_goes_on(checkout: Path, at: int) -> None:
+    expected = psa_calls("work_dirs/psa", "configs/psa/")
+    finished(checkout, "psa_voc.sh", "a.b=1", FAIL=expected[at].removeprefix("python "), code=137)
+    assert calls(checkout) == expected[: at + 1]
+    (checkout / "calls").unlink()
+    finished(checkout, "psa_voc.sh", "a.b=1")
+    made = [call for call in expected[:at] if "tools/score.py" in call or "tools/eval.py" in call]
+    assert calls(checkout) == [call for call in expected if call not in made]
+
+
+def test_scores_of_before_are_made_again(checkout: Path) -> None:
+    finished(checkout, "psa_voc.sh")
+    labels = checkout / "work_dirs/psa/1_cam_val/manifest.json"
+    os.utime(labels, (time.time(), time.time() + 60))
+    (checkout / "calls").unlink()
+    finished(checkout, "psa_voc.sh", "segment:test.scales=[1]", "segment:train.seed=1")
+    scored = [call.split(" --")[0] for call in calls(checkout) if "tools/score.py" in call or "tools/eval.py" in call]
+    assert scored == [
+        "python tools/score.py maps work_dirs/psa/1_cam_val",
+        "python tools/eval.py work_dirs/psa/3_segment/checkpoints/last test.scales=[1]",  # of another protocol
+    ]
+
+
+def test_lists_without_masks_are_not_scored(checkout: Path) -> None:
+    finished(checkout, "psa_voc.sh", LISTS="mine - -")
+    assert [call.split()[1] for call in calls(checkout)] == [
+        "launch/stages.py",
+        *["tools/train.py", "tools/label.py", "tools/label.py"] * 2,
+        "tools/train.py",
+    ]
+    assert sum("--split mine" in call for call in calls(checkout)) == 2
+
+
+@pytest.mark.parametrize("command", ["train.py", "label.py"])
+def test_a_signal_ends_a_step_of_a_pipeline_and_requeues(checkout: Path, command: str) -> None:
+    process = start(checkout, "slurm_psa_voc.sh", SLURM_GPUS_ON_NODE="2", SLEEP=command, CODE="1")
+    end = time.monotonic() + 300
+    while not any(command in call for call in calls(checkout)) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    before, *after = (call.split(" configs")[0] for call in calls(checkout)[-3:])
+    assert command in before and after == ["scancel --signal=TERM 12", "scontrol requeue 12"]
+
+
+def test_a_pipeline_takes_one_node(checkout: Path) -> None:
+    said = finished(checkout, "slurm_psa_voc.sh", SLURM_JOB_NUM_NODES="2", code=2)
+    assert said == "error: a pipeline runs on one node, with all of its GPUs: submit it with --nodes=1\n"
+    assert not calls(checkout)
+
+
+def own_data(root: Path, **lists: str) -> list[str]:
+    """A configuration of own data with two images of which ``a`` has a mask."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+        for name in ("a", "b") if folder == "images" else ("a",):
+            Image.new("RGB" if folder == "images" else "L", (8, 8)).save(root / folder / f"{name}.png")
+    (root / "classes.txt").write_text("cat\n")
+    for name, text in lists.items():
+        (root / f"{name}.txt").write_text(text)
+    (root / "own.yaml").write_text(f"dataset: {{type: folder, root: {root}, train_split: train, val_split: held_out}}")
+    return [str(root / "own.yaml")]
+
+
+def test_a_pipeline_asks_which_lists_have_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = own_data(tmp_path, train="a\nb\n", held_out="a\n")
+    stages = runpy.run_path(str(REPOSITORY / "launch" / "stages.py"))["main"]
+    stages([*config, "--", *config, "train.seed=2"])
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["held_out", "held_out", "-"]
+    assert said.err.startswith("note: 'train' gets no scores: 1 of the 2 true masks are missing")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--", "CONFIG", "train.sead=2"], "did you mean 'train.seed'"),
+        (["--", "CONFIG", "dataset.bad_image=jump"], "none of stop, skip"),
+        (["dataset.train_split=other"], "the list .*other.txt of the split 'other' is missing"),
+        (["dataset.root=nowhere"], "the data set folder nowhere does not exist"),
+    ],
+)
+def test_a_mistake_in_the_last_stage_is_said_before_the_first(
+    tmp_path: Path, settings: list[str], message: str
+) -> None:
+    config = own_data(tmp_path, train="a\n", held_out="a\n")
+    stages = runpy.run_path(str(REPOSITORY / "launch" / "stages.py"))["main"]
+    with pytest.raises(UserError, match=message):
+        stages([*config, *(config[0] if item == "CONFIG" else item for item in settings)])
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "psa_demo.sh", "train_voc.sh", "train_coco.sh"])
 def test_an_old_environment_is_brought_up_to_date_without_the_arguments(checkout: Path, script: str) -> None:
     (checkout / ".venv" / "installed").write_text("of another place\n")
     process = start(checkout, script, "train.seed=2", CODE="1")

@@ -22,7 +22,7 @@ from afa.config import TrainConfig
 from afa.device import allow_tf32, choose_device
 from afa.engine.launch import read_launch
 from afa.engine.memory import keep_freed_memory
-from afa.errors import UserError
+from afa.errors import UserError, leave_without_waiting
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class ProcessRuntime:
         # After an error the other processes may be gone, and taking leave of them could wait for ever.
         if kind is None and self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+        if self.world_size > 1:
+            # Gloo's threads outlive the group where anything still refers to it. One that frees a tensor while Python
+            # itself comes to its end aborts the process, whose work was done.
+            leave_without_waiting()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision where the run asks for it."""

@@ -1,0 +1,189 @@
+"""One table of several score files, for example of the stages of a pipeline.
+
+    tools/summary.py "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
+
+A file is what tools/score.py --output wrote, or an evaluation.json of tools/eval.py. Each of its outputs is a row: of
+maps that have no background, the score at the best threshold; of an evaluation.json, every protocol over a whole list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from afa.errors import UserError
+from afa.paths import given_path
+
+_SCORES = ("miou", "fp_rate", "fn_rate")
+_HEADINGS = ("in %", "output", "images", "mIoU", "false positives", "false negatives")
+_TEXTS = 3  # of these columns, the others are numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of a score file.
+
+    Attributes:
+        title: What people call the file.
+        output: Name of the output, and what else tells its score from others of the file.
+        images: How many, and of which list.
+        threshold: At which maps became labels; None where there is none.
+        crf: Whether tools/eval.py refined the output with DenseCRF.
+        miou: Mean IoU, 0 to 1; None where the file has none.
+        fp_rate: Rate of false positives, 0 to 1, likewise.
+        fn_rate: Rate of false negatives, 0 to 1, likewise.
+        file: The file.
+    """
+
+    title: str
+    output: str
+    images: str
+    threshold: float | None
+    crf: bool
+    miou: float | None
+    fp_rate: float | None
+    fn_rate: float | None
+    file: str
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        output = self.output if self.threshold is None else f"{self.output} > {self.threshold:g}"
+        scores = (self.miou, self.fp_rate, self.fn_rate)
+        return (self.title, output, self.images, *("-" if score is None else f"{100 * score:.1f}" for score in scores))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments and the files, print the table.
+
+    Raises:
+        UserError: A file is missing, holds no scores, or cannot be written.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "files", nargs="+", metavar="[TITLE=]FILE.json", help="scores, and what to call them; default: the file's name"
+    )
+    parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the table")
+    args = parser.parse_args(arguments)
+    if args.output is not None and (args.output.suffix.lower() != ".json" or args.output.is_dir()):
+        raise UserError(f"--output {args.output}: give a .json file")
+
+    from afa.data.files import write_json
+    from afa.evaluation.tables import aligned
+
+    rows = [row for argument in args.files for row in read_rows(*_title_and_file(argument))]
+    lines = [_HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(_TEXTS)]
+    texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) for line in lines)
+    print("\n".join(aligned([[text, *line[_TEXTS:]] for text, line in zip(texts, lines, strict=True)])))
+    if args.output is not None:
+        try:
+            write_json(args.output, {"rows": [asdict(row) for row in rows]})
+        except OSError as error:
+            raise UserError(f"--output {args.output} cannot be written: {error.strerror or error}") from error
+        print(f"written to {args.output}", file=sys.stderr)
+    return 0
+
+
+def read_rows(title: str, path: Path) -> list[Row]:
+    """The rows of one file.
+
+    Raises:
+        UserError: It is missing, or holds no scores of whole lists.
+    """
+    from afa.data.files import read_json
+    from afa.evaluation.tables import read_entries
+
+    content = read_json(path, "the file of scores")
+    if isinstance(content, dict) and isinstance(content.get("rows"), dict):
+        rows = list(_scored_rows(title, path, content))
+    else:
+        try:
+            entries = read_entries(path)
+        except UserError as error:
+            raise UserError(f"{path} holds no scores of tools/score.py or tools/eval.py") from error
+        whole = [entry for entry in entries if not entry.get("partial")]
+        if entries and not whole:
+            raise UserError(f"{path} holds scores of a part of the list alone: evaluate without --limit")
+        rows = list(dict.fromkeys(_evaluated_rows(title, path, whole)))
+    if not rows:
+        raise UserError(f"{path} holds no scores")
+    return rows
+
+
+def _title_and_file(argument: str) -> tuple[str, Path]:
+    title, separator, file = argument.partition("=")
+    if not separator or given_path(argument).is_file():
+        return given_path(argument).stem, given_path(argument)
+    if not title.strip() or not file:
+        raise UserError(f"{argument}: give TITLE=FILE.json")
+    return title, given_path(file)
+
+
+def _scored_rows(title: str, path: Path, content: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of what tools/score.py wrote."""
+    truth = str(content.get("truth", "-"))
+    split = re.match(r"'(.+?)' of ", truth)
+    for output, scores in content["rows"].items():
+        if isinstance(scores, Mapping):
+            scores = scores.get("best", scores)
+        numbers = _numbers(path, output, scores, (*_SCORES, "threshold"))
+        images = _images(split[1] if split else truth, content.get("images"))
+        yield Row(title=title, output=output, images=images, crf=False, file=str(path), **numbers)
+
+
+def _evaluated_rows(title: str, path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Rows of an evaluation.json. Where its protocols differ, a row says in what."""
+    protocols = [{**entry["protocol"], **(entry["protocol"].get("crf") or {})} for entry in entries]
+    differing = [
+        key
+        for key in dict.fromkeys(key for protocol in protocols for key in protocol)
+        if key not in ("crf", "split") and len({str(one[key]) for one in protocols if key in one}) > 1
+    ]
+    for entry, protocol in zip(entries, protocols, strict=True):
+        table = entry.get("table")
+        if not isinstance(table, Mapping):
+            raise UserError(f"{path} is damaged: an evaluation has no table")
+        for name, scores in table.items():
+            if not isinstance(scores, Mapping):
+                continue  # the number of images and the like
+            base = name.removesuffix("_crf")
+            crf = protocol.get("crf") is not None and base != name and base in table
+            words = [f"{key.replace('_', ' ')} {_word(protocol[key])}" for key in differing if key in protocol]
+            if not crf:
+                words = [word for word in words if not word.startswith("crf ")]
+            yield Row(
+                title=title,
+                output=", ".join([f"{base} + CRF" if crf else name, *words]),
+                images=_images(protocol.get("split"), table.get("images")),
+                crf=crf,
+                file=str(path),
+                **_numbers(path, name, scores, _SCORES),
+                threshold=None,
+            )
+
+
+def _images(split: object, count: object) -> str:
+    return f"{'-' if split is None else split} ({'-' if count is None else count})"
+
+
+def _word(value: object) -> str:
+    return " ".join(f"{item:g}" for item in value) if isinstance(value, list) else str(value).lower()
+
+
+def _numbers(path: Path, output: str, scores: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """Some of an output's scores; None for one that the file does not have.
+
+    Raises:
+        UserError: These are no scores.
+    """
+    if not isinstance(scores, Mapping) or "miou" not in scores:
+        raise UserError(f"{path} is damaged: '{output}' has no mIoU")
+    for key in keys:
+        if isinstance(scores.get(key), bool) or not isinstance(scores.get(key), int | float | None):
+            raise UserError(f"{path} is damaged: {key} of '{output}' is no number")
+    return {key: scores.get(key) for key in keys}

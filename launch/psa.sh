@@ -1,0 +1,76 @@
+# Sourced by the scripts of PSA, after distributed.sh and pipeline.sh: its stages, the same for every data set.
+
+# Usage: psa_pipeline CONFIGS FOLDER [KEY=VALUE]
+# Trains, labels and scores, after pipeline_read and pipeline_place. CONFIGS is how the names of the three configurations
+# begin, FOLDER receives everything. KEY=VALUE is a setting of AffinityNet; @ in it is the folder of the CAM network's run.
+# Returns what the first command returns that fails. Started again, it does what is missing.
+psa_pipeline() {
+    local configs=$1 folder=$2 settings lists val scored_val scored_train scored=()
+    local cam=$folder/1_cam affinity=$folder/2_affinity segment=$folder/3_segment
+    local of_affinity=("train.output=$affinity" "dataset.maps=${cam}_labels" ${3:+"${3%%@*}$cam${3#*@}"})
+    local of_segment=("train.output=$segment" "dataset.pixel_labels=${affinity}_labels/labels/propagated_crf")
+
+    # A mistake in the last stage's settings is said before the first one's hours.
+    local stages=("${configs}1_cam.yaml" "train.output=$cam")
+    pipeline_settings cam
+    stages+=(${settings[@]+"${settings[@]}"} -- "${configs}2_affinity.yaml" "${of_affinity[@]}")
+    pipeline_settings affinity
+    stages+=(${settings[@]+"${settings[@]}"} -- "${configs}3_segment.yaml" "${of_segment[@]}")
+    pipeline_settings segment
+    lists=$(python launch/stages.py "${stages[@]}" ${settings[@]+"${settings[@]}"}) || return
+    { read -r val && read -r scored_val && read -r scored_train; } <<<"$lists"
+
+    # The images of the validation list are labelled as well: the labels are scored on both lists.
+    pipeline_train cam "${configs}1_cam.yaml" 16 "train.output=$cam" || return
+    pipeline_settings cam dataset
+    pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --outputs cam crf_low crf_high --output "${cam}_labels" || return
+    pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --split "$val" --outputs cam --output "${cam}_val" || return
+    psa_score "CAM network" "$cam" maps "${configs}1_cam.yaml" cam || return
+
+    pipeline_train affinity "${configs}2_affinity.yaml" 8 "${of_affinity[@]}" || return
+    pipeline_settings affinity dataset
+    pipeline_label "$affinity" "dataset.maps=${cam}_labels" ${settings[@]+"${settings[@]}"} --no-maps \
+        --outputs propagated propagated_crf --output "${affinity}_labels" || return
+    pipeline_label "$affinity" ${settings[@]+"${settings[@]}"} "dataset.maps=${cam}_val" --split "$val" --no-maps \
+        --outputs propagated propagated_crf --output "${affinity}_val" || return
+    psa_score "AffinityNet" "$affinity" masks "${configs}2_affinity.yaml" propagated propagated_crf || return
+
+    pipeline_train segment "${configs}3_segment.yaml" 10 "${of_segment[@]}" || return
+    pipeline_settings segment dataset test
+    if [ "$scored_val" != - ]; then
+        pipeline_score "$folder/scores/segment.json" "$segment/checkpoints/last" \
+            tools/eval.py "$segment/checkpoints/last" ${settings[@]+"${settings[@]}"} --crf || return
+        scored+=("segmentation network=$folder/scores/segment.json")
+    fi
+
+    if ((${#scored[@]})); then
+        pipeline_run 1 tools/summary.py "${scored[@]}" --output "$folder/scores/summary.json" || return
+    fi
+    echo
+    echo "scores       $folder/scores"
+    echo "pseudo masks ${affinity}_labels/labels/propagated_crf"
+    echo "checkpoints  $segment/checkpoints/last"
+}
+
+# Usage: psa_score TITLE RUN maps|masks CONFIG OUTPUT ...      scores RUN_labels and RUN_val where there are true masks
+# Called by psa_pipeline: reads its folder, settings, scored_train and scored_val, and adds the files to its scored.
+psa_score() {
+    local title=$1 run=$2 kind=$3 config=$4 split labels file options
+    shift 4
+    for labels in labels val; do
+        split=$scored_train
+        if [ "$labels" = val ]; then
+            split=$scored_val
+        fi
+        if [ "$split" != - ]; then
+            file="$folder/scores/${run##*_}_$labels.json"
+            options=(--config "$config" --split "$split")
+            if [ "$kind" = maps ]; then
+                options+=(--plot "${file%.json}.svg")
+            fi
+            pipeline_score "$file" "${run}_$labels/manifest.json" \
+                tools/score.py "$kind" "${run}_$labels" ${settings[@]+"${settings[@]}"} "${options[@]}" --outputs "$@" || return
+            scored+=("$title=$file")
+        fi
+    done
+}
