@@ -2,13 +2,17 @@
 
 # Usage: psa_pipeline CONFIGS FOLDER [KEY=VALUE]
 # Trains, labels and scores, after pipeline_read and pipeline_place. CONFIGS is how the names of the three configurations
-# begin, FOLDER receives everything. KEY=VALUE is a setting of AffinityNet; @ in it is the folder of the CAM network's run.
+# begin, FOLDER receives everything. KEY=VALUE is a setting of the two networks that follow; @ in it is the folder of the CAM
+# network's run.
 # Returns what the first command returns that fails. Started again, it does what is missing.
 psa_pipeline() {
     local configs=$1 folder=$2 settings lists val scored_val scored_train scored=()
     local cam=$folder/1_cam affinity=$folder/2_affinity segment=$folder/3_segment
-    local of_affinity=("train.output=$affinity" "dataset.maps=${cam}_labels" ${3:+"${3%%@*}$cam${3#*@}"})
-    local of_segment=("train.output=$segment" "dataset.pixel_labels=${affinity}_labels/labels/propagated_crf")
+    local start=(${3:+"${3%%@*}$cam${3#*@}"})
+    local of_affinity=("train.output=$affinity" "dataset.maps=${cam}_labels" ${start[@]+"${start[@]}"})
+    local of_segment=(
+        "train.output=$segment" "dataset.pixel_labels=${affinity}_labels/labels/propagated_crf" ${start[@]+"${start[@]}"}
+    )
 
     # A mistake in the last stage's settings is said before the first one's hours.
     local stages=("${configs}1_cam.yaml" "train.output=$cam")

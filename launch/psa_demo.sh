@@ -23,7 +23,7 @@ for override in "$@"; do
 done
 
 python tools/make_shapes.py "$data"
-# AffinityNet starts from the CAM network: there are no other weights of this size.
+# AffinityNet and the segmentation network start from the CAM network: there are no other weights of this size.
 psa_pipeline configs/psa/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/3_segment
 python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.engine.runtime import ProcessRuntime
     from afa.methods.base import named_outputs
     from afa.prediction.labelling import label_split
-    from afa.prediction.model import last_checkpoint, load
+    from afa.prediction.model import load
+    from afa.weights import last_checkpoint
 
     with ProcessRuntime.start(TrainConfig(device=args.device)) as runtime:
         device = str(runtime.device)

@@ -20,11 +20,14 @@ from afa.engine.signals import StopSignals
 from afa.errors import UserError, is_out_of_memory
 from afa.methods import build_method
 from afa.methods.base import Method, Output, named_outputs, scored_outputs
-from afa.weights import load_encoder, load_fitting
+from afa.models import Encoder
+from afa.weights import last_checkpoint, load_encoder, load_fitting
 
 logger = logging.getLogger(__name__)
 
 LOST_PROCESS_EXIT_CODE = 1
+
+_SAME_LEVEL = 0.5  # of 255: normalisations that are written with fewer digits
 
 
 def train(config: RunConfig) -> int:
@@ -106,12 +109,25 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
     pretrained = method.pretrained()
     for module, source in pretrained:
         load_encoder(module, source)
+        if isinstance(module, Encoder) and speaks:
+            _warn_of_other_normalisation(config, module)
     if config.train.init is not None:
-        load_fitting(method.network, config.train.init)
+        load_fitting(method.network, last_checkpoint(config.train.init))
     elif config.optimiser.freeze == "released" and not pretrained and speaks:
         logger.warning(
             "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
         )
+
+
+def _warn_of_other_normalisation(config: RunConfig, encoder: Encoder) -> None:
+    """Say that pretrained weights are used to images that are normalised otherwise."""
+    for name, used_to in (("image_mean", encoder.mean), ("image_std", encoder.std)):
+        given = getattr(config.dataset, name)
+        if any(abs(ours - theirs) > _SAME_LEVEL for ours, theirs in zip(given, used_to, strict=True)):
+            values = ",".join(f"{value:g}" for value in used_to)
+            logger.warning(
+                "the encoder's weights are used to dataset.%s=[%s], not %s: results will be worse", name, values, given
+            )
 
 
 def _validation(

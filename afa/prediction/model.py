@@ -23,7 +23,6 @@ from afa.ops.dense_crf import DenseCRF
 from afa.prediction.images import find_pictures
 from afa.prediction.predictor import Prediction, Predictor
 from afa.weights import open_checkpoint
-from afa.weights.facts import CHECKPOINTS_FOLDER
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,15 +163,6 @@ def _map_outputs(predictor: Predictor, wanted: Sequence[str] | None) -> list[str
     for name in wanted:
         predictor.require(name)
     return [output.name for output in named_outputs(offered, wanted, "maps")]
-
-
-def last_checkpoint(source: str | Path) -> Path:
-    """The last checkpoint of a run's output folder; anything else as it is.
-
-    Labels for training are made with the last weights: the best ones were chosen by masks, which are more supervision.
-    """
-    last = Path(source) / CHECKPOINTS_FOLDER / "last"
-    return last if last.exists() else Path(source)
 
 
 def scored_class_names(model: Model) -> tuple[str, ...]:

@@ -211,6 +211,15 @@ def find_weights(source: str | Path) -> Path:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def last_checkpoint(source: str | Path) -> Path:
+    """The last checkpoint of a run's output folder; anything else as it is.
+
+    Later trainings build on the last weights: the best ones were chosen by masks, which are more supervision.
+    """
+    last = Path(source) / CHECKPOINTS_FOLDER / "last"
+    return last if last.exists() else Path(source)
+
+
 def find_pretrained(source: str | Path) -> Path:
     """As :func:`find_weights`, or a name on the Hugging Face hub such as ``nvidia/mit-b1``.
 
