@@ -159,7 +159,7 @@ MUTANTS = [
         "afa/data/lists.py",
         "if name in names:",
         "if False:",
-        "data_pipeline/test_batches.py data_pipeline/test_check_data.py",
+        "data_pipeline/test_names_and_lists.py data_pipeline/test_check_data.py",
     ),
     Mutant(
         "afa/data/dataset.py",

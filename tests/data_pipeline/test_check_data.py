@@ -229,6 +229,12 @@ def test_the_command(root: Path, tmp_path: Path, run_tool) -> None:
     assert "3 thing(s) wrong" in done.stdout
 
 
+def test_an_image_that_a_list_names_twice_is_reported(root: Path) -> None:
+    add_to_list(root, "val", f"JPEGImages/{SCORED}.jpg")
+    (problem,) = [problem for problem in check(root).problems if problem.kind == "list"]
+    assert f"names the image '{SCORED}' twice, first in line" in problem.message
+
+
 def test_many_files_in_several_processes(tmp_path: Path, run_tool) -> None:
     root, names = tmp_path / "voc", [f"image_{number}" for number in range(70)]
     for number, name in enumerate(names):
