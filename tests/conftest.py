@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from golden import Agreement
 from run_tool import RunTool, run_in_process
 
+if TYPE_CHECKING:
+    from golden import Agreement
+
+# PyTorch is imported where it is needed: pytest-xdist's first process, which runs no test, does without.
 pytest_plugins = ["processor_time"]
 
 
 @pytest.fixture
 def agreement(record_property: Callable[[str, object], None]) -> Agreement:
     """Comparisons with the released program."""
+    from golden import Agreement
+
     return Agreement(record_property)
 
 
@@ -24,4 +29,9 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    import torch
+
+    # torch.manual_seed formats a traceback wherever there is no GPU, which takes as long as many a test.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)

@@ -154,6 +154,18 @@ MUTANTS = [
         "if False and not cls_only:",
         "methods/test_afa_method.py",
     ),
+    Mutant(
+        "afa/methods/segmentation.py",
+        "(runtime.sum(counts) + plus) / runtime.world_size",
+        "runtime.sum(counts) + plus",
+        "engine/test_processes.py",
+    ),
+    Mutant(
+        "afa/methods/segmentation.py",
+        'if normalisation == "process" or runtime.world_size == 1:',
+        "if runtime.world_size == 1:",
+        "engine/test_processes.py",
+    ),
     # Data.
     Mutant(
         "afa/data/transforms.py",
@@ -183,7 +195,7 @@ MUTANTS = [
         "afa/data/lists.py",
         "if name in names:",
         "if False:",
-        "data_pipeline/test_batches.py data_pipeline/test_check_data.py",
+        "data_pipeline/test_names_and_lists.py data_pipeline/test_check_data.py",
     ),
     Mutant(
         "afa/data/dataset.py",
@@ -280,6 +292,12 @@ MUTANTS = [
         "if self.scaled:",
         "engine/test_numbers.py",
     ),
+    Mutant(
+        "afa/engine/runtime.py",
+        "return self.sum(values) / self.world_size if self.world_size > 1 else values",
+        "return values",
+        "engine/test_processes.py",
+    ),
     # Evaluation.
     Mutant(
         "afa/evaluation/metrics.py",
@@ -305,6 +323,12 @@ MUTANTS = [
         "afa/methods/afa/config.py",
         "min(self.cam.scales) * crop < 16",
         "max(self.cam.scales) * crop < 16",
+        "test_config.py",
+    ),
+    Mutant(
+        "afa/config/reading.py",
+        "setattr(section, name, list(value) if isinstance(value, list) else value)",
+        "setattr(section, name, value)",
         "test_config.py",
     ),
     # Flags of the commands.

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from afa.config import EncoderConfig, RunConfig, config_to_dict
 from afa.config.encoders import encoder_family, encoder_variant
@@ -149,13 +151,25 @@ def _build(config: RunConfig, class_names: Sequence[str], file: WeightsFile) -> 
                 f"(model.encoder={model.encoder}): give the configuration it was trained with"
             )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             outline = build_method(config, class_names, SingleProcess())
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{file.path}: no network can be built as its configuration says: {reason}") from error
     check_names_and_shapes(outline.network, file)
     return build_method(config, class_names, SingleProcess())
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out the initial values of a network that has no memory: for some of them PyTorch imports its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ or func is Tensor.normal_:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _record(weights: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:

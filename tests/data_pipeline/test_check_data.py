@@ -229,13 +229,26 @@ def test_the_command(root: Path, tmp_path: Path, run_tool) -> None:
     assert "3 thing(s) wrong" in done.stdout
 
 
+def test_an_image_that_a_list_names_twice_is_reported(root: Path) -> None:
+    add_to_list(root, "val", f"JPEGImages/{SCORED}.jpg")
+    (problem,) = [problem for problem in check(root).problems if problem.kind == "list"]
+    assert f"names the image '{SCORED}' twice, first in line" in problem.message
+
+
 def test_many_files_in_several_processes(tmp_path: Path, run_tool) -> None:
-    root = make_shapes(tmp_path / "shapes", train=80, val=2, style=ShapesStyle(size=48))
-    (root / "JPEGImages/train_00070.jpg").write_bytes(b"")
+    root, names = tmp_path / "voc", [f"image_{number}" for number in range(70)]
+    for number, name in enumerate(names):
+        write_image(root / "JPEGImages" / f"{name}.jpg", (16, 16), seed=number)
+        write_mask(root / "SegmentationClass" / f"{name}.png", np.ones((16, 16)))
+    write_list(root / "ImageSets/Segmentation/train.txt", names[:-1])
+    write_list(root / "ImageSets/Segmentation/val.txt", names[-1:])
+    (root / "classes.txt").write_text("thing\n")
+    write_labels(root / "class_labels.json", {name: ["thing"] for name in names})
+    (root / "JPEGImages/image_68.jpg").write_bytes(b"")
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset:\n  root: {root}\n  train_split: train\n")
     done = run_tool("check_data.py", config, "--workers", 2, code=1)
-    assert "train_00070.jpg is an empty file" in done.stdout and "1 thing(s) wrong" in done.stdout
+    assert "image_68.jpg is an empty file" in done.stdout and "1 thing(s) wrong" in done.stdout
 
 
 def test_no_data_set_is_a_mistake_of_the_user(tmp_path: Path, run_tool) -> None:

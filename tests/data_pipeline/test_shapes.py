@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,14 @@ from afa.errors import UserError
 STYLE = ShapesStyle()
 
 
+@cache
+def picture(number: int, style: ShapesStyle) -> tuple[np.ndarray, np.ndarray]:
+    return draw_picture(np.random.default_rng((7, number)), style)
+
+
 def pictures(count: int, style: ShapesStyle = STYLE) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [draw_picture(np.random.default_rng((7, number)), style) for number in range(count)]
+    """For all tests, which only look at them."""
+    return [picture(number, style) for number in range(count)]
 
 
 def saturated(image: np.ndarray) -> np.ndarray:

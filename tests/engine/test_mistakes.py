@@ -8,7 +8,6 @@ import logging
 import random
 import shutil
 import string
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from data_sources import training_images
+from forked import Forked
 
 import afa
 from afa.config import config_to_dict
@@ -279,13 +279,16 @@ def test_what_does_not_change_the_outcome_may_change(
     assert "already trained" in caplog.text
 
 
+def run_torchrun(arguments: list[str]) -> None:
+    """What the command ``torchrun`` does."""
+    from torch.distributed.run import main
+
+    main(arguments)
+
+
 def test_a_mistake_is_one_line_under_torchrun(config: Path) -> None:
-    done = subprocess.run(
-        faults.command(config, "train.batch_sise=3", processes=2),
-        env=faults.environment(),
-        capture_output=True,
-        text=True,
-    )
+    _, _, _, *arguments = faults.command(config, "train.batch_sise=3", processes=2)
+    done = Forked(run_torchrun, arguments, variables=faults.environment()).wait()
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
         "error: override 'train.batch_sise=3': unknown key 'train.batch_sise'; did you mean 'train.batch_size'?"

@@ -51,7 +51,7 @@ def small_config(**sections: object) -> AFAConfig:
 
 def small_network(num_classes: int = NUM_CLASSES, seed: int = 0, **model: object) -> AFANet:
     """The small network with random weights, in evaluation mode."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return build_network(small_config(model=model).model, num_classes).eval()
 
 

@@ -52,7 +52,7 @@ def small_config(root: Path) -> AFAConfig:
 
 def small_method(config: AFAConfig, seed: int = 1) -> AFA:
     """In training mode. Untrained maps are flat: larger heads make labels differ from pixel to pixel."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     method = build_method(config, CLASS_NAMES, SingleProcess())
     assert isinstance(method, AFA)
     with torch.no_grad():

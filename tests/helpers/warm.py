@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faults  # noqa: F401 - what runs in the processes
 import mmcv  # noqa: F401 - imported where the package needs it
 import torch._dynamo  # noqa: F401 - imported by PyTorch's optimisers
 from PIL import Image

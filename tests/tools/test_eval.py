@@ -56,9 +56,11 @@ def score(run_tool: RunTool) -> RunTool:
 
 
 def test_table_and_json_of_a_run(run: Path, config: AFAConfig, method: AFA) -> None:
-    command = [sys.executable, "tools/eval.py", run, "--device", "cpu", "--workers", "1"]
+    command = [sys.executable, "-X", "importtime", "tools/eval.py", run, "--device", "cpu", "--workers", "1"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "torch" in imported and "torch._dynamo" not in imported, "PyTorch's compiler takes as long to import again"
     entry = only_entry(run / "evaluation.json")
     table = entry["table"]
     loader = evaluation_loader(config.dataset)

@@ -68,7 +68,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
     pictures.mkdir()
     Image.fromarray(noise(60, 80, 1)[:, :, 0]).save(pictures / "grey.png")
     Image.fromarray(noise(50, 70, 4), "RGBA").save(pictures / "transparent.png")
-    save(pictures / "large.jpg", 1200, 1600, quality=60)
+    save(pictures / "large.jpg", 450, 600, quality=60)
     save(pictures / "tiny.png", 20, 20)
     (pictures / "text.jpg").write_text("this is no image")
     (pictures / "empty").write_bytes(b"")
@@ -87,7 +87,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
         for name in names
         for kind, suffix in [("masks", "png"), ("cams", "npz"), ("overlays", "jpg"), ("cam_overlays", "jpg")]
     }
-    sizes = {"grey": (60, 80), "transparent": (50, 70), "large": (1200, 1600), "tiny": (20, 20)}
+    sizes = {"grey": (60, 80), "transparent": (50, 70), "large": (450, 600), "tiny": (20, 20)}
     listed = json.loads((out / "pictures.json").read_text())
     assert set(listed) == names
     for name, size in sizes.items():
