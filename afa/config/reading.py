@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from afa.config.checks import check_agreement, check_keys, check_ranges
 from afa.config.settings import RunConfig
 from afa.config.values import Declared, declared_settings, fit, from_command_line, shown
@@ -112,13 +115,23 @@ def _method(trees: Sequence[Mapping[str, Any]], overrides: Sequence[str], source
 
 def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overrides: Sequence[str]) -> RunConfig:
     """Put values of the right types into a configuration, and check them."""
-    config = kind()
-    for key, (value, _) in given.items():
+    # OmegaConf is handed no text: it would look for ${...} in it.
+    texts = {key: value for key, (value, _) in given.items() if isinstance(value, str)}
+    tree = OmegaConf.structured(kind)
+    for key, (value, where) in given.items():
+        if key not in texts:
+            try:
+                OmegaConf.update(tree, key, value)
+            except OmegaConfBaseException as error:
+                raise UserError(f"{where}: {key}: {str(error).strip().splitlines()[0]}") from error
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, RunConfig)
+    for key, text in texts.items():
         *sections, name = key.split(".")
         section: Any = config
         for part in sections:
             section = getattr(section, part)
-        setattr(section, name, list(value) if isinstance(value, list) else value)
+        setattr(section, name, text)
     check_ranges(config, lambda key: given[key].source if key in given else source)
     check_agreement(config, f"{source}, with the overrides" if overrides else source)
     return config
