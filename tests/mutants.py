@@ -327,8 +327,8 @@ MUTANTS = [
     ),
     Mutant(
         "afa/config/reading.py",
-        "setattr(section, name, list(value) if isinstance(value, list) else value)",
-        "setattr(section, name, value)",
+        "return copy.deepcopy(_made_once(kind))",
+        "return _made_once(kind)",
         "test_config.py",
     ),
     # Flags of the commands.

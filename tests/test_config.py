@@ -323,6 +323,13 @@ def test_settings_of_earlier_versions_are_read_everywhere(old: tuple[str, str, b
     assert getattr(getattr(other, new_section), new_name) in ("none", ["cam"]), "the command line wins"
 
 
+def test_configurations_share_no_list() -> None:
+    one, other = (config_from_dict({"validation": {"cam": False}}) for _ in range(2))
+    one.validation.outputs.append("more")
+    one.test.scales.append(2.0)
+    assert other.validation.outputs == ["segmentation"] and 2.0 not in other.test.scales
+
+
 @pytest.mark.parametrize(
     ("read", "message"),
     [
