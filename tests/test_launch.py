@@ -201,7 +201,7 @@ def psa_calls(folder: str, configs: str, *, label: str = "python", end: str = ""
     scores = f"{folder}/scores"
     return [
         f"python launch/stages.py {one} train.output={cam} a.b=1 -- {two} train.output={affinity} {maps}{init} a.b=1 "
-        f"-- {three} train.output={segment} {masks} a.b=1",
+        f"-- {three} train.output={segment} {masks}{init} a.b=1",
         f"python tools/train.py {one} {batch[0]}train.output={cam} a.b=1",
         f"{label} tools/label.py {cam} --outputs cam crf_low crf_high --output {cam}_labels{end}",
         f"{label} tools/label.py {cam} --split val --outputs cam --output {cam}_val{end}",
@@ -217,7 +217,7 @@ def psa_calls(folder: str, configs: str, *, label: str = "python", end: str = ""
         f"--output {scores}/affinity_labels.json",
         f"python tools/score.py masks {affinity}_val --config {two} --split val {walk} "
         f"--output {scores}/affinity_val.json",
-        f"python tools/train.py {three} {batch[2]}train.output={segment} {masks} a.b=1",
+        f"python tools/train.py {three} {batch[2]}train.output={segment} {masks}{init} a.b=1",
         f"python tools/eval.py {segment}/checkpoints/last --crf --output {scores}/segment.json",
         f"python tools/summary.py CAM network={scores}/cam_labels.json CAM network={scores}/cam_val.json "
         f"AffinityNet={scores}/affinity_labels.json AffinityNet={scores}/affinity_val.json "
