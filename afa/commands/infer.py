@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames_per_second=args.fps,
         upright=labels is None and not inputs if args.exif is None else args.exif,
     )
-    read = Inputs(model.config.dataset, inputs, len(model.class_names)) if inputs else None
+    read = Inputs(model.config.dataset, inputs, model.class_names) if inputs else None
     work = Inference(predictor, args.out, wanted, labels, read)
     failed = work.run(pictures)
     left_out = f", {work.left_out} without labels left out" if work.left_out else ""

@@ -297,7 +297,7 @@ def _inputs(
 
     known = {name: one_hot(labels[name], layout.num_classes) for name in names if name in labels} if labels else {}
     try:
-        inputs = Inputs(config, needs, layout.num_classes)
+        inputs = Inputs(config, needs, layout.class_names)
         inputs.require(names, config.train_split, known)
     except UserError as error:
         report.problems.append(Problem("input", config.train_split, ", ".join(needs), str(error)))

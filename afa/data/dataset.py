@@ -67,7 +67,7 @@ class Split:
         _say_notes(self.layout)
         if config.bad_image == "stop":
             _require("images", split, [self.layout.image(name, split) for name in self.names])
-        self.inputs = Inputs(config, inputs, self.layout.num_classes)
+        self.inputs = Inputs(config, inputs, self.layout.class_names)
         self.class_labels = self._labels(required="class_labels" in inputs)
         self.inputs.require(self.names, split, self.class_labels)
 
@@ -98,7 +98,7 @@ class Split:
             if not is_named(self.config, name):
                 continue
             try:
-                Inputs(self.config, [name], self.layout.num_classes).require(self.names, self.split, self.class_labels)
+                Inputs(self.config, [name], self.layout.class_names).require(self.names, self.split, self.class_labels)
             except UserError as error:
                 reasons.append(f"{name}: {error}")
             else:

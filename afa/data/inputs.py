@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.files import missing_files
+from afa.data.files import missing_files, read_json
 from afa.data.images import DamagedImage, read_image
 from afa.data.labels import classes_in_mask
-from afa.data.map_files import LABEL_FACTS
+from afa.data.map_files import LABEL_FACTS, listed
 from afa.data.map_folders import MapFolder
 from afa.errors import UserError
 from afa.maps import IGNORE
@@ -30,14 +30,14 @@ class Inputs:
         config: Names the folders.
         wanted: ``pixel_labels``, ``saliency``, ``maps/OUTPUT``, or ``maps`` for a folder that holds one output.
             ``class_labels`` are no concern of this class.
-        num_classes: K.
+        class_names: Of the K classes, background left out.
 
     Raises:
-        UserError: A folder is not named or not there, or holds no such output.
+        UserError: A folder is not named or not there, holds no such output, or is of other classes.
     """
 
-    def __init__(self, config: DatasetConfig, wanted: Sequence[str], num_classes: int) -> None:
-        self._ignore_index, self._num_classes = config.ignore_index, num_classes
+    def __init__(self, config: DatasetConfig, wanted: Sequence[str], class_names: Sequence[str]) -> None:
+        self._ignore_index, self._num_classes = config.ignore_index, len(class_names)
         self._labels: MapFolder | None = None
         self._saliency: Path | None = None
         self._maps: dict[str, tuple[MapFolder, str | None]] = {}
@@ -51,6 +51,9 @@ class Inputs:
                 self._maps[name] = _open_maps(_folder(config.maps, MAPS), output)
             elif kind != CLASS_LABELS:
                 raise ValueError(f"nobody knows the input '{name}'")
+        for kind, folder in [(PIXEL_LABELS, self._labels), *((MAPS, folder) for folder, _ in self._maps.values())]:
+            if folder is not None:
+                _require_classes(folder.root, kind, class_names)
 
     def require(self, names: Sequence[str], split: str | None, class_labels: Mapping[str, Any]) -> None:
         """Refuse a folder that lacks files before hours of work stand behind it.
@@ -100,7 +103,12 @@ class Inputs:
             found[SALIENCY] = _read_saliency(path)
             _require_size(found[SALIENCY], size, f"the saliency map {path}")
         for key, (folder, output) in self._maps.items():
-            found[key] = folder.read(name, class_labels, output, size=size)
+            found[key] = maps = folder.read(name, class_labels, output, size=size)
+            if int(maps.class_ids.max()) > self._num_classes:
+                raise DamagedImage(
+                    f"the maps {folder.maps_file(name, output)} are of the class {int(maps.class_ids.max())}, but the "
+                    f"data set has {self._num_classes}: name the folder of this data set as dataset.maps"
+                )
         return found
 
     @property
@@ -137,6 +145,17 @@ def _open_maps(root: Path, output: str) -> tuple[MapFolder, str | None]:
     if output and not (root / LABEL_FACTS).is_file() and (root / output).is_dir():
         return MapFolder(root / output), None
     return MapFolder(root), output or None
+
+
+def _require_classes(root: Path, kind: str, class_names: Sequence[str]) -> None:
+    """Refuse a label folder that was made for other classes, where it says so."""
+    facts = read_json(root / LABEL_FACTS) if (root / LABEL_FACTS).is_file() else {}
+    theirs = facts.get("class_names") if isinstance(facts, dict) else None
+    if isinstance(theirs, list) and theirs != list(class_names):
+        raise UserError(
+            f"{root} is of the classes {listed(theirs)}, the data set's are {listed(class_names)}: name the folder of "
+            f"this data set as dataset.{kind}"
+        )
 
 
 def _require_size(values: np.ndarray, size: tuple[int, int], what: str) -> None:

@@ -185,9 +185,6 @@ class MapFolder:
                     f"the maps {path} are of an image of {stored_size[1]} x {stored_size[0]} pixels, "
                     f"'{name}' has {size[1]} x {size[0]}"
                 )
-            highest = int(maps.class_ids.max())
-            if class_labels is not None and highest > len(class_labels):
-                raise UserError(f"the maps {path} are of the class {highest}, but there are {len(class_labels)}")
             return maps
         if class_labels is None:
             raise UserError(f"{path} can only be read with the image's labels: what key 0 means depends on them")

@@ -129,7 +129,7 @@ def test_a_run_goes_on_with_the_images_and_labels_of_its_start_alone(
     change(own)
     given = load_config(config, [f"dataset.root={own}"])
     if refused:
-        with pytest.raises(UserError, match="another training list, or with other labels"):
+        with pytest.raises(UserError, match="another training list, other labels or other maps"):
             train(given)
     else:
         assert train(given) == 0

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from psa_files import released_names
 from run_tool import RunTool, tool_main
 
+from afa.data.map_files import read_maps, write_maps
 from afa.data.samples import Sample
 from afa.data.transforms import ColourJitter, draw_place, place_crop
 from afa.errors import UserError
@@ -25,6 +28,7 @@ from afa.methods.base import Method, SegmentationProtocol, SingleProcess
 from afa.methods.psa.affinity import affinity_losses
 from afa.methods.psa.config import CAMCRFConfig
 from afa.methods.psa.labels import affinity_map, build_crf, pair_labels, refined, with_background
+from afa.models import AffinityNetwork, CAMNetwork, ResNet38
 from afa.ops.random_walk import PairAffinity, walk
 
 MODEL = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
@@ -375,19 +379,84 @@ def test_without_masks_the_losses_of_the_validation_list_are_reported(
     assert len(values) == 2 and all(0 < value < 3 for value in values)
 
 
+def without_output(folder: Path) -> None:
+    shutil.rmtree(folder / "maps" / "crf_low")
+
+
+def without_a_map(folder: Path) -> None:
+    next((folder / "maps" / "crf_low").glob("*.npz")).unlink()
+
+
+def with_a_map_of_another_image(folder: Path) -> None:
+    rewrite_maps(folder, size=(60, 64))
+
+
+def with_a_class_too_many(folder: Path) -> None:
+    rewrite_maps(folder, highest=9)
+    (folder / "label.json").write_text("{}")
+
+
+def of_other_classes(folder: Path) -> None:
+    facts = json.loads((folder / "label.json").read_text())
+    (folder / "label.json").write_text(json.dumps({**facts, "class_names": ["cat", "dog"]}))
+
+
+def rewrite_maps(folder: Path, *, size: tuple[int, int] | None = None, highest: int | None = None) -> None:
+    """Every map of one output, of an image of another size or with another last class."""
+    for path in (folder / "maps" / "crf_low").glob("*.npz"):
+        stored = read_maps(path)
+        ids = stored.maps.class_ids.clone()
+        if highest is not None:
+            ids[:, -1] = highest
+        maps = Maps(stored.maps.scores, ids, stored.maps.counted, stored.maps.has_background)
+        write_maps(path, maps, size or stored.size, compress=False)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / "maps" / "crf_low"), "crf_low"),
-        (lambda folder: next((folder / "maps" / "crf_low").glob("*.npz")).unlink(), "1 of the 24 maps are missing"),
+        (without_output, "crf_low"),
+        (without_a_map, "1 of the 24 maps are missing"),
+        (with_a_map_of_another_image, "are of an image of 64 x 60 pixels"),
+        (with_a_class_too_many, "are of the class 9, but the data set has"),
+        (of_other_classes, "is of the classes cat dog, the data set's are disc"),
     ],
 )
-def test_a_folder_that_lacks_something_is_refused_before_a_step(
+def test_maps_that_do_not_fit_are_refused_in_one_line(
     spoil: Callable[[Path], object], message: str, labelled: Path, data: Path, tmp_path: Path, run_tool: RunTool
 ) -> None:
     folder = tmp_path / "maps"
     shutil.copytree(labelled / "train_maps", folder)
     spoil(folder)
     done = run_tool("train.py", Stages(tmp_path, data).affinity(folder))
-    assert done.returncode == 2 and message in done.stderr and faults.is_one_line(done.stderr), done.stderr
-    assert not (tmp_path / "2_affinity").exists()
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(said) == 1 and message in said[0], done.stderr
+
+
+def test_maps_of_another_network_do_not_go_on_with_a_run(
+    labelled: Path, data: Path, tmp_path: Path, run_tool: RunTool
+) -> None:
+    folder = tmp_path / "maps"
+    shutil.copytree(labelled / "train_maps", folder)
+    config = Stages(tmp_path, data).affinity(folder)
+    assert run_tool("train.py", config, "train.steps=2").returncode == 0
+    facts = json.loads((folder / "label.json").read_text())
+    (folder / "label.json").write_text(json.dumps({**facts, "weights_sha256": "another"}))
+    done = run_tool("train.py", config, "train.steps=4")
+    assert done.returncode == 2 and "another training list, other labels or other maps" in done.stderr, done.stderr
+
+
+def test_released_files_are_opened_without_a_configuration(tmp_path: Path, run_tool: RunTool) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(noise(60, 80)).save(images / "a.png")
+    for name, network in (
+        ("cls", CAMNetwork(ResNet38(base_width=2), 20)),
+        ("aff", AffinityNetwork(ResNet38(base_width=2))),
+    ):
+        torch.save(released_names(network.state_dict()), tmp_path / f"res38_{name}.pth")
+    done = run_tool("infer.py", tmp_path / "res38_cls.pth", images, "--out", tmp_path / "found")
+    assert done.returncode == 0 and (tmp_path / "found").is_dir(), done.stderr
+    done = run_tool("infer.py", tmp_path / "res38_aff.pth", images, "--out", tmp_path / "nothing")
+    assert done.returncode == 2 and "needs maps/cam: tools/label.py writes them" in done.stderr
+    assert not (tmp_path / "nothing").exists()
