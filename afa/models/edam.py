@@ -19,7 +19,9 @@ from afa.models.base import Encoder
 
 _SEGMENTS = 5  # as in the released program; a pair uses two
 _NORM_EPSILON = 1e-6
-_PROBABILITIES = 2**27  # attention probabilities that exist at a time, where they are written out: 0.5 GB a copy
+
+MOST_PROBABILITIES = 2**27
+"""Attention probabilities that exist at a time, where they are written out: 0.5 GB a copy, of which there are some."""
 
 
 class EDAMNetwork(nn.Module):
@@ -226,7 +228,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: floa
     """
     if not dropout or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    at_once = max(1, _PROBABILITIES // (query.shape[1] * query.shape[2] ** 2))
+    at_once = max(1, MOST_PROBABILITIES // (query.shape[1] * query.shape[2] ** 2))
     parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
     found = [
         checkpoint(F.scaled_dot_product_attention, *part, dropout_p=dropout, use_reentrant=False) for part in parts

@@ -146,6 +146,11 @@ class EDAMConfig(RunConfig):
         yield from scale_problems("cam.scales", self.cam.scales)
         yield from _saliency_problems(self.edam)
 
+    def training_problems(self) -> Iterator[str]:
+        """See :meth:`RunConfig.training_problems`."""
+        if self.train.batch_size % 2:
+            yield f"train.batch_size counts images, and pairs need an even number: {self.train.batch_size} is odd"
+
 
 def _saliency_problems(settings: SaliencyConfig) -> Iterator[str]:
     for alpha, beta in (("alpha", "beta"), ("crf_alpha", "crf_beta")):
