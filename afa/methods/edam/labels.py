@@ -104,6 +104,8 @@ def released_rule(
     Returns:
         Class ids, int64 [B, H, W].
     """
+    if scores.scores.shape[1] == 1:  # no class
+        return torch.zeros_like(saliency, dtype=torch.int64)
     salient = saliency > math.floor(grey)  # of whole numbers the same, and free of a grey value's rounding
     classes = scores.without_background()
     values = classes.scores.masked_fill(~classes.counted[:, :, None, None], -1.0)
