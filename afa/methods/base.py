@@ -6,7 +6,6 @@ else iterates those. docs/architecture.md shows a whole method in sixty lines.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -334,7 +333,7 @@ def named_input_outputs(outputs: Sequence[Output], dataset: DatasetConfig) -> li
         return list(outputs)
     for output in outputs:
         if unnamed[output.name]:
-            say(f"the output '{output.name}' is left out: {', '.join(unnamed[output.name])} is not set", logging.INFO)
+            say(f"the output '{output.name}' is left out: {', '.join(unnamed[output.name])} is not set")
     return kept
 
 
