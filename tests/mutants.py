@@ -331,6 +331,65 @@ MUTANTS = [
         "return _made_once(kind)",
         "test_config.py",
     ),
+    # EDAM's labels, and saliency.
+    Mutant(
+        "afa/methods/edam/labels.py", "saliency > math.floor(grey)", "saliency >= grey", "methods/test_edam_labels.py"
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py", "saliency >= math.ceil(grey)", "saliency > grey", "methods/test_edam_labels.py"
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "(values > beta).int().argmax(dim=1)",
+        "(values > beta).int().cumsum(dim=1).argmax(dim=1)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "& (best >= alpha) & (best > 0)",
+        "& (best >= alpha)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "torch.where(salient, best >= alpha, best > beta)",
+        "torch.where(salient, best >= alpha, best >= beta)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "torch.cat([one[:, -1:], present.gather(one[:, :-1])]",
+        "torch.cat([one[:, :1], present.gather(one[:, 1:])]",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "settings.crf_beta if refines",
+        "settings.beta if refines",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/ops/cam.py",
+        "torch.where(maximum == 0, 1.0, maximum + epsilon)",
+        "(maximum + epsilon)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant("afa/data/saliency.py", "if _is_transparent(decoded.image):", "if False:", "data_pipeline/test_saliency.py"),
+    Mutant("afa/data/shapes.py", "if not missed:", "if True:", "data_pipeline/test_shapes.py"),
+    Mutant(
+        "afa/data/shapes.py",
+        "np.random.default_rng((seed, _SPLITS.index(split), number, _SALIENCY_STREAM))",
+        "np.random.default_rng()",
+        "data_pipeline/test_shapes.py",
+    ),
+    Mutant("afa/ops/minimum_barrier.py", "- np.max(distances, axis=0)", "", "ops/test_minimum_barrier.py"),
+    Mutant("afa/ops/minimum_barrier.py", "_pass(state, columns[::-1])", "pass", "ops/test_minimum_barrier.py"),
+    Mutant(
+        "afa/prediction/saliency.py",
+        "image.info.get(_NOTE) == note",
+        "image.info.get(_NOTE)",
+        "tools/test_make_saliency.py",
+    ),
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",

@@ -23,7 +23,8 @@ from afa.ops.minimum_barrier import minimum_barrier_saliency
 
 FACTS_FILE = "saliency.json"
 _VERSION = 1  # changes with what an image gives
-_MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet, of 1
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, of 1
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _LARGEST_NETWORK = 4 << 30  # bytes
 _NOTE = "afa_image"  # key of the text in the PNG file that tells its image
 
