@@ -1,4 +1,4 @@
-"""Saliency maps: grey images that say how much each pixel stands out, whatever its class (EDAM sec. 3.4)."""
+"""Saliency maps: grey images that say how much each pixel stands out, whatever its class (EDAM reads them)."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_what_has_no_certain_grey_value_is_one_line(tmp_path: Path, name: str) -
 def test_large_maps_follow_the_setting_of_large_images(tmp_path: Path) -> None:
     Image.new("L", (20, 10)).save(tmp_path / "a.png")
     inputs = Inputs(DatasetConfig(saliency=str(tmp_path), max_pixels=199), ["saliency"], ["thing"])
-    with pytest.raises(TooManyPixels, match="has 20 x 10 pixels, more than dataset.max_pixels=199"):
+    with pytest.raises(TooManyPixels, match=r"has 20 x 10 pixels, more than dataset\.max_pixels=199"):
         inputs.read("a", (10, 20), None)
 
 

@@ -1,4 +1,4 @@
-"""The settings of EDAM. References such as "sec. 3.2" point into the paper (CVPR 2021)."""
+"""The settings of EDAM (Wu et al., CVPR 2021)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from afa.methods.psa.config import CAMAugmentationConfig, CRFConfig, PSAOptimise
 
 @dataclass
 class EDAMModelConfig(EncoderConfig):
-    """ResNet-38 or a network of timm, and the transformers over pairs (collaborative multi-attention, sec. 3.3)."""
+    """ResNet-38 or a network of timm, and the transformers over pairs (collaborative multi-attention)."""
 
     encoder: str = setting("resnet38", "resnet38, or timm/NAME, such as timm/resnet50")
     attention_width: int = setting(
@@ -53,7 +53,7 @@ class EDAMOptimiserConfig(PSAOptimiserConfig):
 
 @dataclass
 class EDAMScoresConfig:
-    """The distribution over classes, summed over passes (sec. 3.2)."""
+    """The distribution over classes, summed over passes."""
 
     scales: list[float] = setting([1.0, 0.5, 1.5, 2.0], "scales of the passes", above=0, maximum=16)
     background: float = setting(
@@ -75,7 +75,7 @@ class EDAMCRFConfig(CRFConfig):
 
 @dataclass
 class SaliencyConfig:
-    """Labels with saliency (sec. 3.4). Published: theta 0.2; alpha 0.25 and beta 0.95, with CRF 1e-6 and 0.99999.
+    """Labels with saliency. Published: theta 0.2; alpha 0.25 and beta 0.95, with CRF 1e-6 and 0.99999.
 
     The released program's own defaults, theta 0.5, alpha 0 and beta 1, neither suppress nor bring back anything.
     """
