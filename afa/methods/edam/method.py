@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from afa.data.samples import Sample
 from afa.data.transforms import normalise_exactly, resize_bicubic
-from afa.maps import Maps, PresentClasses, present_classes
+from afa.maps import Maps, present_classes
 from afa.methods.base import (
     Batch,
     Found,
@@ -32,7 +32,7 @@ from afa.methods.edam.config import EDAMConfig
 from afa.methods.edam.labels import crf_scores, fused_distribution, label_with_saliency
 from afa.methods.edam.parameters import parameter_groups
 from afa.methods.psa.labels import build_crf
-from afa.methods.psa.transforms import CAMTransform, scaled_images
+from afa.methods.psa.transforms import CAMTransform, resize_long_side, scaled_images
 from afa.methods.segmentation import colour_jitter
 from afa.models import EDAMNetwork, build_encoder
 from afa.parts import part
@@ -107,10 +107,13 @@ class EDAM(Method):
             sample.image if sample.network_size is None else resize_bicubic(sample.image, sample.network_size)
             for sample in samples
         ]
+        labels, cls_logits = given_labels(samples), None
         with part("cam"):
-            passes, present, cls_logits = self._passes(samples, images)
-            height, width = images[0].shape[:2]
-            scores = fused_distribution(passes, present, (height, width))
+            if labels is None:
+                cls_logits = self._classified(images)
+                labels = choose_classes(cls_logits).cpu()
+            present = present_classes(labels, next(self.network.parameters()).device)
+            scores = fused_distribution(self._passes(images), present, images[0].shape[:2])
         cams, found = scores.without_background().images(), []
         for index, (sample, own, own_cams) in enumerate(zip(samples, scores.images(), cams, strict=True)):
             class_ids = own_cams.class_ids[0][own_cams.counted[0]].tolist()
@@ -140,24 +143,23 @@ class EDAM(Method):
             outputs["with_saliency"] = torch.zeros(size, dtype=torch.int64, device=cams.scores.device)
         return outputs
 
-    def _passes(
-        self, samples: Sequence[Sample], images: Sequence[np.ndarray]
-    ) -> tuple[list[Tensor], PresentClasses, Tensor | None]:
-        """Distributions of each scale [2 B, K + 1, *, *], mirrors last; the classes; logits [B, K] if needed."""
-        dataset, scales = self.config.dataset, self.config.cam.scales
-        device = next(self.network.parameters()).device
-        labels, cls_logits = given_labels(samples), None
-        passes: list[Tensor] = []
-        for scale, of_scale in zip(
-            scales, zip(*(scaled_images(one, scales) for one in images), strict=True), strict=True
-        ):
-            plain = torch.stack([normalise_exactly(one, dataset.image_mean, dataset.image_std) for one in of_scale])
-            plain = plain.to(device, non_blocking=True)
-            feature = self.network.encoder.features(torch.cat([plain, plain.flip(-1)]))[-1]
-            passes.append(self.network.activate(feature))
-            if labels is None and scale == 1:
-                cls_logits = self.network.classify(feature[: len(plain)].repeat_interleave(2, dim=0))[::2]
-        if labels is None:
-            assert cls_logits is not None  # the scales hold 1
-            labels = choose_classes(cls_logits).cpu()
-        return passes, present_classes(labels, device), cls_logits
+    def _passes(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """Distributions at each scale, [2 B, K + 1, *, *], those of the mirror images last."""
+        scales, passes = self.config.cam.scales, []
+        for of_scale in zip(*(scaled_images(image, scales) for image in images), strict=True):
+            plain = self._input(of_scale)
+            passes.append(self.network.distribution(torch.cat([plain, plain.flip(-1)])))
+        return passes
+
+    def _classified(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Logits [B, K] of images as large as training may see them, or smaller: attention compares all positions."""
+        long_side = min(max(images[0].shape[:2]), self.config.augmentation.long_side_max)
+        plain = self._input([resize_long_side(image, long_side) for image in images])
+        feature = self.network.encoder.features(plain)[-1]
+        return self.network.classify(feature.repeat_interleave(2, dim=0))[::2]
+
+    def _input(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images of one size as the network sees them, normalised, [B, 3, *, *]."""
+        mean, std = self.config.dataset.image_mean, self.config.dataset.image_std
+        batch = torch.stack([normalise_exactly(image, mean, std) for image in images])
+        return batch.to(next(self.network.parameters()).device, non_blocking=True)
