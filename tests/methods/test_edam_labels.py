@@ -144,7 +144,7 @@ def test_the_released_order_of_operations_gives_the_same() -> None:
 def test_algorithm_1() -> None:
     scores = row(
         [0.9, 0.3],  # the background is stronger
-        [0.99, 0.3],  # as salient as theta is salient
+        [0.96, 0.3],  # as salient as theta is salient
         [0.97, 0.2],  # less: only above beta
         [0.2, 0.24],  # the background wins before alpha is asked
         [0.96, 0.99],  # the strongest, above beta
