@@ -42,5 +42,6 @@ setup(
             "types-tqdm",
         ],
         "benchmark": ["pydensecrf2"],
+        "saliency": ["onnxruntime"],
     },
 )

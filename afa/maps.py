@@ -125,6 +125,16 @@ class Maps:
             has_background=True,
         )
 
+    def without_background(self) -> Maps:
+        """The classes alone.
+
+        Raises:
+            ValueError: There is no background, or nothing else.
+        """
+        if not self.has_background or self.scores.shape[1] < 2:
+            raise ValueError("these maps have no background, or nothing besides")
+        return Maps(self.scores[:, 1:], self.class_ids[:, 1:], self.counted[:, 1:], has_background=False)
+
     def softmax(self, background: float) -> Maps:
         """Put a constant background channel in front, then take the softmax over it and the present classes.
 

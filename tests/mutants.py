@@ -331,6 +331,126 @@ MUTANTS = [
         "return _made_once(kind)",
         "test_config.py",
     ),
+    # EDAM's network, pairs and files.
+    Mutant(
+        "afa/models/resnet38.py",
+        "if self._last_relu else last",
+        "if True else last",
+        "models/test_edam_network.py",
+    ),
+    Mutant(
+        "afa/models/edam.py",
+        "torch.std_mean(tokens, dim=-1, keepdim=True)",
+        "torch.std_mean(tokens, dim=-1, correction=0, keepdim=True)",
+        "models/test_edam_network.py",
+    ),
+    Mutant(
+        "afa/models/edam.py",
+        "[:2].repeat(len(values) // 2, 1)",
+        "[:2].repeat_interleave(len(values) // 2, dim=0)",
+        "models/test_edam_network.py",
+    ),
+    Mutant(
+        "afa/models/edam.py",
+        'approximate="tanh"',
+        'approximate="none"',
+        "models/test_edam_network.py",
+    ),
+    Mutant(
+        "afa/methods/edam/parameters.py",
+        '0.0 if name == "encoder_biases"',
+        '0.0 if name in ("encoder_biases", "attention")',
+        "methods/test_edam_training.py",
+    ),
+    Mutant(
+        "afa/methods/edam/method.py",
+        'sampler = "pairs"',
+        'sampler = "images"',
+        "methods/test_edam.py",
+    ),
+    Mutant(
+        "afa/data/sampler.py",
+        "self._pairs[pair % self.size, is_partner]",
+        "self._pairs[pair % self.size, 0]",
+        "data_pipeline/test_pair_lists.py",
+    ),
+    Mutant(
+        "afa/data/pair_lists.py",
+        "if not class_labels[number, common] > 0:",
+        "if False:",
+        "data_pipeline/test_pair_lists.py",
+    ),
+    Mutant(
+        "afa/data/dataset.py",
+        "if self.pairs is None:",
+        "if True:",
+        "methods/test_edam.py",
+    ),
+    Mutant(
+        "afa/weights/layouts.py",
+        " or name == _EDAM_POSITIONS]",
+        "]",
+        "weights/test_edam_files.py",
+    ),
+    # EDAM's labels, and saliency.
+    Mutant(
+        "afa/methods/edam/labels.py", "saliency > math.floor(grey)", "saliency >= grey", "methods/test_edam_labels.py"
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py", "saliency >= math.ceil(grey)", "saliency > grey", "methods/test_edam_labels.py"
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "(values > beta).int().argmax(dim=1)",
+        "(values > beta).int().cumsum(dim=1).argmax(dim=1)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "& (best >= alpha) & (best > 0)",
+        "& (best >= alpha)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "torch.where(salient, best >= alpha, best > beta)",
+        "torch.where(salient, best >= alpha, best >= beta)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "torch.cat([one[:, -1:], present.gather(one[:, :-1])]",
+        "torch.cat([one[:, :1], present.gather(one[:, 1:])]",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/methods/edam/labels.py",
+        "settings.crf_beta if refines",
+        "settings.beta if refines",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant(
+        "afa/ops/cam.py",
+        "torch.where(maximum == 0, 1.0, maximum + epsilon)",
+        "(maximum + epsilon)",
+        "methods/test_edam_labels.py",
+    ),
+    Mutant("afa/data/saliency.py", "if _is_transparent(decoded.image):", "if False:", "data_pipeline/test_saliency.py"),
+    Mutant("afa/data/shapes.py", "if not missed:", "if True:", "data_pipeline/test_shapes.py"),
+    Mutant(
+        "afa/data/shapes.py",
+        "np.random.default_rng((seed, _SPLITS.index(split), number, _SALIENCY_STREAM))",
+        "np.random.default_rng()",
+        "data_pipeline/test_shapes.py",
+    ),
+    Mutant("afa/ops/minimum_barrier.py", "- np.max(distances, axis=0)", "", "ops/test_minimum_barrier.py"),
+    Mutant("afa/ops/minimum_barrier.py", "_pass(state, columns[::-1])", "pass", "ops/test_minimum_barrier.py"),
+    Mutant(
+        "afa/prediction/saliency.py",
+        "image.info.get(_NOTE) == note",
+        "image.info.get(_NOTE)",
+        "tools/test_make_saliency.py",
+    ),
     # PSA's labels, walk and transforms.
     Mutant(
         "afa/methods/psa/labels.py",

@@ -136,7 +136,7 @@ EXPECTED = {
 }
 # Settings of this project that the released program has no value for.
 OWN = (
-    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|pixel_labels|maps|saliency|bad_image|max_pixels|read_timeout)"
+    r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|pixel_labels|maps|saliency|pairs|bad_image|max_pixels|read_timeout)"
     r"|augmentation\.resampling|cam\.reuse_training_forward|schedule\.released_decoder_passes"
     r"|model\.(fused_attention|base_width|block_dropout|output_stride)"
     r"|validation\.(every|batch_size)|test\.batch_size|optimiser\.momentum"

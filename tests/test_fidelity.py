@@ -32,7 +32,11 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "psa_labels": {"CRF": 5e-3, "label": 0.0, "pairs": 0.0, "": 1e-5},
     "psa_random_walk": {"label": 0.0},
     "psa_train_cls": {"rates": 0.0, "moved": 2e-5, "": 1e-6},
+    "edam_labels": {"scores": 1e-5, "CRF": 1e-2, "label": 0.0, "IoU": 1e-6},
     "psa_train_aff": {"rates": 0.0, "loss": 1e-4, "": 2e-5},
+    "edam_narrow": {"": 2e-5},
+    "edam_pairs": {"targets": 0.0, "": 1e-6},
+    "edam_train": {"rates": 1e-15, "loss": 1e-4, "": 2e-5},
 }
 
 

@@ -4,8 +4,8 @@ SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoi
 file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
 DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
-Hugging Face's knows AFA's networks alone, the released one those of AFA and of PSA with a ResNet-38; all others are
-written as ours.
+Hugging Face's knows AFA's networks alone, the released one those of AFA, and of PSA and EDAM with a ResNet-38; all
+others are written as ours.
 
     python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
 """

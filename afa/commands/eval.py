@@ -49,13 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.data.layout import find_layout
     from afa.data.loader import evaluation_loader
     from afa.evaluation.tables import format_table, protocol_key, read_entries, write_entry
-    from afa.methods.base import scored_outputs
+    from afa.methods.base import named_input_outputs, scored_outputs
     from afa.prediction.evaluate import evaluate
     from afa.prediction.model import build_crf, load, scored_class_names
 
     model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
     test = model.config.test
     outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
+    outputs = named_input_outputs(outputs, model.config.dataset)
     crf = build_crf(test, args.crf_negligible) if args.crf else None
     read_entries(path)  # before hours of work, what could not be written beside them
     split = args.split or model.config.dataset.val_split

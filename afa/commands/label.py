@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
     from afa.engine.runtime import ProcessRuntime
-    from afa.methods.base import named_outputs
+    from afa.methods.base import named_input_outputs, named_outputs
     from afa.prediction.labelling import label_split
     from afa.prediction.model import load
     from afa.weights import last_checkpoint
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load(last_checkpoint(args.run), config=args.config, device=device, overrides=args.overrides)
         writable = [output for output in model.method.outputs if output.kind != "affinity"]
         outputs = named_outputs(writable, args.outputs, "--outputs")
+        if args.outputs is None:
+            outputs = named_input_outputs(outputs, model.config.dataset)
         done = label_split(
             model,
             split=args.split or model.config.dataset.train_split,

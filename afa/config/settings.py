@@ -74,6 +74,12 @@ class DatasetConfig:
         path=True,
     )
     saliency: str | None = setting(None, "folder of grey saliency images NAME.png", path=True)
+    pairs: str | None = setting(
+        None,
+        "for methods that train on pairs: list of pairs in EDAM's form, IMAGE IMAGE CLASS_INDEX per line, taken in its "
+        "order; default: partners are drawn",
+        path=True,
+    )
     image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
     image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
     ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)

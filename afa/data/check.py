@@ -17,6 +17,7 @@ from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
 from afa.data.palette import MaskPalette
 from afa.data.parallel import map_files
+from afa.data.saliency import SaliencyRange
 from afa.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _PLAIN_MODES = ("RGB", "L", "P", "1")
 _SHOWN = 5
-_CLASS_LABELS = "class_labels"
+_CLASS_LABELS, _SALIENCY = "class_labels", "saliency"
 
 # Kind of problem -> what it means and how to mend it.
 REMEDIES: Mapping[str, str] = {
@@ -59,9 +60,18 @@ REMEDIES: Mapping[str, str] = {
     "passed-over": "convert the files, for example to PNG, or take them out of the folder",
     "input": "make the files again with the stage that made them, or name another folder (dataset.pixel_labels, "
     "dataset.maps, dataset.saliency)",
+    "saliency-range": "harmless if it is meant; edam.saliency_maximum says which grey value stands for full saliency",
     "empty-labels": "name the image's classes in the labels file, or take it out of the training list",
 }
-_WARNINGS = ("absent-class", "missing-training-mask", "no-masks", "unseen-class", "passed-over", "note")
+_WARNINGS = (
+    "absent-class",
+    "missing-training-mask",
+    "no-masks",
+    "unseen-class",
+    "passed-over",
+    "saliency-range",
+    "note",
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Report:
         counts: Split -> number of images in its list.
         expected: Split -> number of images that the manifest, else publications, promise; without unknown ones.
         problems: What is wrong.
+        saliency: What the saliency maps of the training split hold, where ``dataset.saliency`` names them.
     """
 
     root: str
@@ -105,6 +116,7 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
     expected: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    saliency: SaliencyRange | None = None
 
     @property
     def ok(self) -> bool:
@@ -128,6 +140,8 @@ class Report:
         for split, count in self.counts.items():
             expected = self.expected.get(split)
             lines.append(f"{split}: {count} images" + ("" if expected is None else f", expected {expected}"))
+        if self.saliency is not None:
+            lines.append(f"saliency: {self.saliency.as_text()}")
         by_kind: dict[str, list[Problem]] = {}
         for problem in self.problems:
             by_kind.setdefault(problem.kind, []).append(problem)
@@ -164,7 +178,8 @@ def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,)
 
     Args:
         config: The ``dataset`` part of a configuration.
-        needs: What training images must bring: ``class_labels`` and see :class:`afa.data.inputs.Inputs`.
+        needs: What training images must bring: ``class_labels`` and see :class:`afa.data.inputs.Inputs`. Saliency maps
+            are checked wherever the settings name them.
         workers: Processes.
 
     Returns:
@@ -182,6 +197,8 @@ def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,)
         report.problems.append(Problem("passed-over", "", str(layout.images), passed_over))
     _check_counts(layout, splits, report)
     labels = _labels(layout, report)
+    if config.saliency is not None:
+        needs = list(dict.fromkeys((*needs, _SALIENCY)))
     inputs = _inputs(config, needs, splits[config.train_split], layout, labels, report)
     jobs = []
     for split, names in splits.items():
@@ -216,14 +233,18 @@ def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,)
     digests: dict[bytes, _Job] = {}
     results = map_files(_check_files, jobs, workers=workers, description="checking")
     shown: dict[str, set[int]] = {}
-    for job, (digest, classes, problems) in zip(jobs, results, strict=True):
+    for job, (digest, classes, saliency, problems) in zip(jobs, results, strict=True):
         report.problems += problems
+        if saliency is not None:
+            report.saliency = saliency if report.saliency is None else report.saliency + saliency
         if classes is not None:
             shown.setdefault(job.split, set()).update(classes)
         twin = digests.setdefault(digest, job) if digest else job
         if twin.split != job.split and twin.name != job.name:
             message = f"same content as {twin.image} in '{twin.split}'"
             report.problems.append(Problem("same-content", job.split, str(job.image), message))
+    if report.saliency is not None and (remark := report.saliency.remark()):
+        report.problems.append(Problem("saliency-range", config.train_split, str(config.saliency), remark))
     for split, seen in shown.items():
         unseen = [name for number, name in enumerate(layout.class_names, 1) if number not in seen]
         if not seen:
@@ -305,22 +326,25 @@ def _inputs(
     return inputs
 
 
-def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
-    """Check an image and its mask.
+def _check_files(job: _Job) -> tuple[bytes, set[int] | None, SaliencyRange | None, list[Problem]]:
+    """Check an image, its mask and what else training reads of it.
 
     Returns:
         The digest of the image file, empty where it is missing; the classes for which the image counts in its split:
-        of the labels in training, else of the mask; None where they are unknown; and problems.
+        of the labels in training, else of the mask; None where they are unknown; the range of its saliency map, where
+        it has one; and problems.
     """
     digest, size, problems = _check_image(job)
-    classes = None
+    classes = saliency = None
     if job.mask is not None:
         classes, mask_problems = _check_mask(job, size)
         problems += mask_problems
     labels = job.labels
     if job.inputs is not None and size is not None:
         try:
-            job.inputs.read(job.name, size, None if labels is None else one_hot(labels, len(job.class_names)))
+            known = None if labels is None else one_hot(labels, len(job.class_names))
+            found = job.inputs.read(job.name, size, known)
+            saliency = SaliencyRange.of(found[_SALIENCY]) if _SALIENCY in found else None
         except UserError as error:
             problems.append(Problem("input", job.split, job.name, str(error)))
     if labels is not None and classes is not None:
@@ -331,11 +355,11 @@ def _check_files(job: _Job) -> tuple[bytes, set[int] | None, list[Problem]]:
         if absent:
             message = f"the labels name {_classes(job, absent)}, the mask does not show it"
             problems.append(Problem("absent-class", job.split, str(job.mask), message))
-    known = labels if labels is not None else classes
-    if job.labels_needed and known is not None and not known:
+    counted = labels if labels is not None else classes
+    if job.labels_needed and counted is not None and not counted:
         problems.append(Problem("empty-labels", job.split, str(job.image), "the image has no class"))
-    counting = known if job.is_training else classes
-    return digest, None if counting is None else set(counting), problems
+    counting = counted if job.is_training else classes
+    return digest, None if counting is None else set(counting), saliency, problems
 
 
 def _check_image(job: _Job) -> tuple[bytes, tuple[int, int] | None, list[Problem]]:

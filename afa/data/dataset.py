@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from afa.data.inputs import Inputs, is_named
 from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
 from afa.data.notices import say
+from afa.data.pair_lists import read_pairs
 from afa.data.samples import EvaluationSample, Sample
 from afa.errors import UserError
 from afa.maps import IGNORE
@@ -35,7 +36,7 @@ _MAX_DAMAGED_IN_A_ROW = 20
 
 SETTINGS_OF_PLACES = (
     "root", "name_list_dir", "mask_dir", "mask_palette", "labels", "class_names", "pixel_labels", "maps", "saliency",
-    "bad_image", "max_pixels", "read_timeout",
+    "pairs", "bad_image", "max_pixels", "read_timeout",
 )  # fmt: skip
 """Settings that say where things lie, and how they are read. :attr:`Split.fingerprint` tells whether what lies there is
 the same."""
@@ -148,19 +149,34 @@ class TrainingImages(Dataset[dict[str, Any]]):
         transform: The method's.
         needs: What it needs of an image, see :class:`Split`.
         seed: Seed of the transform.
+        sampler: ``pairs``: partners with a class in common lie side by side in a batch.
+
+    Attributes:
+        images: Those of the training list.
+        pairs: Of the list that ``dataset.pairs`` names, see :func:`afa.data.pair_lists.read_pairs`; None: partners are
+            drawn, or there are none.
 
     Raises:
         UserError: Something is missing; the message says what and how to get it. Or no image has any class.
     """
 
-    def __init__(self, config: DatasetConfig, transform: Transform, *, needs: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        config: DatasetConfig,
+        transform: Transform,
+        *,
+        needs: Sequence[str],
+        seed: int,
+        sampler: Literal["images", "pairs"] = "images",
+    ) -> None:
         self.images = Split(config, config.train_split, inputs=needs)
-        self.seed = seed
+        self.seed, self.sampler = seed, sampler
         self._transform = transform
         self._reported: set[str] = set()
         self._classes_needed = "class_labels" in needs
         if self._classes_needed:
             self._refuse_without_classes()
+        self.pairs = self._listed_pairs()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -175,6 +191,14 @@ class TrainingImages(Dataset[dict[str, Any]]):
         if not self._classes_needed:
             raise ValueError("class_labels are not among the method's needs")
         return np.stack([self.images.class_labels[name] for name in self.images.names])
+
+    @property
+    def fingerprint(self) -> str:
+        """That of :attr:`Split.fingerprint`; where a list of pairs is given, it changes with them, too."""
+        if self.pairs is None:
+            return self.images.fingerprint
+        content = self.images.fingerprint.encode("ascii") + self.pairs.astype("<i8").tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Give the sample at a position of the stream.
@@ -210,6 +234,14 @@ class TrainingImages(Dataset[dict[str, Any]]):
             say(f"{len(without)} of the {len(names)} images of {split} have no class, the first is '{without[0]}'")
         if len(names) > 1 and bool((class_labels == class_labels[0]).all()):
             say(f"all images of {split} have the same classes: nothing tells images with a class from those without")
+
+    def _listed_pairs(self) -> np.ndarray | None:
+        path, layout = self.images.config.pairs, self.images.layout
+        if path is None:
+            return None
+        if self.sampler != "pairs":
+            raise UserError("dataset.pairs is set, but this method trains on single images: leave it out")
+        return read_pairs(Path(path), self.images.names, self.class_labels, layout.class_names, self.images.split)
 
     def _refuse_without_classes(self) -> None:
         if self.class_labels.any():

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from afa.data.files import missing_files, read_json
-from afa.data.images import DamagedImage, read_image
+from afa.data.images import DamagedImage
 from afa.data.labels import classes_in_mask
 from afa.data.map_files import LABEL_FACTS, listed
 from afa.data.map_folders import MapFolder
+from afa.data.saliency import read_saliency
 from afa.errors import UserError
 from afa.maps import IGNORE
 
@@ -38,6 +39,7 @@ class Inputs:
 
     def __init__(self, config: DatasetConfig, wanted: Sequence[str], class_names: Sequence[str]) -> None:
         self._ignore_index, self._num_classes = config.ignore_index, len(class_names)
+        self._max_pixels = config.max_pixels
         self._labels: MapFolder | None = None
         self._saliency: Path | None = None
         self._maps: dict[str, tuple[MapFolder, str | None]] = {}
@@ -100,7 +102,7 @@ class Inputs:
             found[PIXEL_LABELS] = label
         if self._saliency is not None:
             path = self._saliency / f"{name}.png"
-            found[SALIENCY] = _read_saliency(path)
+            found[SALIENCY] = read_saliency(path, max_pixels=self._max_pixels)
             _require_size(found[SALIENCY], size, f"the saliency map {path}")
         for key, (folder, output) in self._maps.items():
             found[key] = maps = folder.read(name, class_labels, output, size=size)
@@ -164,13 +166,6 @@ def _require_size(values: np.ndarray, size: tuple[int, int], what: str) -> None:
             f"{what} has {values.shape[1]} x {values.shape[0]} pixels, its image {size[1]} x {size[0]}: the files must "
             "have their images' size"
         )
-
-
-def _read_saliency(path: Path) -> np.ndarray:
-    image = read_image(path)
-    if (image != image[:, :, :1]).any():
-        raise DamagedImage(f"the saliency map {path} has colours: save it as a grey image of 8 bits")
-    return np.ascontiguousarray(image[:, :, 0])
 
 
 def _folder(setting: str | None, kind: str) -> Path:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 from afa.data.dataset import EvaluationImages, Split, SplitImages, TrainingImages
 from afa.data.images import DamagedImage
 from afa.data.parallel import end_with_parent
-from afa.data.sampler import PairSampler, StreamSampler
+from afa.data.sampler import ListedPairSampler, PairSampler, StreamSampler
 from afa.errors import UserError, leave_without_waiting
 
 if TYPE_CHECKING:
@@ -302,7 +302,6 @@ def _number(key: Any) -> int:
 def training_loader(
     images: TrainingImages,
     *,
-    sampler: Literal["images", "pairs"] = "images",
     global_batch: int,
     batch_size: int,
     steps: int,
@@ -319,8 +318,8 @@ def training_loader(
     What a batch holds depends on the seed and the step, not on workers, processes or resuming.
 
     Args:
-        images: What is trained on; their seed is that of the order, too.
-        sampler: ``pairs``: partners with a class in common lie side by side.
+        images: What is trained on; their seed is that of the order, too, and their sampler says whether partners lie
+            side by side.
         global_batch: Images per optimisation step, over all processes and micro-batches.
         batch_size: Images B per process and micro-batch.
         steps: Number of optimisation steps.
@@ -349,7 +348,11 @@ def training_loader(
         "rank": rank,
         "world_size": world_size,
     }
-    order = PairSampler(images.class_labels, **shares) if sampler == "pairs" else StreamSampler(len(images), **shares)
+    order = StreamSampler(len(images), **shares)
+    if images.pairs is not None:
+        order = ListedPairSampler(images.pairs, **shares)
+    elif images.sampler == "pairs":
+        order = PairSampler(images.class_labels, **shares)
     return ImageLoader(
         images,
         files=lambda key: [images.images.layout.image(images.images.names[key[1]], images.images.split)],

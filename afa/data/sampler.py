@@ -107,8 +107,7 @@ class PairSampler(StreamSampler):
     """
 
     def __init__(self, class_labels: np.ndarray, *, batch_size: int, **settings: int) -> None:
-        if batch_size % 2:
-            raise UserError(f"train.batch_size counts images, and pairs need an even number: {batch_size} is odd")
+        _require_even(batch_size)
         super().__init__(len(class_labels), batch_size=batch_size, **settings)
         self._classes: Sequence[np.ndarray] = [np.flatnonzero(row > 0) for row in class_labels]
         if any(len(classes) == 0 for classes in self._classes):
@@ -126,3 +125,32 @@ class PairSampler(StreamSampler):
         members = self._members[rng.choice(self._classes[first])]
         others = members[members != first]
         return int(rng.choice(others)) if len(others) else first
+
+
+class ListedPairSampler(StreamSampler):
+    """Pairs in the order of a list, partners side by side: positions 2a and 2a + 1 are pair a.
+
+    Nothing is shuffled. After the last pair comes the first one again.
+
+    Args:
+        pairs: Numbers of the images, int [pairs, 2].
+        **settings: Those of :class:`StreamSampler` but for ``size``; ``batch_size`` counts images and is even.
+
+    Raises:
+        UserError: As :class:`StreamSampler`, or ``batch_size`` is odd.
+    """
+
+    def __init__(self, pairs: np.ndarray, *, batch_size: int, **settings: int) -> None:
+        _require_even(batch_size)
+        super().__init__(len(pairs), batch_size=batch_size, **settings)
+        self._pairs = pairs
+
+    def index(self, position: int) -> int:
+        """The image at a position of the stream."""
+        pair, is_partner = divmod(position, 2)
+        return int(self._pairs[pair % self.size, is_partner])
+
+
+def _require_even(batch_size: int) -> None:
+    if batch_size % 2:
+        raise UserError(f"train.batch_size counts images, and pairs need an even number: {batch_size} is odd")

@@ -5,6 +5,9 @@ and texture, which says nothing about its class - and small emblems strewn over 
 the class and which cover a third of it (half at most). The mask is the whole body. A classifier needs the emblems only,
 so its activation maps light up around them, coarsely; the affinity has to spread them over the body. That is the
 problem AFA is made for.
+
+Beside each image lies a saliency map as a network for salient objects might give it, imperfect on purpose: it knows no
+class, misses some objects, shows some that are not there, and its edges are soft (:class:`SaliencyStyle`).
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ from afa.errors import UserError
 CLASS_NAMES = ("disc", "triangle", "square", "cross", "ring")
 EMBLEM_COLOURS = ((220, 30, 30), (30, 190, 40), (40, 70, 230), (230, 200, 20), (210, 40, 210))
 SMALLEST_SIZE = 32
+SALIENCY_FOLDER = "Saliency"
 _VERSION = 1  # of the images: changes with what a seed gives
 _SPLITS = ("train", "val")
+_SALIENCY_STREAM = 1  # beside the images' own: what saliency draws changes no image
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,31 @@ class ShapesStyle:
     jpeg_quality: int = 92
 
 
+@dataclass(frozen=True)
+class SaliencyStyle:
+    """How saliency maps are drawn. Lengths are fractions of the image's side, saliency is 0 to 1.
+
+    Args:
+        missed: Chance of each object to be missed.
+        distractor: Chance of an image to show one object that is not there.
+        distractor_radius: Range of its mean radius.
+        distractor_level: Range of its saliency.
+        level: Range of an object's saliency.
+        shift: Range by which an object's outline is too wide; below 0 too narrow.
+        softness: Range of the standard deviation that edges are blurred with.
+        clouds: Largest saliency of the background, in soft clouds.
+    """
+
+    missed: float = 0.12
+    distractor: float = 0.2
+    distractor_radius: tuple[float, float] = (0.06, 0.14)
+    distractor_level: tuple[float, float] = (0.45, 0.8)
+    level: tuple[float, float] = (0.6, 1.0)
+    shift: tuple[float, float] = (-0.02, 0.03)
+    softness: tuple[float, float] = (0.008, 0.025)
+    clouds: float = 0.12
+
+
 def make_shapes(
     root: str | Path,
     *,
@@ -86,7 +116,8 @@ def make_shapes(
 ) -> Path:
     """Make the data set in VOC layout; does nothing where it is there already, goes on where it was interrupted.
 
-    Files of a data set that is there are made again where they are missing, never written over.
+    Files of a data set that is there are made again where they are missing, never written over: so a data set of an
+    earlier version, which had no saliency maps, gets them.
 
     Args:
         root: Folder of the data set.
@@ -120,7 +151,7 @@ def make_shapes(
         raise UserError(f"the seed {seed} is below 0")
     if _is_made(root, recipe):
         return root
-    for folder in ("JPEGImages", "SegmentationClass", LISTS, "."):
+    for folder in ("JPEGImages", "SegmentationClass", SALIENCY_FOLDER, LISTS, "."):
         check_inside(root, root / folder)
         remove_unfinished(root / folder)
     write_json(root / UNFINISHED_MANIFEST, recipe)
@@ -158,6 +189,54 @@ def draw_picture(rng: np.random.Generator, style: ShapesStyle) -> tuple[np.ndarr
         drawn = _try_picture(rng, style, count)
         if drawn is not None:
             return drawn
+
+
+def draw_saliency(rng: np.random.Generator, mask: np.ndarray, style: SaliencyStyle | None = None) -> np.ndarray:
+    """Draw the saliency map of an image.
+
+    The draws, in this order: for each object, by class and then from top to bottom, whether it is missed, its level,
+    the shift of its outline and the softness of its edge; whether there is a distractor, then its radius, outline and
+    level; the clouds. An object is a connected region of one class.
+
+    Args:
+        rng: The only source of randomness.
+        mask: uint8 [S, S], 0 background, else class ids from 1.
+        style: How.
+
+    Returns:
+        uint8 [S, S], 0 to 255.
+    """
+    style = style or SaliencyStyle()
+    size = len(mask)
+    saliency = np.zeros((size, size), np.float32)
+    for class_id in np.unique(mask[mask > 0]):
+        count, regions = cv2.connectedComponents((mask == class_id).astype(np.uint8))
+        for number in range(1, count):
+            missed, level = rng.random() < style.missed, rng.uniform(*style.level)
+            shift, softness = rng.uniform(*style.shift) * size, rng.uniform(*style.softness) * size
+            if not missed:
+                soft = _soft(_widened(regions == number, shift), softness)
+                np.maximum(saliency, np.float32(level) * soft, out=saliency)
+    if rng.random() < style.distractor:
+        blob = _blob(rng, rng.uniform(*style.distractor_radius) * size, size)
+        level = rng.uniform(*style.distractor_level)
+        np.maximum(saliency, np.float32(level) * _soft(blob, style.softness[1] * size), out=saliency)
+    coarse = rng.uniform(0, style.clouds, (5, 5)).astype(np.float32)
+    np.maximum(saliency, cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR), out=saliency)
+    return (255 * saliency).clip(0, 255).round().astype(np.uint8)
+
+
+def _widened(region: np.ndarray, by: float) -> np.ndarray:
+    """A region [S, S] whose outline lies ``by`` pixels farther out, or farther in where it is negative."""
+    reach = round(abs(by))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    change = cv2.dilate if by > 0 else cv2.erode
+    return change(region.astype(np.uint8), kernel).astype(bool)
+
+
+def _soft(region: np.ndarray, deviation: float) -> np.ndarray:
+    """A region [S, S] with a blurred edge, float32 in 0..1."""
+    return cv2.GaussianBlur(region.astype(np.float32), (0, 0), deviation)
 
 
 def _try_picture(rng: np.random.Generator, style: ShapesStyle, count: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -302,7 +381,7 @@ def _stamp(alpha: np.ndarray, centre: np.ndarray, radius: float, class_id: int, 
 
 
 def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, int]) -> list[int]:
-    """Write one image and its mask, unless they are there; returns the classes it shows."""
+    """Write one image, its mask and its saliency map, unless they are there; returns the classes it shows."""
     split, number = job
     name = _name(split, number)
     image_path, mask_path = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png"
@@ -317,6 +396,11 @@ def _write_picture(root: Path, seed: int, style: ShapesStyle, job: tuple[str, in
         if is_free(mask_path):
             with replacing(mask_path) as temporary:
                 palette_image(mask).save(temporary)
+    saliency_path = root / SALIENCY_FOLDER / f"{name}.png"
+    if is_free(saliency_path):
+        stream = np.random.default_rng((seed, _SPLITS.index(split), number, _SALIENCY_STREAM))
+        with replacing(saliency_path) as temporary:
+            Image.fromarray(draw_saliency(stream, mask)).save(temporary)
     return [int(value) for value in np.unique(mask) if value]
 
 
@@ -354,6 +438,7 @@ def _files(root: Path, counts: Mapping[str, int]) -> list[Path]:
     return [
         *(root / "JPEGImages" / f"{name}.jpg" for name in names),
         *(root / "SegmentationClass" / f"{name}.png" for name in names),
+        *(root / SALIENCY_FOLDER / f"{name}.png" for name in names),
         *(root / LISTS / f"{split}.txt" for split in counts),
         root / CLASS_NAMES_FILE,
         root / "class_labels.json",

@@ -30,7 +30,7 @@ class HeldOutLosses:
     """
 
     def __init__(self, config: RunConfig, needs: tuple[str, ...], transform: Transform) -> None:
-        dataset = dataclasses.replace(config.dataset, train_split=config.dataset.val_split)
+        dataset = dataclasses.replace(config.dataset, train_split=config.dataset.val_split, pairs=None)
         self.images = TrainingImages(dataset, transform, needs=needs, seed=config.train.seed)
         self.batch_size = config.train.batch_size
 

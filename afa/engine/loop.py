@@ -285,7 +285,6 @@ class TrainingRun:
         settings = self.config.train
         loader = training_loader(
             self.images,
-            sampler=self.method.sampler,
             global_batch=self.facts["global_batch"],
             batch_size=settings.batch_size,
             steps=settings.steps - start,

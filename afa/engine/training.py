@@ -76,7 +76,9 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
     torch.manual_seed(settings.seed)
     method = build_method(config, class_names, runtime)
     network = method.network
-    images = TrainingImages(config.dataset, method.transform(), needs=method.needs, seed=settings.seed)
+    images = TrainingImages(
+        config.dataset, method.transform(), needs=method.needs, seed=settings.seed, sampler=method.sampler
+    )
     global_batch = settings.batch_size * settings.accumulate * runtime.world_size
     if global_batch > len(images):
         raise UserError(
@@ -89,7 +91,7 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         "config": config_to_dict(config),
         "class_names": class_names,
         "global_batch": global_batch,
-        "images": images.images.fingerprint,
+        "images": images.fingerprint,
     }
     going_on = runtime.on_main(lambda: check_output(output, facts, resume=settings.resume))
 

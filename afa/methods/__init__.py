@@ -33,6 +33,7 @@ _KNOWN: dict[str, _Known] = {
     "afa": _Known("afa.methods.afa.method:AFA", "afa.methods.afa.config:AFAConfig"),
     "psa_cam": _Known("afa.methods.psa.cam:PSACam", "afa.methods.psa.config:PSACamConfig"),
     "psa_affinity": _Known("afa.methods.psa.affinity:PSAAffinity", "afa.methods.psa.config:PSAAffinityConfig"),
+    "edam": _Known("afa.methods.edam.method:EDAM", "afa.methods.edam.config:EDAMConfig"),
     "segment": _Known("afa.methods.segment.method:Segment", "afa.methods.segment.config:SegmentConfig"),
 }
 

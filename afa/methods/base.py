@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
-from afa.config import RunConfig
+from afa.config import DatasetConfig, RunConfig
 from afa.data.dataset import Transform
-from afa.data.inputs import CLASS_LABELS, setting_of
+from afa.data.inputs import CLASS_LABELS, is_named, setting_of
+from afa.data.notices import say
 from afa.data.samples import Sample
 from afa.errors import UserError
 from afa.maps import Maps
@@ -311,6 +312,33 @@ def possible_outputs(method: Method, given: Collection[str]) -> tuple[Output, ..
         given: Names of inputs, as :attr:`Output.inputs` spells them.
     """
     return tuple(output for output in method.outputs if set(output.inputs) <= set(given))
+
+
+def named_input_outputs(outputs: Sequence[Output], dataset: DatasetConfig) -> list[Output]:
+    """Where nobody asks for outputs by name: those whose inputs the settings name. Which others are left out is said.
+
+    Args:
+        outputs: Of a method.
+        dataset: Names folders of inputs.
+
+    Returns:
+        All of them where the settings suffice for none: what is missing then is a mistake.
+    """
+    unnamed = {
+        output.name: [f"dataset.{setting_of(name)}" for name in output.inputs if not _is_given(dataset, name)]
+        for output in outputs
+    }
+    kept = [output for output in outputs if not unnamed[output.name]]
+    if not kept:
+        return list(outputs)
+    for output in outputs:
+        if unnamed[output.name]:
+            say(f"the output '{output.name}' is left out: {', '.join(unnamed[output.name])} is not set")
+    return kept
+
+
+def _is_given(dataset: DatasetConfig, name: str) -> bool:
+    return name == CLASS_LABELS or is_named(dataset, name)
 
 
 def missing_inputs(outputs: Sequence[Output]) -> str:

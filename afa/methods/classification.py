@@ -41,8 +41,18 @@ def classes_that_count(samples: Sequence[Sample], cls_logits: Tensor) -> Present
     Raises:
         ValueError: Only some of the samples have labels.
     """
+    given = given_labels(samples)
+    labels = choose_classes(cls_logits).cpu() if given is None else given
+    return present_classes(labels, cls_logits.device)
+
+
+def given_labels(samples: Sequence[Sample]) -> Tensor | None:
+    """The samples' labels [B, K], on the host; None where nobody knows them.
+
+    Raises:
+        ValueError: Only some of the samples have labels.
+    """
     given = [sample.class_labels for sample in samples if sample.class_labels is not None]
     if given and len(given) < len(samples):
         raise ValueError("class labels are given for all images of a batch or for none")
-    labels = torch.from_numpy(np.stack(given)) if given else choose_classes(cls_logits).cpu()
-    return present_classes(labels, cls_logits.device)
+    return torch.from_numpy(np.stack(given)) if given else None

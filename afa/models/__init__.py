@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from afa.models.afa_net import AFANet, AFAOutput
 from afa.models.base import Encoder
+from afa.models.edam import EDAMNetwork
 from afa.models.encoders import build_encoder, build_mit
 from afa.models.mit import MixTransformer
 from afa.models.psa import AffinityNetwork, CAMNetwork, pair_affinity
@@ -16,6 +17,7 @@ __all__ = [
     "AFAOutput",
     "AffinityNetwork",
     "CAMNetwork",
+    "EDAMNetwork",
     "Encoder",
     "MixTransformer",
     "ResNet38",

@@ -10,11 +10,12 @@ from afa.models.resnet38 import ResNet38
 from afa.models.timm_cnn import TimmCNN
 
 
-def build_encoder(settings: EncoderConfig) -> Encoder:
+def build_encoder(settings: EncoderConfig, *, last_relu: bool = True) -> Encoder:
     """The encoder that a configuration describes, with initial weights.
 
     Args:
         settings: The ``model`` section of any method; what is left out is the variant's.
+        last_relu: Of a ResNet-38, see there; other encoders end as they do.
 
     Raises:
         UserError: No encoder has this name, or timm has no such network.
@@ -28,6 +29,7 @@ def build_encoder(settings: EncoderConfig) -> Encoder:
             base_width=settings.base_width,
             depths=encoder_variant(settings).depths,
             dropout=settings.block_dropout,
+            last_relu=last_relu,
         )
     return build_mit(settings)
 

@@ -87,7 +87,8 @@ class BottleneckUnit(nn.Module):
 
 
 class ResNet38(Encoder):
-    """The encoder. Its three maps have stride 8: the activated inputs of ``b5`` and ``b6``, and the activated output.
+    """The encoder. Its three maps have stride 8: the activated inputs of ``b5`` and ``b6``, and the normalised output,
+    activated where ``last_relu`` says so.
 
     Convolutions start from He's normal distribution by fan-out (Kaiming), BatchNorms from 1 and 0: so it can learn
     from scratch, where nothing is frozen.
@@ -96,6 +97,7 @@ class ResNet38(Encoder):
         base_width: W, channels of the first convolution; all other widths are multiples of it.
         depths: Residual units of the groups b2, b3, b4 and b5; the bottlenecks b6 and b7 follow.
         dropout: Dropout2d in b6 and in b7.
+        last_relu: Whether the last map goes through ReLU, as in PSA; in EDAM it keeps values of both signs.
 
     Attributes:
         depths, base_width: As given.
@@ -113,6 +115,7 @@ class ResNet38(Encoder):
         base_width: int = 64,
         depths: Sequence[int] = (3, 3, 6, 3),
         dropout: Sequence[float] = (0.3, 0.5),
+        last_relu: bool = True,
     ) -> None:
         super().__init__()
         if len(depths) != len(_GROUPS) or min(depths) < 1:
@@ -120,7 +123,7 @@ class ResNet38(Encoder):
         if len(dropout) != 2:
             raise ValueError(f"ResNet-38 has dropout in two units, not {len(dropout)}")
         width = base_width
-        self.base_width, self.depths = base_width, tuple(depths)
+        self.base_width, self.depths, self._last_relu = base_width, tuple(depths), last_relu
         self.channels = (8 * width, 16 * width, 64 * width)
         self.strides = (8, 8, 8)
         self.conv1a = _convolution(3, width, 3)
@@ -156,7 +159,8 @@ class ResNet38(Encoder):
             maps, activated = self.get_submodule(name)(maps)
             if name in ("b5", "b6"):
                 taps.append(activated)
-        return [*taps, F.relu(self.bn7(maps), inplace=True)]
+        last = self.bn7(maps)
+        return [*taps, F.relu(last, inplace=True) if self._last_relu else last]
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """``conv1a`` and the group b2."""

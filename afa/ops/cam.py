@@ -55,6 +55,31 @@ def normalise_cams(cams: Tensor, epsilon: float) -> Tensor:
     return cams / (cams.amax(dim=(-2, -1), keepdim=True) + epsilon)
 
 
+def fused_cams(passes: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:
+    """Maps of several passes, summed at one size and divided by their maxima (PSA sec. 3.1).
+
+    Args:
+        passes: Each [2 B, c, *, *], at least 0: B images, then their mirror images.
+        size: (H, W).
+        epsilon: Added to the maximum; 0 makes the largest value of every map exactly 1.
+
+    Returns:
+        [B, c, H, W] in 0..1; a map that is 0 everywhere stays so.
+
+    Raises:
+        ValueError: There is no pass.
+    """
+    total: Tensor | None = None
+    for cams in passes:
+        plain, mirrored = resize(cams, size).chunk(2)
+        for one in (plain, mirrored.flip(-1)):
+            total = one if total is None else total + one
+    if total is None:
+        raise ValueError("fused_cams needs at least one pass")
+    maximum = total.amax(dim=(-2, -1), keepdim=True)
+    return total / torch.where(maximum == 0, 1.0, maximum + epsilon)
+
+
 @torch.no_grad()
 def multi_scale_cam(
     cam_pass: CamPass,

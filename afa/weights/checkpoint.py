@@ -22,7 +22,7 @@ from afa.methods.afa.config import AFAConfig
 from afa.methods.base import Method, SingleProcess
 from afa.weights.facts import CHECKSUMS, FACTS_FILE, WEIGHTS_FILE, check_facts, read_facts
 from afa.weights.files import parse_json
-from afa.weights.layouts import Recognised, article, describe_network, describe_psa, recognise
+from afa.weights.layouts import Recognised, article, describe_network, describe_resnet38, recognise
 from afa.weights.loading import check_names_and_shapes, load_recognised
 from afa.weights.reading import WeightsFile, file_checksum, find_weights, read_source
 
@@ -56,8 +56,8 @@ def open_checkpoint(
         path: A run's output folder (its checkpoint ``best``, else ``last``), a checkpoint folder, or a file: ours, or
             a released program's. ``FILE#ENTRY`` names one of several versions in a file.
         config_path: Configuration to use instead of the one that came with the weights. A file that brings none is
-            taken for AFA's or PSA's and described by the shapes of its tensors, which is enough for mit_b0 to mit_b5
-            and for a ResNet-38.
+            taken for AFA's, PSA's or EDAM's and described by the shapes of its tensors, which is enough for mit_b0 to
+            mit_b5 and for a ResNet-38.
         change: Makes of that configuration the one to be used.
 
     Returns:
@@ -101,8 +101,8 @@ def names_by_count(count: int) -> list[str]:
 
 
 def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
-    """The configuration of weights that bring none: AFA's and PSA's tell enough by their shapes."""
-    sections = describe_psa(seen)
+    """The configuration of weights that bring none: AFA's, PSA's and EDAM's tell enough by their shapes."""
+    sections = describe_resnet38(seen)
     if sections is not None:
         return config_from_dict(sections, source=str(file.path))
     if seen.num_classes is None:

@@ -2,7 +2,8 @@
 
 Names inside the project are those of the released programs, the encoder's below ``encoder.*``. AFA has ``decoder.*``,
 ``attn_proj.*`` and ``classifier.*`` besides; PSA's classifier is ``fc8.*``, its AffinityNet ``f8_3.*``, ``f8_4.*``,
-``f8_5.*`` and ``f9.*``; its released files hold the ResNet-38 without prefix. MXNet's file of that encoder, and timm's
+``f8_5.*`` and ``f9.*``; EDAM has ``mask_layer.*``, ``d_d.*``, ``embedding.*``, ``trans_list.*`` and ``fc_list.*``; the
+released files of both hold the ResNet-38 without prefix. MXNet's file of that encoder, and timm's
 of its networks, have names of their own. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's
 library has names of its own and keeps keys and values apart, which AFA stacks in one matrix, keys first.
 mmsegmentation's first SegFormer has the released names below ``backbone.*`` and ``decode_head.*``.
@@ -22,6 +23,7 @@ from afa.config import VARIANTS
 from afa.config.encoders import RESNET38_DEPTHS
 from afa.errors import UserError
 from afa.methods.afa.config import ModelConfig
+from afa.models.edam import position_code
 from afa.weights.files import shown
 
 _BLOCK_PARTS = {
@@ -71,7 +73,12 @@ _OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)", re.ASCII)
 _OUR_NORM = re.compile(r"encoder\.norm(\d)", re.ASCII)
 _OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj", re.ASCII)
 
-_PSA_HEADS = ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
+PSA_HEADS = ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
+"""What PSA's networks have besides their encoder."""
+EDAM_HEADS = ("mask_layer.", "d_d.", "embedding.", "trans_list.", "fc_list.")
+"""What EDAM's network has besides its encoder."""
+_EDAM_POSITIONS = "embedding.position.pe"  # a table that follows from its shape; ours is computed for each map
+_EDAM_GRID = 46 * 46  # positions of the released program's crop
 _RESIDUAL_UNIT = re.compile(r"encoder\.(b[2-5])(?:_(\d+))?\.", re.ASCII)
 _MXNET_UNIT = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|beta|gamma|moving_mean|moving_var)", re.ASCII)
 _MXNET_KINDS = {
@@ -125,7 +132,8 @@ class Recognised(NamedTuple):
         tensors: Name -> tensor. Names that could not be translated stay as they are.
         dropped: Heads for ImageNet and the like, which none of our networks has.
         encoder: Shape of the encoder, None where the file holds no whole Mix Transformer or ResNet-38.
-        num_classes: C of the decoder, or of PSA's classifier with the background; None where there is neither.
+        num_classes: C of the decoder or of EDAM's distribution, or of PSA's classifier with the background; None where
+            there is none of them.
     """
 
     kind: str
@@ -167,15 +175,18 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
 
 
 def _recognise_resnet38(tensors: Mapping[str, Tensor]) -> Recognised:
-    """ResNet-38 alone, or with one of PSA's heads or a decoder; from MXNet, the released program, or us."""
-    dropped = [name for name in tensors if _MXNET_HEAD.match(name)]
+    """ResNet-38 alone, or with the heads of PSA or EDAM or a decoder; from MXNet, the released programs, or us."""
+    dropped = [name for name in tensors if _MXNET_HEAD.match(name) or name == _EDAM_POSITIONS]
     translated = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     if "arg:conv1a_weight" in tensors:
         return _described("ResNet-38 ImageNet weights", _renamed(translated, _from_mxnet), dropped)
     if "conv1a.weight" in tensors:
-        translated = _renamed(translated, lambda name: name if name.startswith(_PSA_HEADS) else f"encoder.{name}")
+        heads = PSA_HEADS + EDAM_HEADS
+        translated = _renamed(translated, lambda name: name if name.startswith(heads) else f"encoder.{name}")
     if "fc8.weight" in tensors:
         family = "PSA CAM network"
+    elif "mask_layer.weight" in tensors:
+        family = "EDAM network"
     elif "f9.weight" in tensors:
         family = "PSA AffinityNet"
     elif any(name.startswith("decoder.") for name in tensors):
@@ -189,10 +200,12 @@ def _described(family: str, translated: dict[str, Tensor], dropped: list[str]) -
     """Add what the shapes tell."""
     encoder = encoder_shape(translated)
     prediction = translated.get("decoder.linear_pred.weight")
-    classifier = translated.get("fc8.weight")
+    classifier, distribution = translated.get("fc8.weight"), translated.get("mask_layer.weight")
     num_classes = len(prediction) if _is_filled(prediction, 4) else None
     if _is_filled(classifier, 4):
         num_classes = len(classifier) + 1
+    elif _is_filled(distribution, 4):
+        num_classes = len(distribution)
     details = [str(encoder)] if encoder else []
     if num_classes is not None:
         details.append(f"{num_classes} classes with the background")
@@ -284,24 +297,27 @@ def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
     return settings, seen.num_classes
 
 
-def describe_psa(seen: Recognised) -> dict[str, Any] | None:
-    """Deduce which of PSA's networks a released state dict holds, where no configuration came with it.
+def describe_resnet38(seen: Recognised) -> dict[str, Any] | None:
+    """Deduce which of PSA's and EDAM's networks a released state dict holds, where no configuration came with it.
 
     Returns:
         ``method`` and ``model`` of its configuration; None where it holds none of them whole. Dropout is at its
-        default, and so are the widths of an AffinityNet.
+        default, and so are the widths of an AffinityNet and EDAM's number of attention heads.
     """
     if not isinstance(seen.encoder, ResNet38Shape):
         return None
     names = set(seen.tensors)
+    reduction, attention = seen.tensors.get("d_d.weight"), {}
     if "fc8.weight" in names:
         method = "psa_cam"
+    elif "mask_layer.weight" in names and _is_filled(reduction, 4):
+        method, attention = "edam", {"attention_width": len(reduction)}
     elif {"f8_3.weight", "f8_4.weight", "f8_5.weight", "f9.weight"} <= names:
         method = "psa_affinity"
     else:
         return None
     shape = {"base_width": seen.encoder.base_width, "depths": list(seen.encoder.depths)}
-    return {"method": method, "model": {"encoder": "resnet38", **shape}}
+    return {"method": method, "model": {"encoder": "resnet38", **shape, **attention}}
 
 
 def from_timm(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -329,9 +345,12 @@ def from_timm(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tu
     return translated, dropped
 
 
-def to_released_psa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network with a ResNet-38 under the names of the released PSA program."""
-    return {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+def to_released_resnet38(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network with a ResNet-38 under the released names of PSA or EDAM, with EDAM's table of positions."""
+    released = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+    if "d_d.weight" in tensors:
+        released[_EDAM_POSITIONS] = position_code(_EDAM_GRID, len(tensors["d_d.weight"]))[None]
+    return released
 
 
 def to_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,16 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from afa.errors import UserError
-from afa.models import AFANet, CAMNetwork, TimmCNN
+from afa.models import AFANet, CAMNetwork, EDAMNetwork, TimmCNN
 from afa.weights.files import shown
-from afa.weights.layouts import Recognised, ResNet38Shape, article, encoder_shape, from_timm, recognise
+from afa.weights.layouts import (
+    EDAM_HEADS,
+    PSA_HEADS,
+    Recognised,
+    ResNet38Shape,
+    article,
+    encoder_shape,
+    from_timm,
+    recognise,
+)
 from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_source
 from afa.weights.versions import listed
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 6
-_HEADS = ("decoder.", "attn_proj.", "classifier.", "fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
+_HEADS = ("decoder.", "attn_proj.", "classifier.", *PSA_HEADS, *EDAM_HEADS)
 
 
 def load_encoder(encoder: nn.Module, source: str | Path) -> None:
@@ -27,9 +36,9 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> None:
 
     Args:
         encoder: The encoder of a network, changed in place.
-        source: SegFormer's ImageNet files, Hugging Face Segformers, ResNet-38 of MXNet or PSA, timm's files for an
-            encoder of timm, or checkpoints of ours (their encoder): a file, a folder, or a name on the Hugging Face hub
-            such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY`` names one of several versions in a file.
+        source: SegFormer's ImageNet files, Hugging Face Segformers, ResNet-38 of MXNet, PSA or EDAM, timm's files for
+            an encoder of timm, or checkpoints of ours (their encoder): a file, a folder, or a name on the Hugging Face
+            hub such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY`` names one of several versions in a file.
 
     Raises:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
@@ -148,7 +157,7 @@ def _fitting(
 
 def _num_classes(network: nn.Module) -> int | None:
     """C of networks that are recognised by their names, for a better message; shapes tell of all others."""
-    if isinstance(network, CAMNetwork):
+    if isinstance(network, (CAMNetwork, EDAMNetwork)):
         return network.num_classes + 1
     return network.num_classes if isinstance(network, AFANet) else None
 

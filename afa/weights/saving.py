@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from afa.data.files import replacing
 from afa.errors import UserError
-from afa.models import AFANet, AffinityNetwork, CAMNetwork, ResNet38
-from afa.weights.layouts import to_huggingface, to_released_psa
+from afa.models import AFANet, AffinityNetwork, CAMNetwork, EDAMNetwork, ResNet38
+from afa.weights.layouts import to_huggingface, to_released_resnet38
 from afa.weights.reading import with_checksum
 
 
@@ -50,11 +50,11 @@ def layouts_of(network: nn.Module) -> tuple[str, ...]:
     """The layouts in which a network can be written, see ``tools/convert_weights.py --format``."""
     if isinstance(network, AFANet):
         return ("afa", "released", "huggingface")
-    return ("afa", "released") if _is_released_psa(network) else ("afa",)
+    return ("afa", "released") if _is_released_resnet38(network) else ("afa",)
 
 
 def save_afa_layout(network: nn.Module, path: str | Path) -> None:
-    """Write a state dict that the released program of AFA or PSA loads: ``torch.save``, its names, no ``module.``.
+    """Write a state dict that the released program of AFA, PSA or EDAM loads: ``torch.save``, no ``module.``.
 
     Args:
         network: One that has this layout, see :func:`layouts_of`.
@@ -62,7 +62,7 @@ def save_afa_layout(network: nn.Module, path: str | Path) -> None:
     """
     tensors = network.state_dict()
     with replacing(Path(path)) as temporary:
-        torch.save(_plain(to_released_psa(tensors) if _is_released_psa(network) else tensors), temporary)
+        torch.save(_plain(to_released_resnet38(tensors) if _is_released_resnet38(network) else tensors), temporary)
         flush(temporary)
 
 
@@ -114,9 +114,9 @@ def save_huggingface(
         os.replace(new, target)
 
 
-def _is_released_psa(network: nn.Module) -> bool:
-    """Whether the released PSA program has this network."""
-    return isinstance(network, (CAMNetwork, AffinityNetwork)) and isinstance(network.encoder, ResNet38)
+def _is_released_resnet38(network: nn.Module) -> bool:
+    """Whether the released program of PSA or EDAM has this network."""
+    return isinstance(network, (CAMNetwork, AffinityNetwork, EDAMNetwork)) and isinstance(network.encoder, ResNet38)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

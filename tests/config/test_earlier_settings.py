@@ -22,7 +22,7 @@ def earlier(config: AFAConfig) -> dict[str, Any]:
     tree = config_to_dict(config)
     for key in ("name", "momentum", "decay_from"):
         del tree["optimiser"][key]
-    for key in ("pixel_labels", "maps", "saliency"):
+    for key in ("pixel_labels", "maps", "saliency", "pairs"):
         del tree["dataset"][key]
     del tree["train"]["init"]
     tree["optimiser"]["freeze_norms"] = tree["optimiser"].pop("freeze") == "released"

@@ -15,7 +15,17 @@ from scipy import ndimage
 
 from afa.config import DatasetConfig
 from afa.data.dataset import EvaluationImages
-from afa.data.shapes import CLASS_NAMES, SMALLEST_SIZE, ShapesStyle, draw_picture, make_shapes
+from afa.data.saliency import read_saliency
+from afa.data.shapes import (
+    CLASS_NAMES,
+    SALIENCY_FOLDER,
+    SMALLEST_SIZE,
+    SaliencyStyle,
+    ShapesStyle,
+    draw_picture,
+    draw_saliency,
+    make_shapes,
+)
 from afa.errors import UserError
 
 STYLE = ShapesStyle()
@@ -185,3 +195,56 @@ def test_impossible_wishes_are_one_line_and_leave_nothing(
 def test_smallest_pictures_can_be_drawn() -> None:
     image, mask = draw_picture(np.random.default_rng(0), ShapesStyle(size=SMALLEST_SIZE))
     assert image.shape == (SMALLEST_SIZE, SMALLEST_SIZE, 3) and mask.any()
+
+
+def maps(count: int, style: SaliencyStyle) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Masks and saliency maps."""
+    masks = [mask for _, mask in pictures(count)]
+    return [(mask, draw_saliency(np.random.default_rng((3, n)), mask, style)) for n, mask in enumerate(masks)]
+
+
+def test_saliency_follows_objects_and_misses_some() -> None:
+    plain = SaliencyStyle(missed=0, distractor=0, shift=(0, 0), level=(0.8, 0.8), clouds=0.1)
+    for mask, saliency in maps(20, plain):
+        assert saliency.shape == mask.shape and saliency.dtype == np.uint8
+        assert saliency.max() <= 0.8 * 255 + 1
+        inside = ndimage.binary_erosion(mask > 0, iterations=8)
+        outside = ~ndimage.binary_dilation(mask > 0, iterations=8)
+        assert saliency[outside].max() <= 0.1 * 255 + 1
+        assert (saliency[inside] > 100).mean() > 0.9
+        edge = (saliency > 60) & (saliency < 140)
+        assert edge.any(), "edges are soft"
+    shown, truth, missed = [], [], 0
+    for mask, saliency in maps(60, SaliencyStyle()):
+        shown.append(saliency > 100)
+        truth.append(mask > 0)
+        regions, count = ndimage.label(mask > 0)
+        missed += sum(saliency[regions == number].mean() < 60 for number in range(1, count + 1))
+    both = np.logical_and(shown, truth).sum() / np.logical_or(shown, truth).sum()
+    assert 0.7 < both < 0.93 and missed > 3, "imperfect on purpose"
+
+
+def test_distractors_show_where_nothing_is() -> None:
+    style = SaliencyStyle(missed=0, distractor=1, shift=(0, 0), clouds=0)
+    beside = [
+        (saliency[~ndimage.binary_dilation(mask > 0, iterations=10)] > 100).any() for mask, saliency in maps(30, style)
+    ]
+    assert np.mean(beside) > 0.3
+
+
+def test_saliency_changes_no_image_and_comes_to_a_data_set_of_an_earlier_version(tmp_path: Path) -> None:
+    style = ShapesStyle(size=64)
+    root = make_shapes(tmp_path / "shapes", train=3, val=1, seed=5, style=style)
+    whole = tree_bytes(root)
+    for split, number in (("train", 2), ("val", 0)):
+        image, mask = draw_picture(np.random.default_rng((5, ("train", "val").index(split), number)), style)
+        assert np.array_equal(stored_mask(root / "SegmentationClass" / f"{split}_{number:05d}.png"), mask)
+        Image.fromarray(image).save(tmp_path / "alone.jpg", quality=style.jpeg_quality)
+        assert (tmp_path / "alone.jpg").read_bytes() == whole[f"JPEGImages/{split}_{number:05d}.jpg"]
+        assert read_saliency(root / SALIENCY_FOLDER / f"{split}_{number:05d}.png").shape == (64, 64)
+    assert sum(name.startswith(SALIENCY_FOLDER) for name in whole) == 4
+    shutil.rmtree(root / SALIENCY_FOLDER)
+    kept = {path: path.stat().st_mtime_ns for path in root.rglob("*.[jpt]*g")}
+    make_shapes(root, train=3, val=1, seed=5, style=style)
+    assert tree_bytes(root) == whole
+    assert all(path.stat().st_mtime_ns == time_of_change for path, time_of_change in kept.items())

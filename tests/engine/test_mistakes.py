@@ -78,6 +78,7 @@ def config_count(data: Path, folder: Path, cases: int, seed: int = 0) -> Counter
             "validation.cam=false",
         ]
         trial += ["train.compile=false", "train.workers=0"]
+        trial += ["dataset.max_pixels=65000000"]  # that an image is too large is known when it is read
         refusal = None
         try:
             load_config(path)

@@ -30,7 +30,7 @@ FREE = {
     "train.batch_size", "train.accumulate", "train.workers", "train.device", "train.threads", "train.compile",
     "train.channels_last", "train.non_finite", "train.non_finite_limit", "train.log_every", "train.pictures_every",
     "train.checkpoint_every", "train.keep_checkpoints", "train.resume", "validation.every", "validation.outputs",
-    "validation.batch_size", "dataset.pixel_labels", "dataset.maps", "dataset.saliency",
+    "validation.batch_size", "dataset.pixel_labels", "dataset.maps", "dataset.saliency", "dataset.pairs",
 }  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_images_of_processes_are_joined_once_each() -> None:
 
 @pytest.mark.parametrize("kind", ["cam", "cam_saliency", "crf", "crf_saliency"])
 def test_agrees_with_the_reference_of_edam(kind: str) -> None:
-    golden = load_golden("edam_scores")
+    golden = load_golden("edam_labels")
     label = "label_plain" if kind == "cam" else f"label_{kind}"
     matrix = ConfusionMatrix(21)
     for image in range(2):

@@ -35,16 +35,16 @@ def tool_environment() -> dict[str, str]:
 # A command that dies, as by kill -9, when it has written so many masks and is about to give the next one its name.
 DIES_HALF_WAY = """
 import os, runpy, signal, sys
-left, replace = int(sys.argv[1]), os.replace
+left, folder, replace = int(sys.argv[1]), sys.argv[2], os.replace
 def count(source, target):
     global left
-    if str(target).endswith(".png"):
+    if os.path.dirname(target) == folder:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
     replace(source, target)
 os.replace = count
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -52,7 +52,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def kill_half_way(masks: Path, files: int, tool: str, *arguments: object) -> None:
     """Run a command that dies when a folder holds so many masks; the next one lies half-written beside them."""
     python, *script = tool_command(tool, *arguments)
-    done = subprocess.run([python, "-c", DIES_HALF_WAY, str(files), *script], env=tool_environment())
+    done = subprocess.run([python, "-c", DIES_HALF_WAY, str(files), str(masks), *script], env=tool_environment())
     assert done.returncode == -signal.SIGKILL
     assert len(list(masks.glob("[!.]*.png"))) == files and len(list(masks.glob(".*.part.png"))) == 1
 

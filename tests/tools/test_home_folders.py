@@ -59,6 +59,8 @@ def test_commands(home: Path, run_tool: RunTool) -> None:
         ("prepare_voc.py", "~nobody_here/voc"),
         ("prepare_coco.py", "~nobody_here/coco"),
         ("make_labels.py", "~nobody_here/labels.json", "--masks", "masks"),
+        ("make_saliency.py", "~nobody_here/a.jpg", "--output", "out"),
+        ("make_saliency.py", "a.jpg", "--output=~nobody_here/out"),
     ],
 )
 def test_a_home_folder_that_is_not_there_is_one_line(run_tool: RunTool, command: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ from afa.weights import (
     save_afa_layout,
     save_network,
 )
-from afa.weights.layouts import describe_psa, recognise
+from afa.weights.layouts import describe_resnet38, recognise
 
 SHAPE = {"base_width": 2, "depths": (1, 2, 1, 1)}
 
@@ -115,11 +115,11 @@ def test_a_released_file_describes_itself(trained: CAMNetwork) -> None:
     assert seen.num_classes == 4
     assert seen.kind.startswith("PSA CAM network (ResNet-38, base width 2")
     model = {"encoder": "resnet38", "base_width": 2, "depths": [1, 2, 1, 1]}
-    assert describe_psa(seen) == {"method": "psa_cam", "model": model}
+    assert describe_resnet38(seen) == {"method": "psa_cam", "model": model}
     affinity = recognise(released_names(AffinityNetwork(trained.encoder).state_dict()))
-    assert describe_psa(affinity) == {"method": "psa_affinity", "model": model}
-    assert describe_psa(recognise(trained.encoder.state_dict())) is None
-    assert describe_psa(recognise(small_network().state_dict())) is None
+    assert describe_resnet38(affinity) == {"method": "psa_affinity", "model": model}
+    assert describe_resnet38(recognise(trained.encoder.state_dict())) is None
+    assert describe_resnet38(recognise(small_network().state_dict())) is None
 
 
 def test_another_encoder_is_named(trained: CAMNetwork, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from afa.methods.psa.parameters import parameter_groups
 from afa.methods.psa.transforms import CAMTransform, CentreTransform, scaled_images
 from afa.methods.segmentation import colour_jitter
 from afa.models import CAMNetwork, build_encoder
-from afa.ops.cam import resize
+from afa.ops.cam import fused_cams
 from afa.parts import part
 
 
@@ -139,23 +139,3 @@ class PSACam(Method):
             self.crf, image, [with_background(full, alpha) for alpha in (settings.low_alpha, settings.high_alpha)]
         )
         return {"crf_low": low, "crf_high": high}
-
-
-def fused_cams(passes: Sequence[Tensor], size: tuple[int, int], epsilon: float) -> Tensor:
-    """CAMs of several passes, summed at one size and divided by their maxima.
-
-    Args:
-        passes: Each [2 B, m, *, *], at least 0: B images, then their mirror images.
-        size: (H, W).
-        epsilon: Added to the maximum.
-
-    Returns:
-        [B, m, H, W] in 0..1.
-    """
-    total: Tensor | None = None
-    for cams in passes:
-        plain, mirrored = resize(cams, size).chunk(2)
-        for one in (plain, mirrored.flip(-1)):
-            total = one if total is None else total + one
-    assert total is not None
-    return total / (total.amax(dim=(-2, -1), keepdim=True) + epsilon)
