@@ -25,9 +25,10 @@ from afa.errors import UserError
 from afa.maps import Maps
 from afa.methods import build_method, config_from_dict
 from afa.methods.base import Method, SegmentationProtocol, SingleProcess
+from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.psa.affinity import affinity_losses
 from afa.methods.psa.config import CAMCRFConfig
-from afa.methods.psa.labels import affinity_map, build_crf, pair_labels, refined, with_background
+from afa.methods.psa.labels import affinity_map, pair_labels
 from afa.models import AffinityNetwork, CAMNetwork, ResNet38
 from afa.ops.random_walk import PairAffinity, walk
 
