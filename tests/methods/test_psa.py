@@ -352,8 +352,11 @@ def test_both_stages_and_their_scores(labelled: Path, data: Path, tmp_path: Path
         assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "masks.json").read_text())["rows"]
     assert set(rows) == {"propagated", "propagated_crf"}
-    done = run_tool("eval.py", run, maps, "--workers", 0)
-    assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
+    for walks in ((), ("walk.beta=2",)):
+        done = run_tool("eval.py", run, maps, "--workers", 0, *walks)
+        assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
+    protocols = [entry["protocol"] for entry in json.loads((run / "evaluation.json").read_text())["evaluations"]]
+    assert [protocol.get("settings") for protocol in protocols] == [None, {"walk.beta": "2"}], "two walks, two entries"
 
 
 def test_stopped_and_started_again_the_second_stage_is_the_same(labelled: Path, data: Path, tmp_path: Path) -> None:
