@@ -96,9 +96,9 @@ def test_losses_of_pairs_by_hand() -> None:
     pairs = pair_labels(torch.full((1, 5, 9), 255), 5)
     none = affinity_losses(torch.full(pairs.negative.shape, 0.3), pairs, epsilon=1e-5)
     assert all(float(value) == 0 for value in none.values()), "a kind without pairs costs nothing"
-    kinds = [torch.tensor([[[index == place for index in (0, 0, 1, 2)]]]) for place in range(3)]
+    kinds = [torch.tensor([[[index == place for index in (0, 1, 2, 2)]]]) for place in range(3)]
     losses = affinity_losses(affinity, type(pairs)(*kinds), epsilon=1e-5)
-    expected = {"bg": -(np.log(0.5) + np.log(0.25)) / 2, "fg": -np.log(0.9), "neg": -np.log(0.9)}
+    expected = {"bg": -np.log(0.5), "fg": -np.log(0.25), "neg": -(np.log(0.1) + np.log(0.9)) / 2}
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, abs=1e-4)
 
 
