@@ -89,6 +89,13 @@ class Maps:
         counted = torch.ones(batch, channels, dtype=torch.bool, device=scores.device)
         return cls(scores, ids.expand(batch, -1), counted, has_background)
 
+    def without_classes(self, size: Sequence[int]) -> Maps:
+        """The background alone, of score 1, [B, 1, *size]: what is known of images without classes."""
+        batch, device = len(self.scores), self.scores.device
+        ids = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        counted = torch.ones(batch, 1, dtype=torch.bool, device=device)
+        return Maps(torch.ones(batch, 1, *size, device=device), ids, counted, has_background=True)
+
     @property
     def size(self) -> tuple[int, int]:
         """(h, w)."""

@@ -454,8 +454,8 @@ MUTANTS = [
     # PSA's labels, walk and transforms.
     Mutant(
         "afa/methods/cam_volumes.py",
-        "(1 - scores[:, 1:].amax(dim=1)) ** alpha",
-        "1 - scores[:, 1:].amax(dim=1) ** alpha",
+        "(1 - scores[:, 1:].amax(dim=1)).clamp(min=0) ** alpha",
+        "1 - scores[:, 1:].amax(dim=1).clamp(min=0) ** alpha",
         "methods/test_psa.py",
     ),
     Mutant("afa/methods/psa/labels.py", "label[label == 0] = IGNORE", "pass", "methods/test_psa.py"),

@@ -25,6 +25,8 @@ from afa.config import RunConfig
 from afa.data.files import require_writable
 from afa.paths import given_path
 
+_READ = ("dataset.maps", "dataset.saliency")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, score, write the table."""
@@ -104,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def method_settings(overrides: Sequence[str]) -> dict[str, str]:
-    """Those of ``key=value`` settings that are in none of the sections that every run has, sorted."""
+    """Those of ``key=value`` settings that are in none of the sections that every run has, and what is read, sorted."""
     common = {item.name for item in dataclasses.fields(RunConfig)}
     given = dict(override.split("=", 1) for override in overrides)
-    return {key: text for key, text in sorted(given.items()) if key.partition(".")[0] not in common}
+    return {key: text for key, text in sorted(given.items()) if key in _READ or key.partition(".")[0] not in common}
 
 
 def default_report_path(checkpoint: str | Path) -> Path:

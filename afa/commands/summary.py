@@ -136,13 +136,19 @@ def _scored_rows(title: str, path: Path, content: Mapping[str, Any]) -> Iterator
         yield Row(title=title, output=output, images=images, crf=False, file=str(path), **numbers)
 
 
+def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol with DenseCRF's settings and the method's beside all else; the method's have a dot in their keys."""
+    inner = {**(protocol.get("crf") or {}), **(protocol.get("settings") or {})}
+    return {**{key: value for key, value in protocol.items() if key != "settings"}, **inner}
+
+
 def _evaluated_rows(title: str, path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Rows of an evaluation.json. Where its protocols differ, a row says in what."""
-    protocols = [{**entry["protocol"], **(entry["protocol"].get("crf") or {})} for entry in entries]
+    protocols = [_flat(entry["protocol"]) for entry in entries]
     differing = [
         key
         for key in dict.fromkeys(key for protocol in protocols for key in protocol)
-        if key not in ("crf", "split") and len({str(one[key]) for one in protocols if key in one}) > 1
+        if key not in ("crf", "split") and len({str(one.get(key)) for one in protocols if key in one or "." in key}) > 1
     ]
     for entry, protocol in zip(entries, protocols, strict=True):
         table = entry.get("table")

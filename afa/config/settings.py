@@ -266,7 +266,12 @@ class RunConfig:
 
     def training_remarks(self) -> Iterator[str]:
         """What can be meant in a training, but rarely is, one line each."""
-        steps, warmup = self.train.steps, self.optimiser.warmup_steps
+        optimiser, unset = self.optimiser, type(self.optimiser)()
+        for name, others in (("adamw", ("momentum",)), ("sgd", ("beta1", "beta2", "epsilon"))):
+            for setting_name in others if optimiser.name == name else ():
+                if getattr(optimiser, setting_name) != getattr(unset, setting_name):
+                    yield f"optimiser.{setting_name} changes nothing with optimiser.name={name}"
+        steps, warmup = self.train.steps, optimiser.warmup_steps
         if warmup >= steps:
             yield (
                 f"optimiser.warmup_steps={warmup} is not below train.steps={steps}: the learning rate never reaches "

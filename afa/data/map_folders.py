@@ -164,8 +164,7 @@ class MapFolder:
 
         Args:
             name: Of the image, as in the lists.
-            class_labels: The image's labels, [K] of 0 and 1. Dictionaries cannot be read without; of others the class
-                ids are checked with them.
+            class_labels: The image's labels, [K] of 0 and 1. Dictionaries cannot be read without.
             output: One of :attr:`map_outputs`; not needed where there is only one.
             size: (H, W) of the image where it is known: maps that say they are of an image of another size are refused.
 
@@ -188,7 +187,15 @@ class MapFolder:
             return maps
         if class_labels is None:
             raise UserError(f"{path} can only be read with the image's labels: what key 0 means depends on them")
-        return self._dictionaries.read(path, class_labels)
+        maps = self._dictionaries.read(path, class_labels)
+        height, width = maps.size
+        # IRN's maps may be smaller than their image, their sides rounded.
+        if size is not None and maps.counted.any() and abs(height * size[1] - width * size[0]) > sum(size):
+            raise UserError(
+                f"the maps {path} have {width} x {height} positions, which is no shape of an image of {size[1]} x "
+                f"{size[0]} pixels, as '{name}' is: they must be of this image"
+            )
+        return maps
 
     def read_label(self, name: str, output: str | None = None) -> np.ndarray:
         """Read an image's label.

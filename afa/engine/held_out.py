@@ -13,6 +13,7 @@ from afa.config import RunConfig
 from afa.data.dataset import TrainingImages, Transform
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.trainer import Trainer
+from afa.errors import UserError
 from afa.methods.base import Method
 from afa.prediction.evaluate import EvaluationStopped
 
@@ -26,13 +27,17 @@ class HeldOutLosses:
         transform: Of the method, for images of the validation list.
 
     Raises:
-        UserError: Something is missing that a training step needs.
+        UserError: Something is missing that a training step needs, or the list holds less than a batch.
     """
 
     def __init__(self, config: RunConfig, needs: tuple[str, ...], transform: Transform) -> None:
         dataset = dataclasses.replace(config.dataset, train_split=config.dataset.val_split, pairs=None)
         self.images = TrainingImages(dataset, transform, needs=needs, seed=config.train.seed)
         self.batch_size = config.train.batch_size
+        if len(self.images) < self.batch_size:
+            raise UserError(
+                f"'{config.dataset.val_split}' has {len(self.images)} images, fewer than a batch of {self.batch_size}"
+            )
 
     @torch.no_grad()
     def __call__(
@@ -50,7 +55,7 @@ class HeldOutLosses:
             stop: Asked before each batch.
 
         Returns:
-            Name -> mean over the batches; none where the list holds less than a batch.
+            Name -> mean over the batches.
 
         Raises:
             EvaluationStopped: On every process, where ``stop`` said so on one.

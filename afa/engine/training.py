@@ -99,6 +99,9 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
         _start_weights(config, method, speaks=runtime.is_main)
     network.to(runtime.device)
     if settings.channels_last:
+        on_cpu = runtime.device.type == "cpu"
+        if on_cpu and any(isinstance(part, Encoder) and not part.channels_last_on_cpu for part in network.modules()):
+            raise UserError("train.channels_last does not work with this encoder on the CPU: leave it out")
         network.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(network)

@@ -28,7 +28,7 @@ def with_background(cams: Maps, alpha: float) -> Maps:
     whole = cams.with_background(0.0)
     scores = whole.scores.clone()
     scores[:, 1:] *= cams.counted[:, :, None, None]
-    scores[:, 0] = (1 - scores[:, 1:].amax(dim=1)) ** alpha
+    scores[:, 0] = (1 - scores[:, 1:].amax(dim=1)).clamp(min=0) ** alpha
     return whole.with_scores(scores)
 
 

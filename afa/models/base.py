@@ -18,6 +18,7 @@ class Encoder(nn.Module, ABC):
         strides: Of the feature maps over the image: an image of H x W pixels gives maps of about H / s x W / s, where
             odd sides are rounded as the encoder's convolutions do it.
         mean, std: The normalisation that it is trained with, of R, G, B in 0..255.
+        channels_last_on_cpu: Whether ``train.channels_last`` works on the CPU.
         norms_are_frozen: Whether :meth:`freeze_released` was called.
     """
 
@@ -25,11 +26,15 @@ class Encoder(nn.Module, ABC):
     strides: tuple[int, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    channels_last_on_cpu: bool = True
     norms_are_frozen: bool = False
 
-    @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> feature maps [B, C_i, h_i, w_i], finest first."""
+        """Normalised images [B, 3, H, W] -> feature maps [B, C_i, h_i, w_i], finest first.
+
+        By default what the module gives where it is called, which is what ``torch.compile`` compiles.
+        """
+        return self(images)
 
     @abstractmethod
     def frozen_parameters(self) -> Iterator[nn.Parameter]:

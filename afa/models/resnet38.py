@@ -106,6 +106,7 @@ class ResNet38(Encoder):
         ValueError: Other numbers of depths or rates, or a group without units.
     """
 
+    channels_last_on_cpu = False  # narrow ones end the process in PyTorch's backward pass (torch 2.14)
     mean = (123.675, 116.28, 103.53)
     std = (58.395, 57.12, 57.375)
 
@@ -151,7 +152,7 @@ class ResNet38(Encoder):
         self.add_module(name, unit)
         self._units.append(name)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> conv4 [B, 8 W, h, w], conv5 [B, 16 W, h, w], conv6 [B, 64 W, h, w]."""
         taps = []
         maps = self.conv1a(images)

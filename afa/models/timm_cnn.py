@@ -80,7 +80,7 @@ class TimmCNN(Encoder):
         facts = timm.models.PretrainedCfg() if (known := timm.get_pretrained_cfg(name)) is None else known
         self.mean, self.std = _in_bytes(facts.mean), _in_bytes(facts.std)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> three maps [B, C_i, ceil(H / s), ceil(W / s)]."""
         stride = self.strides[-1]
         images = F.pad(images, (0, -images.shape[-1] % stride, 0, -images.shape[-2] % stride))

@@ -243,6 +243,38 @@ def test_cams_with_a_background_are_not_walked() -> None:
         walker.predict([sample], ["propagated"], ANY)
 
 
+@pytest.mark.parametrize("factor", [5.0, -1.0])
+def test_cams_that_are_no_shares_are_not_walked(factor: float) -> None:
+    walker = method("psa_affinity")
+    cams = maps_of(factor * torch.ones(1, 48, 80), [2])
+    with pytest.raises(UserError, match="CAMs are in 0 to 1: divide each by its maximum"):
+        walker.predict([Sample("a", noise(48, 80), inputs={"maps/cam": cams})], ["propagated"], ANY)
+
+
+def test_an_image_without_classes_teaches_background() -> None:
+    nothing = Maps(torch.zeros(1, 1, 1, 1), torch.tensor([[1]]), torch.tensor([[False]]), has_background=False)
+    sizes = {"crop_size": 80, **no_jitter()}
+    found = method("psa_affinity", augmentation=sizes).transform()(
+        Sample("a", noise(80, 80), inputs={"maps/crf_low": nothing, "maps/crf_high": nothing}), np.random.default_rng(0)
+    )
+    assert set(found["label"].unique().tolist()) == {0}
+
+
+@pytest.mark.slow
+def test_compiling_reaches_the_encoder() -> None:
+    nodes = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        nodes.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph.forward
+
+    network = method("psa_cam").network
+    for child in network.children():
+        child.compile(backend=count)
+    network(torch.randn(1, 3, 40, 40))
+    assert sum(nodes) > 40
+
+
 @pytest.mark.parametrize("name", ["psa_cam", "psa_affinity"])
 def test_what_the_released_program_freezes_does_not_move(name: str) -> None:
     built = method(name, augmentation={"crop_size": 80})
@@ -262,6 +294,7 @@ def test_what_the_released_program_freezes_does_not_move(name: str) -> None:
     ("name", "sections", "message"),
     [
         ("psa_cam", {"model": {"encoder": "mit_b0"}}, "model.encoder: PSA needs three feature maps of one stride"),
+        ("psa_cam", {"model": {"encoder": "resnet83"}}, "did you mean 'resnet38'"),
         ("psa_cam", {"crf": {"low_alpha": 40.0}}, "crf.low_alpha 40.0 is not below crf.high_alpha 32.0"),
         ("psa_cam", {"augmentation": {"long_side_min": 600}}, "long_side_min 600 is above long_side_max 512"),
         ("psa_affinity", {"augmentation": {"crop_size": 60}}, "crop_size: 60 is not a multiple of 8"),
@@ -356,7 +389,10 @@ def test_both_stages_and_their_scores(labelled: Path, data: Path, tmp_path: Path
         done = run_tool("eval.py", run, maps, "--workers", 0, *walks)
         assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
     protocols = [entry["protocol"] for entry in json.loads((run / "evaluation.json").read_text())["evaluations"]]
-    assert [protocol.get("settings") for protocol in protocols] == [None, {"walk.beta": "2"}], "two walks, two entries"
+    assert [protocol.get("settings") for protocol in protocols] == [
+        {"dataset.maps": str(labelled / "val_maps")},
+        {"dataset.maps": str(labelled / "val_maps"), "walk.beta": "2"},
+    ], "two walks, two entries"
 
 
 def test_stopped_and_started_again_the_second_stage_is_the_same(labelled: Path, data: Path, tmp_path: Path) -> None:
@@ -369,6 +405,12 @@ def test_stopped_and_started_again_the_second_stage_is_the_same(labelled: Path, 
         assert faults.run_here(config).code == 0
         outcomes.append(faults.outcome(tmp_path / name / "2_affinity", 4))
     assert outcomes[0] == outcomes[1]
+
+
+def test_channels_last_is_refused_where_it_would_end_the_process(data: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    done = run_tool("train.py", Stages(tmp_path, data).cams(), "train.channels_last=true")
+    assert done.returncode == 2 and "train.channels_last does not work" in done.stderr, done.stderr
+    assert not (tmp_path / "1_cam").exists()
 
 
 def test_without_masks_the_losses_of_the_validation_list_are_reported(

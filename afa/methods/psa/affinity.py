@@ -38,6 +38,8 @@ from afa.ops.neighbour_pairs import holds_pairs
 from afa.ops.random_walk import PairAffinity, walk
 from afa.parts import part
 
+_HIGHEST_CAM = 1.001  # rounding
+
 
 class PSAAffinity(Method):
     """AffinityNet; see :class:`afa.methods.base.Method`."""
@@ -190,16 +192,22 @@ def affinity_losses(
 
 
 def cams_without_background(sample: Sample) -> Maps:
-    """A sample's CAMs, see :mod:`afa.methods.psa.labels`.
+    """A sample's CAMs, in 0..1.
 
     Raises:
-        UserError: They have a background.
+        UserError: They have a background, or other values.
     """
     cams: Maps = sample.inputs["maps/cam"]
     if cams.has_background:
         raise UserError(
             f"the maps cam of '{sample.name}' have a background, which the random walk adds itself: name a folder in "
             "dataset.maps that holds CAMs"
+        )
+    lowest, highest = float(cams.scores.min()), float(cams.scores.max())
+    if lowest < 0 or highest > _HIGHEST_CAM:
+        raise UserError(
+            f"the maps cam of '{sample.name}' go from {lowest:.3g} to {highest:.3g}, but CAMs are in 0 to 1: divide "
+            "each by its maximum, or name a folder in dataset.maps that holds CAMs"
         )
     return cams
 

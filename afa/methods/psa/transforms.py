@@ -66,6 +66,9 @@ def volumes(sample: Sample) -> tuple[Maps, Maps]:
         UserError: They are not.
     """
     low, high = sample.inputs["maps/crf_low"], sample.inputs["maps/crf_high"]
+    if not low.counted.any() and not high.counted.any():
+        nothing = low.without_classes(sample.image.shape[:2])
+        return nothing, nothing
     for name, maps in (("crf_low", low), ("crf_high", high)):
         if not maps.has_background:
             raise UserError(
