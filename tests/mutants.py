@@ -451,6 +451,35 @@ MUTANTS = [
         "image.info.get(_NOTE)",
         "tools/test_make_saliency.py",
     ),
+    # PSA's labels, walk and transforms.
+    Mutant(
+        "afa/methods/psa/labels.py",
+        "(1 - scores[:, 1:].amax(dim=1)) ** alpha",
+        "1 - scores[:, 1:].amax(dim=1) ** alpha",
+        "methods/test_psa.py",
+    ),
+    Mutant("afa/methods/psa/labels.py", "label[label == 0] = IGNORE", "pass", "methods/test_psa.py"),
+    Mutant("afa/methods/psa/labels.py", "same & ~background", "same", "methods/test_psa_reference.py"),
+    Mutant("afa/methods/psa/cam.py", "mirrored.flip(-1)):", "mirrored):", "methods/test_psa.py"),
+    Mutant("afa/methods/psa/affinity.py", "/ counts[2]", "/ counts[1]", "methods/test_psa.py"),
+    Mutant(
+        "afa/methods/psa/affinity.py",
+        "steps=2**settings.log_steps",
+        "steps=settings.log_steps",
+        "methods/test_psa_reference.py",
+    ),
+    Mutant("afa/methods/psa/parameters.py", "0.0 if of_biases else", "", "methods/test_psa.py"),
+    Mutant(
+        "afa/ops/random_walk.py",
+        "shares /= shares.sum(dim=-1, keepdim=True)",
+        "shares /= len(columns)",
+        "methods/test_psa.py",
+    ),
+    Mutant(
+        "afa/data/transforms.py", "for side in (width, height))", "for side in (height, width))", "methods/test_psa.py"
+    ),
+    Mutant("afa/engine/held_out.py", "network.eval()", "network.train()", "methods/test_psa.py"),
+    Mutant("afa/data/inputs.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",
