@@ -39,6 +39,8 @@ pipeline_score "$bound/evaluation.json" "$bound/checkpoints/last" \
     tools/eval.py "$bound/checkpoints/last" "dataset.root=$data"
 
 mkdir -p "$folder/compare_demo"
+python launch/compare_sheet.py "$folder/compare_demo/contact_sheet.png" "$data" \
+    "AFA=$afa" "PSA=$psa/3_segment" "EDAM=$edam/2_segment" "true masks=$bound"
 echo
 python tools/summary.py "AFA=$afa/evaluation.json" \
     "PSA=$psa/scores/cam_val.json" "PSA=$psa/scores/affinity_val.json" "PSA=$psa/scores/segment.json" \

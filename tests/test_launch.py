@@ -11,10 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from scored import CLASS_NAMES, small_config, small_method
 
 from afa.errors import UserError
+from afa.weights import pack_metadata, save_network
 
 REPOSITORY = Path(__file__).parents[1]
 INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
@@ -372,7 +375,11 @@ def test_the_comparison_runs_all_demonstrations_and_says_what_each_was_taught_wi
     ]
     for call in calls(checkout):
         assert "tools/train.py" not in call or ("train.seed=2" in call and "dataset.root=my data" in call)
-    *_, bound, _, summary = calls(checkout)
+    *_, bound, _, sheet, summary = calls(checkout)
+    assert sheet == (
+        "python launch/compare_sheet.py runs/compare_demo/contact_sheet.png my data AFA=runs/demo "
+        "PSA=runs/psa_demo/3_segment EDAM=runs/edam_demo/2_segment true masks=runs/segment_demo"
+    )
     assert "dataset.pixel_labels=my data/SegmentationClass train.output=runs/segment_demo" in bound
     assert summary == (
         "python tools/summary.py AFA=runs/demo/evaluation.json PSA=runs/psa_demo/scores/cam_val.json "
@@ -383,6 +390,21 @@ def test_the_comparison_runs_all_demonstrations_and_says_what_each_was_taught_wi
         "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I EDAM=I+S "
         "true masks=pixels --output runs/compare_demo/summary.json"
     )
+
+
+def test_masks_of_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(tmp_path / "shapes")
+    weights, sheet = str(tmp_path / "weights.safetensors"), tmp_path / "sheet.png"
+    save_network(small_method(config).network, Path(weights), pack_metadata(config, CLASS_NAMES, 7))
+    draw = runpy.run_path(str(REPOSITORY / "launch" / "compare_sheet.py"))["main"]
+    draw([str(sheet), str(tmp_path / "shapes"), f"one={weights}", f"the same={weights}"])
+    assert "5 images in" in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.width == 2 * 20 + 4 * 160 + 3 * 10
+        columns = [np.array(image)[48:, 20 + at * 170 : 20 + at * 170 + 160][:160] for at in range(4)]
+    assert (columns[2] == columns[3]).all() and (columns[0] != columns[1]).any()
+    with pytest.raises(UserError, match=r"give OUTPUT.png DATA TITLE=RUN"):
+        draw([str(sheet), "data", weights])
 
 
 @pytest.mark.parametrize("argument", ["cam.scales=[1]", "edam:train.seed=1", "train.seed", "dataset.saliency=null"])
