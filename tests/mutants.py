@@ -454,14 +454,14 @@ MUTANTS = [
     ),
     # PSA's labels, walk and transforms.
     Mutant(
-        "afa/methods/psa/labels.py",
+        "afa/methods/cam_volumes.py",
         "(1 - scores[:, 1:].amax(dim=1)) ** alpha",
         "1 - scores[:, 1:].amax(dim=1) ** alpha",
         "methods/test_psa.py",
     ),
     Mutant("afa/methods/psa/labels.py", "label[label == 0] = IGNORE", "pass", "methods/test_psa.py"),
     Mutant("afa/methods/psa/labels.py", "same & ~background", "same", "methods/test_psa_reference.py"),
-    Mutant("afa/methods/psa/cam.py", "mirrored.flip(-1)):", "mirrored):", "methods/test_psa.py"),
+    Mutant("afa/ops/cam.py", "mirrored.flip(-1)):", "mirrored):", "methods/test_psa.py"),
     Mutant("afa/methods/psa/affinity.py", "/ counts[2]", "/ counts[1]", "methods/test_psa.py"),
     Mutant(
         "afa/methods/psa/affinity.py",

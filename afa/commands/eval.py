@@ -7,6 +7,7 @@ training's validation.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from afa.commands.arguments import (
     prediction_overrides,
     split_scales,
 )
+from afa.config import RunConfig
 from afa.data.files import require_writable
 from afa.paths import given_path
 
@@ -91,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mirror=test.mirror,
         crf=None if crf is None else {**crf_settings, "crf_negligible": args.crf_negligible},
         limit=limit,
+        settings=method_settings(args.overrides),
     )
     titles = {output.name: output.title for output in model.method.outputs}
     titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
@@ -98,6 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     beside = write_entry(path, key, found.table, found.per_image)
     print(f"written to {path} and {beside}", file=sys.stderr)
     return 0
+
+
+def method_settings(overrides: Sequence[str]) -> dict[str, str]:
+    """Those of ``key=value`` settings that are in none of the sections that every run has, sorted."""
+    common = {item.name for item in dataclasses.fields(RunConfig)}
+    given = dict(override.split("=", 1) for override in overrides)
+    return {key: text for key, text in sorted(given.items()) if key.partition(".")[0] not in common}
 
 
 def default_report_path(checkpoint: str | Path) -> Path:

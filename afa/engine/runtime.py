@@ -34,6 +34,10 @@ _MEETING, _WORKING = timedelta(minutes=5), timedelta(minutes=30)
 
 _SECONDS_BEFORE_REMARK = 10.0
 
+# Wrapped networks live as long as the process. PyTorch frees one by waiting for Gloo's thread, with Python's lock held,
+# and that thread may be waiting for the lock: seen with torch 2.12.
+_WRAPPED: list[nn.Module] = []
+
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -183,11 +187,13 @@ class ProcessRuntime:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # A remark on speed about the gradients of depth-wise convolutions, which nobody here can change.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             network,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
+        _WRAPPED.append(wrapped)
+        return wrapped
 
 
 def _join(device: torch.device) -> Any:

@@ -39,6 +39,7 @@ def protocol_key(
     mirror: bool | None,
     crf: Mapping[str, Any] | None,
     limit: int | None,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What tells one evaluation of a run from another.
 
@@ -50,8 +51,9 @@ def protocol_key(
         mirror: Whether mirror images were predicted, too.
         crf: Settings of DenseCRF; None without.
         limit: How many images of the list, the first ones, were scored; None: all.
+        settings: Of the method's own, those that are not the run's, as they were given.
     """
-    return {
+    key = {
         "split": split,
         "step": step,
         "scales": None if scales is None else [float(scale) for scale in scales],
@@ -60,6 +62,7 @@ def protocol_key(
         "crf": None if crf is None else dict(crf),
         "limit": limit,
     }
+    return {**key, "settings": dict(settings)} if settings else key
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:

@@ -1,23 +1,10 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import faults
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def heard_signals() -> Iterator[None]:
-    """None is ignored: a run leaves alone what was before, as under nohup or behind a shell's ``&``."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

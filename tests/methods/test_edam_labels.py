@@ -8,6 +8,7 @@ from golden import Agreement, load_golden
 from torch import Tensor
 
 from afa.maps import Maps, present_classes
+from afa.methods.cam_volumes import build_crf
 from afa.methods.edam.config import EDAMConfig, EDAMCRFConfig, SaliencyConfig
 from afa.methods.edam.labels import (
     algorithm_1,
@@ -16,7 +17,6 @@ from afa.methods.edam.labels import (
     label_with_saliency,
     released_rule,
 )
-from afa.methods.psa.labels import build_crf
 
 CLASSES = 20
 

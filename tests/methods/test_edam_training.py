@@ -16,7 +16,7 @@ from afa.data.transforms import place_crop
 from afa.engine.optimisation import build_optimiser, set_learning_rates
 from afa.methods import build_method, config_from_dict
 from afa.methods.base import Method, SingleProcess
-from afa.methods.psa.transforms import cut_normalised, resize_long_side
+from afa.methods.cam_transforms import cut_normalised, resize_long_side
 from afa.weights.layouts import recognise
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -25,9 +25,10 @@ from afa.errors import UserError
 from afa.maps import Maps
 from afa.methods import build_method, config_from_dict
 from afa.methods.base import Method, SegmentationProtocol, SingleProcess
+from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.psa.affinity import affinity_losses
 from afa.methods.psa.config import CAMCRFConfig
-from afa.methods.psa.labels import affinity_map, build_crf, pair_labels, refined, with_background
+from afa.methods.psa.labels import affinity_map, pair_labels
 from afa.models import AffinityNetwork, CAMNetwork, ResNet38
 from afa.ops.random_walk import PairAffinity, walk
 
@@ -95,9 +96,9 @@ def test_losses_of_pairs_by_hand() -> None:
     pairs = pair_labels(torch.full((1, 5, 9), 255), 5)
     none = affinity_losses(torch.full(pairs.negative.shape, 0.3), pairs, epsilon=1e-5)
     assert all(float(value) == 0 for value in none.values()), "a kind without pairs costs nothing"
-    kinds = [torch.tensor([[[index == place for index in (0, 0, 1, 2)]]]) for place in range(3)]
+    kinds = [torch.tensor([[[index == place for index in (0, 1, 2, 2)]]]) for place in range(3)]
     losses = affinity_losses(affinity, type(pairs)(*kinds), epsilon=1e-5)
-    expected = {"bg": -(np.log(0.5) + np.log(0.25)) / 2, "fg": -np.log(0.9), "neg": -np.log(0.9)}
+    expected = {"bg": -np.log(0.5), "fg": -np.log(0.25), "neg": -(np.log(0.1) + np.log(0.9)) / 2}
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected, abs=1e-4)
 
 
@@ -351,8 +352,11 @@ def test_both_stages_and_their_scores(labelled: Path, data: Path, tmp_path: Path
         assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "masks.json").read_text())["rows"]
     assert set(rows) == {"propagated", "propagated_crf"}
-    done = run_tool("eval.py", run, maps, "--workers", 0)
-    assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
+    for walks in ((), ("walk.beta=2",)):
+        done = run_tool("eval.py", run, maps, "--workers", 0, *walks)
+        assert done.returncode == 0 and "random walk" in done.stdout, done.stderr
+    protocols = [entry["protocol"] for entry in json.loads((run / "evaluation.json").read_text())["evaluations"]]
+    assert [protocol.get("settings") for protocol in protocols] == [None, {"walk.beta": "2"}], "two walks, two entries"
 
 
 def test_stopped_and_started_again_the_second_stage_is_the_same(labelled: Path, data: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from afa.engine.optimisation import build_optimiser, set_learning_rates
 from afa.maps import Maps, present_classes
 from afa.methods import build_method, config_from_dict
 from afa.methods.base import Method, SegmentationProtocol, SingleProcess
+from afa.methods.cam_transforms import cut_normalised, resize_long_side, scaled_images
+from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.psa.config import CAMCRFConfig
-from afa.methods.psa.labels import affinity_map, build_crf, pair_labels, refined, with_background
-from afa.methods.psa.transforms import cut_normalised, resize_long_side, scaled_images
+from afa.methods.psa.labels import affinity_map, pair_labels
 from afa.ops.cam import fused_cams
 from afa.ops.random_walk import PairAffinity, walk
 from afa.weights.layouts import recognise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems
 from afa.config.settings import RunConfig, scale_problems, setting
-from afa.methods.psa.config import CAMAugmentationConfig, CRFConfig, PSAOptimiserConfig
+from afa.methods.cam_config import CAMAugmentationConfig, CRFConfig, ReleasedOptimiserConfig
 
 
 @dataclass
@@ -35,7 +35,7 @@ class EDAMAugmentationConfig(CAMAugmentationConfig):
 
 
 @dataclass
-class EDAMOptimiserConfig(PSAOptimiserConfig):
+class EDAMOptimiserConfig(ReleasedOptimiserConfig):
     """As every method's; the defaults are those of the README."""
 
     lr: float = setting(

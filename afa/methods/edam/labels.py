@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afa.maps import Maps, PresentClasses
+from afa.methods.cam_volumes import refined, with_background
 from afa.methods.edam.config import SaliencyConfig
-from afa.methods.psa.labels import refined, with_background
 from afa.ops.cam import fused_cams
 from afa.ops.dense_crf import DenseCRF
 

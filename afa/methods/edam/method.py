@@ -27,12 +27,12 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.cam_transforms import CAMTransform, resize_long_side, scaled_images
+from afa.methods.cam_volumes import build_crf
 from afa.methods.classification import choose_classes, given_labels
 from afa.methods.edam.config import EDAMConfig
 from afa.methods.edam.labels import crf_scores, fused_distribution, label_with_saliency
 from afa.methods.edam.parameters import parameter_groups
-from afa.methods.psa.labels import build_crf
-from afa.methods.psa.transforms import CAMTransform, resize_long_side, scaled_images
 from afa.methods.segmentation import colour_jitter
 from afa.models import EDAMNetwork, build_encoder
 from afa.parts import part

@@ -25,8 +25,9 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.psa.config import PSAAffinityConfig
-from afa.methods.psa.labels import PairLabels, build_crf, pair_labels, refined, with_background
+from afa.methods.psa.labels import PairLabels, pair_labels
 from afa.methods.psa.parameters import parameter_groups
 from afa.methods.psa.transforms import AffinityTransform
 from afa.methods.segmentation import Denominator, colour_jitter, loss_denominator, process_denominator

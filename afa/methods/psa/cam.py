@@ -22,11 +22,11 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.cam_transforms import CAMTransform, CentreTransform, scaled_images
+from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.classification import classes_that_count, classification_loss
 from afa.methods.psa.config import PSACamConfig
-from afa.methods.psa.labels import build_crf, refined, with_background
 from afa.methods.psa.parameters import parameter_groups
-from afa.methods.psa.transforms import CAMTransform, CentreTransform, scaled_images
 from afa.methods.segmentation import colour_jitter
 from afa.models import CAMNetwork, build_encoder
 from afa.ops.cam import fused_cams

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from afa.methods.base import ParameterGroup
-from afa.methods.psa.config import PSAOptimiserConfig
+from afa.methods.cam_config import ReleasedOptimiserConfig
 
 
-def parameter_groups(network: nn.Module, settings: PSAOptimiserConfig) -> list[ParameterGroup]:
+def parameter_groups(network: nn.Module, settings: ReleasedOptimiserConfig) -> list[ParameterGroup]:
     """Encoder and new layers, weights and biases of each; what is frozen, and groups without parameters, are left out.
 
     Biases are those of convolutions and BatchNorms: ``optimiser.bias_lr_factor`` times as fast, without weight decay.
