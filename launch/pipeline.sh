@@ -128,15 +128,19 @@ pipeline_run() {
 }
 
 # Usage: pipeline_train STAGE CONFIG GLOBAL_BATCH [key=value ...]
-# Trains a stage; its own settings win over those given here. On GPUs as many processes as can share the images out take one
-# share each, none in two turns: some losses are means over all that a process sees at once.
+# Trains a stage; its own settings win over those given here. GLOBAL_BATCH counts the images of a step; 4x2 is 4 pairs, of
+# which none is split. On GPUs as many processes as can share them out take one share each, none in two turns: some losses
+# are means over all that a process sees at once.
 pipeline_train() {
-    local stage=$1 config=$2 images=$3 processes=1 settings
+    local stage=$1 config=$2 shared=${3%x*} each=1 processes=1 settings
+    if [[ $3 == *x* ]]; then
+        each=${3#*x}
+    fi
     shift 3
     pipeline_settings "$stage"
     if [ "$pipeline_on" != cores ]; then
-        processes=$(afa_share "$images" "$pipeline_processes")
-        set -- "train.batch_size=$((images / processes))" train.accumulate=1 "$@"
+        processes=$(afa_share "$shared" "$pipeline_processes")
+        set -- "train.batch_size=$((shared * each / processes))" train.accumulate=1 "$@"
     fi
     pipeline_run "$processes" tools/train.py "$config" "$@" ${settings[@]+"${settings[@]}"}
 }
@@ -161,4 +165,28 @@ pipeline_score() {
     rm -f "$file" "$file.command" || return # tools/eval.py would keep what the file holds
     pipeline_run 1 "$@" --output "$file" || return
     echo "$*" >"$file.command"
+}
+
+# Usage: pipeline_score_labels TITLE FILES RUN maps|masks CONFIG TRAIN VAL OUTPUT ...
+# Scores RUN_labels on the list TRAIN in FILES_labels.json and RUN_val on the list VAL in FILES_val.json, with settings; - is no
+# list. Adds "TITLE=FILE" to scored.
+pipeline_score_labels() {
+    local title=$1 files=$2 run=$3 kind=$4 config=$5 train=$6 val=$7 split labels file options
+    shift 7
+    for labels in labels val; do
+        split=$train
+        if [ "$labels" = val ]; then
+            split=$val
+        fi
+        if [ "$split" != - ]; then
+            file=${files}_$labels.json
+            options=(--config "$config" --split "$split")
+            if [ "$kind" = maps ]; then
+                options+=(--plot "${file%.json}.svg")
+            fi
+            pipeline_score "$file" "${run}_$labels/manifest.json" \
+                tools/score.py "$kind" "${run}_$labels" ${settings[@]+"${settings[@]}"} "${options[@]}" --outputs "$@" || return
+            scored+=("$title=$file")
+        fi
+    done
 }

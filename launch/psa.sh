@@ -29,7 +29,8 @@ psa_pipeline() {
     pipeline_settings cam dataset
     pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --outputs cam crf_low crf_high --output "${cam}_labels" || return
     pipeline_label "$cam" ${settings[@]+"${settings[@]}"} --split "$val" --outputs cam --output "${cam}_val" || return
-    psa_score "CAM network" "$cam" maps "${configs}1_cam.yaml" cam || return
+    pipeline_score_labels "CAM network" "$folder/scores/cam" "$cam" maps "${configs}1_cam.yaml" \
+        "$scored_train" "$scored_val" cam || return
 
     pipeline_train affinity "${configs}2_affinity.yaml" 8 "${of_affinity[@]}" || return
     pipeline_settings affinity dataset
@@ -37,7 +38,8 @@ psa_pipeline() {
         --outputs propagated propagated_crf --output "${affinity}_labels" || return
     pipeline_label "$affinity" ${settings[@]+"${settings[@]}"} "dataset.maps=${cam}_val" --split "$val" --no-maps \
         --outputs propagated propagated_crf --output "${affinity}_val" || return
-    psa_score "AffinityNet" "$affinity" masks "${configs}2_affinity.yaml" propagated propagated_crf || return
+    pipeline_score_labels "AffinityNet" "$folder/scores/affinity" "$affinity" masks "${configs}2_affinity.yaml" \
+        "$scored_train" "$scored_val" propagated propagated_crf || return
 
     pipeline_train segment "${configs}3_segment.yaml" 10 "${of_segment[@]}" || return
     pipeline_settings segment dataset test
@@ -54,27 +56,4 @@ psa_pipeline() {
     echo "scores       $folder/scores"
     echo "pseudo masks ${affinity}_labels/labels/propagated_crf"
     echo "checkpoints  $segment/checkpoints/last"
-}
-
-# Usage: psa_score TITLE RUN maps|masks CONFIG OUTPUT ...      scores RUN_labels and RUN_val where there are true masks
-# Called by psa_pipeline: reads its folder, settings, scored_train and scored_val, and adds the files to its scored.
-psa_score() {
-    local title=$1 run=$2 kind=$3 config=$4 split labels file options
-    shift 4
-    for labels in labels val; do
-        split=$scored_train
-        if [ "$labels" = val ]; then
-            split=$scored_val
-        fi
-        if [ "$split" != - ]; then
-            file="$folder/scores/${run##*_}_$labels.json"
-            options=(--config "$config" --split "$split")
-            if [ "$kind" = maps ]; then
-                options+=(--plot "${file%.json}.svg")
-            fi
-            pipeline_score "$file" "${run}_$labels/manifest.json" \
-                tools/score.py "$kind" "${run}_$labels" ${settings[@]+"${settings[@]}"} "${options[@]}" --outputs "$@" || return
-            scored+=("$title=$file")
-        fi
-    done
 }

@@ -443,6 +443,7 @@ MUTANTS = [
         "np.random.default_rng()",
         "data_pipeline/test_shapes.py",
     ),
+    Mutant("afa/commands/summary.py", "supervision.get(title)", "None", "tools/test_summary.py"),
     Mutant("afa/ops/minimum_barrier.py", "- np.max(distances, axis=0)", "", "ops/test_minimum_barrier.py"),
     Mutant("afa/ops/minimum_barrier.py", "_pass(state, columns[::-1])", "pass", "ops/test_minimum_barrier.py"),
     Mutant(

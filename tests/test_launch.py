@@ -11,10 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from scored import CLASS_NAMES, small_config, small_method
 
 from afa.errors import UserError
+from afa.weights import pack_metadata, save_network
 
 REPOSITORY = Path(__file__).parents[1]
 INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
@@ -30,7 +33,7 @@ call=" $*"
 output=${call##* --output }
 output=${output%% --*}
 case $call in
-*" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train}; exit ;;
+*" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train train val}; exit ;;
 *" tools/label.py "*) mkdir -p "$output"; [ -e "$output/manifest.json" ] || : > "$output/manifest.json" ;;
 *" tools/score.py "* | *" tools/eval.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
 esac
@@ -252,6 +255,165 @@ def test_the_stages_of_psa_on_the_built_in_data(checkout: Path) -> None:
     assert "runs/two & more/contact_sheet.png" in said and "runs/two & more/scores" in said
 
 
+def edam_calls(
+    folder: str, configs: str, *, settings: str = "", label: str = "python", end: str = "", batches: bool = True
+) -> list[str]:
+    """What EDAM's pipeline starts where all images have saliency maps, in its order."""
+    edam, segment, scores = f"{folder}/1_edam", f"{folder}/2_segment", f"{folder}/scores"
+    masks, one, two = (
+        f"dataset.pixel_labels={edam}_labels/labels/with_saliency",
+        *(f"{configs}{name}.yaml" for name in ("1_edam", "2_segment")),
+    )
+    init = f" train.init={edam}/checkpoints/last" if "demo" in configs else ""
+    batch = [f"train.batch_size={images} train.accumulate=1 " if batches else "" for images in (8, 10)]
+    wanted, titles = "--outputs cam crf with_saliency", {"cam": "EDAM network", "crf": "and CRF"}
+    titles["saliency"] = "and saliency"
+    calls = [
+        f"python launch/stages.py {one} train.output={edam}{settings} a.b=1 "
+        f"-- {two} train.output={segment} {masks}{init}{settings} a.b=1",
+        f"python tools/train.py {one} {batch[0]}train.output={edam}{settings} a.b=1",
+        f"{label} tools/label.py {edam}{settings} {wanted} --output {edam}_labels{end}",
+        f"{label} tools/label.py {edam}{settings} --split val {wanted} --output {edam}_val{end}",
+    ]
+    for name, kind, output in (("cam", "maps", "cam"), ("crf", "masks", "crf"), ("saliency", "masks", "with_saliency")):
+        for ours, split in (("labels", "train"), ("val", "val")):
+            file = f"{scores}/{name}_{ours}"
+            plot = f" --plot {file}.svg" if kind == "maps" else ""
+            calls.append(
+                f"python tools/score.py {kind} {edam}_{ours}{settings} --config {one} --split {split}{plot} "
+                f"--outputs {output} --output {file}.json"
+            )
+    return [
+        *calls,
+        f"python tools/train.py {two} {batch[1]}train.output={segment} {masks}{init}{settings} a.b=1",
+        f"python tools/eval.py {segment}/checkpoints/last{settings} --crf --output {scores}/segment.json",
+        "python tools/summary.py "
+        + "".join(f"{title}={scores}/{name}_{of}.json " for name, title in titles.items() for of in ("labels", "val"))
+        + f"segmentation network={scores}/segment.json --output {scores}/summary.json",
+    ]
+
+
+def test_the_stages_of_edam(checkout: Path) -> None:
+    finished(checkout, "edam_voc.sh", "dataset.saliency=maps of mine", "a.b=1")
+    assert calls(checkout) == edam_calls("work_dirs/edam", "configs/edam/", settings=" dataset.saliency=maps of mine")
+
+
+def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
+    said = finished(checkout, "edam_demo.sh", "a.b=1", "train.output=runs/two & more", CORES="6")
+    expected = edam_calls(
+        "runs/two & more",
+        "configs/edam/demo_",
+        settings=" dataset.saliency=data/shapes/Saliency",
+        label="torchrun --standalone --nproc-per-node 4 --max-restarts 0",
+        end=" --device cpu --workers 0",
+        batches=False,
+    )
+    sheet = "runs/two & more/contact_sheet.png"
+    assert calls(checkout) == [
+        "python tools/make_shapes.py data/shapes",
+        *expected,
+        "python tools/contact_sheet.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
+        f"--output {sheet}",
+    ]
+    assert sheet in said and "runs/two & more/1_edam_labels/labels/with_saliency" in said
+
+
+def test_saliency_of_the_built_in_data_lies_with_it_unless_another_folder_is_named(checkout: Path) -> None:
+    finished(checkout, "edam_demo.sh", "dataset.root=my data", "dataset.saliency=elsewhere")
+    labels = [call for call in calls(checkout) if "tools/label.py" in call]
+    for call in labels:
+        assert "dataset.saliency=my data/Saliency dataset.root=my data dataset.saliency=elsewhere" in call
+
+
+def test_edam_without_saliency(checkout: Path) -> None:
+    said = finished(checkout, "edam_voc.sh", LISTS="val val train - -")
+    assert "note: no dataset.saliency: the segmentation network learns from the labels of the CRF" in said
+    *_, train = (call for call in calls(checkout) if "tools/train.py" in call)
+    assert "dataset.pixel_labels=work_dirs/edam/1_edam_labels/labels/crf" in train
+    assert all("with_saliency" not in call for call in calls(checkout)[1:])
+    assert "work_dirs/edam/1_edam_labels/labels/crf" in said
+
+
+def test_edam_with_saliency_of_the_training_images_alone(checkout: Path) -> None:
+    finished(checkout, "edam_voc.sh", LISTS="val val train train -")
+    labels = [call for call in calls(checkout) if "tools/label.py" in call]
+    assert ["with_saliency" in call for call in labels] == [True, False]
+    scored = [call.rsplit("/", 1)[1] for call in calls(checkout) if "tools/score.py" in call or "tools/eval.py" in call]
+    names = "cam_labels", "cam_val", "crf_labels", "crf_val", "saliency_labels", "segment"
+    assert scored == [f"{name}.json" for name in names]
+
+
+def test_pairs_are_not_split_over_gpus(checkout: Path) -> None:
+    finished(checkout, "edam_voc.sh", FOUND_GPUS="8")
+    first, second = (call for call in calls(checkout) if "tools/train.py" in call)
+    assert "--nproc-per-node 4" in first and "train.batch_size=2 train.accumulate=1" in first
+    assert "--nproc-per-node 5" in second and "train.batch_size=2 train.accumulate=1" in second
+
+
+@pytest.mark.parametrize("at", [1, 3, 8, 11])
+def test_edam_goes_on_after_it_was_killed(checkout: Path, at: int) -> None:
+    expected = edam_calls("work_dirs/edam", "configs/edam/")
+    finished(checkout, "edam_voc.sh", "a.b=1", FAIL=expected[at].removeprefix("python "), code=137)
+    assert calls(checkout) == expected[: at + 1]
+    (checkout / "calls").unlink()
+    finished(checkout, "edam_voc.sh", "a.b=1")
+    made = [call for call in expected[:at] if "tools/score.py" in call or "tools/eval.py" in call]
+    assert calls(checkout) == [call for call in expected if call not in made]
+
+
+def test_the_comparison_runs_all_demonstrations_and_says_what_each_was_taught_with(checkout: Path) -> None:
+    lists = checkout / "my data" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("1\n")
+    finished(checkout, "compare_demo.sh", "train.seed=2", "dataset.root=my data", "train.output=runs")
+    trained = [call.split()[2] for call in calls(checkout) if "tools/train.py" in call]
+    assert trained == [
+        "configs/demo.yaml",
+        *(f"configs/psa/demo_{stage}.yaml" for stage in ("1_cam", "2_affinity", "3_segment")),
+        *(f"configs/edam/demo_{stage}.yaml" for stage in ("1_edam", "2_segment")),
+        "configs/segment/demo.yaml",
+    ]
+    for call in calls(checkout):
+        assert "tools/train.py" not in call or ("train.seed=2" in call and "dataset.root=my data" in call)
+    *_, bound, _, sheet, summary = calls(checkout)
+    assert sheet == (
+        "python launch/compare_sheet.py runs/compare_demo/contact_sheet.png my data AFA=runs/demo "
+        "PSA=runs/psa_demo/3_segment EDAM=runs/edam_demo/2_segment true masks=runs/segment_demo"
+    )
+    assert "dataset.pixel_labels=my data/SegmentationClass train.output=runs/segment_demo" in bound
+    assert summary == (
+        "python tools/summary.py AFA=runs/demo/evaluation.json PSA=runs/psa_demo/scores/cam_val.json "
+        "PSA=runs/psa_demo/scores/affinity_val.json PSA=runs/psa_demo/scores/segment.json "
+        "EDAM without saliency=runs/edam_demo/scores/cam_val.json "
+        "EDAM without saliency=runs/edam_demo/scores/crf_val.json "
+        "EDAM=runs/edam_demo/scores/saliency_val.json EDAM=runs/edam_demo/scores/segment.json "
+        "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I EDAM=I+S "
+        "true masks=pixels --output runs/compare_demo/summary.json"
+    )
+
+
+def test_masks_of_several_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(tmp_path / "shapes")
+    weights, sheet = str(tmp_path / "weights.safetensors"), tmp_path / "sheet.png"
+    save_network(small_method(config).network, Path(weights), pack_metadata(config, CLASS_NAMES, 7))
+    draw = runpy.run_path(str(REPOSITORY / "launch" / "compare_sheet.py"))["main"]
+    draw([str(sheet), str(tmp_path / "shapes"), f"one={weights}", f"the same={weights}"])
+    assert "5 images in" in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.width == 2 * 20 + 4 * 160 + 3 * 10
+        columns = [np.array(image)[48:, 20 + at * 170 : 20 + at * 170 + 160][:160] for at in range(4)]
+    assert (columns[2] == columns[3]).all() and (columns[0] != columns[1]).any()
+    with pytest.raises(UserError, match=r"give OUTPUT.png DATA TITLE=RUN"):
+        draw([str(sheet), "data", weights])
+
+
+@pytest.mark.parametrize("argument", ["cam.scales=[1]", "edam:train.seed=1", "train.seed", "dataset.saliency=null"])
+def test_what_is_compared_shares_its_settings(checkout: Path, argument: str) -> None:
+    said = finished(checkout, "compare_demo.sh", argument, code=2)
+    assert said.startswith(f"error: {argument}: what is compared shares train.seed=N") and said.count("\n") == 1
+    assert not calls(checkout)
+
+
 def test_gpus_share_the_images_of_a_step_and_the_labelling(checkout: Path) -> None:
     finished(checkout, "psa_voc.sh", FOUND_GPUS="4", RESTARTS="3")
     start, batch = "torchrun --standalone --nproc-per-node {} --max-restarts 3 tools/{}", "train.batch_size={}"
@@ -334,7 +496,7 @@ def test_scores_of_before_are_made_again(checkout: Path) -> None:
 
 
 def test_lists_without_masks_are_not_scored(checkout: Path) -> None:
-    finished(checkout, "psa_voc.sh", LISTS="mine - -")
+    finished(checkout, "psa_voc.sh", LISTS="mine - - - -")
     assert [call.split()[1] for call in calls(checkout)] == [
         "launch/stages.py",
         *["tools/train.py", "tools/label.py", "tools/label.py"] * 2,
@@ -381,8 +543,26 @@ def test_a_pipeline_asks_which_lists_have_masks(tmp_path: Path, capsys: pytest.C
     stages = runpy.run_path(str(REPOSITORY / "launch" / "stages.py"))["main"]
     stages([*config, "--", *config, "train.seed=2"])
     said = capsys.readouterr()
-    assert said.out.splitlines() == ["held_out", "held_out", "-"]
+    assert said.out.splitlines() == ["held_out", "held_out", "-", "-", "-"]
     assert said.err.startswith("note: 'train' gets no scores: 1 of the 2 true masks are missing")
+
+
+def test_a_pipeline_asks_which_lists_have_saliency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = own_data(tmp_path, train="a\n", held_out="b\n")
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    stages = runpy.run_path(str(REPOSITORY / "launch" / "stages.py"))["main"]
+    with pytest.raises(UserError, match="1 of the 1 images of 'train' have no saliency map"):
+        stages([*config, f"dataset.saliency={folder}"])
+    assert not capsys.readouterr().out
+    Image.new("L", (8, 8)).save(folder / "a.png")
+    stages([*config, f"dataset.saliency={folder}"])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[3:] == ["train", "-"]
+    assert "note: 'held_out' is labelled without saliency: 1 of the 1 images" in said.err
+    Image.new("L", (8, 8)).save(folder / "b.png")
+    stages([*config, f"dataset.saliency={folder}"])
+    assert capsys.readouterr().out.splitlines()[3:] == ["train", "held_out"]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +583,7 @@ def test_a_mistake_in_the_last_stage_is_said_before_the_first(
         stages([*config, *(config[0] if item == "CONFIG" else item for item in settings)])
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "psa_demo.sh", "train_voc.sh", "train_coco.sh"])
+@pytest.mark.parametrize("script", ["demo.sh", "psa_demo.sh", "edam_demo.sh", "compare_demo.sh", "train_voc.sh"])
 def test_an_old_environment_is_brought_up_to_date_without_the_arguments(checkout: Path, script: str) -> None:
     (checkout / ".venv" / "installed").write_text("of another place\n")
     process = start(checkout, script, "train.seed=2", CODE="1")

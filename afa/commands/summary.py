@@ -1,9 +1,11 @@
 """One table of several score files, for example of the stages of a pipeline.
 
     tools/summary.py "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
+    tools/summary.py AFA=afa.json EDAM=edam.json --supervision AFA=I EDAM=I+S
 
 A file is what tools/score.py --output wrote, or an evaluation.json of tools/eval.py. Each of its outputs is a row: of
 maps that have no background, the score at the best threshold; of an evaluation.json, every protocol over a whole list.
+--supervision adds a column that says what each was taught with: image labels (I), saliency (S), pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from afa.paths import given_path
 _SCORES = ("miou", "fp_rate", "fn_rate")
 _HEADINGS = ("in %", "output", "images", "mIoU", "false positives", "false negatives")
 _TEXTS = 3  # of these columns, the others are numbers
+_SUPERVISION = "supervision"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Row:
         fp_rate: Rate of false positives, 0 to 1, likewise.
         fn_rate: Rate of false negatives, 0 to 1, likewise.
         file: The file.
+        supervision: What the networks and labels behind it were taught with; None where nobody says.
     """
 
     title: str
@@ -49,6 +53,7 @@ class Row:
     fp_rate: float | None
     fn_rate: float | None
     file: str
+    supervision: str | None = None
 
     def cells(self) -> tuple[str, ...]:
         """As the table shows it."""
@@ -67,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "files", nargs="+", metavar="[TITLE=]FILE.json", help="scores, and what to call them; default: the file's name"
     )
+    parser.add_argument(
+        "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="what the files of a title were taught with"
+    )
     parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the table")
     args = parser.parse_args(arguments)
     if args.output is not None and (args.output.suffix.lower() != ".json" or args.output.is_dir()):
@@ -75,11 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.data.files import write_json
     from afa.evaluation.tables import aligned
 
-    rows = [row for argument in args.files for row in read_rows(*_title_and_file(argument))]
+    files = [_title_and_file(argument) for argument in args.files]
+    supervision = _supervision(args.supervision, [title for title, _ in files])
+    rows = [replace(row, supervision=supervision.get(title)) for title, path in files for row in read_rows(title, path)]
     lines = [_HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(_TEXTS)]
-    texts = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) for line in lines)
-    print("\n".join(aligned([[text, *line[_TEXTS:]] for text, line in zip(texts, lines, strict=True)])))
+    texts = [list(line[:_TEXTS]) for line in lines]
+    if supervision:
+        column = [_SUPERVISION, *("-" if row.supervision is None else row.supervision for row in rows)]
+        texts = [[text[0], cell, *text[1:]] for text, cell in zip(texts, column, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    joined = ("  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)) for text in texts)
+    print("\n".join(aligned([[text, *line[_TEXTS:]] for text, line in zip(joined, lines, strict=True)])))
     if args.output is not None:
         try:
             write_json(args.output, {"rows": [asdict(row) for row in rows]})
@@ -122,6 +136,19 @@ def _title_and_file(argument: str) -> tuple[str, Path]:
     if not title.strip() or not file:
         raise UserError(f"{argument}: give TITLE=FILE.json")
     return title, given_path(file)
+
+
+def _supervision(arguments: Sequence[str], titles: Sequence[str]) -> dict[str, str]:
+    """Title -> what it was taught with."""
+    found: dict[str, str] = {}
+    for argument in arguments:
+        title, _, text = argument.rpartition("=")
+        if not title.strip() or not text.strip():
+            raise UserError(f"--supervision {argument}: give TITLE=TEXT, for example AFA=I or EDAM=I+S")
+        if title not in titles:
+            raise UserError(f"--supervision {argument}: no file has the title '{title}'")
+        found[title] = text
+    return found
 
 
 def _scored_rows(title: str, path: Path, content: Mapping[str, Any]) -> Iterator[Row]:

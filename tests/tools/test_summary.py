@@ -71,6 +71,34 @@ def test_maps_masks_and_evaluations_in_one_table(tmp_path: Path, table: Callable
     ]
 
 
+def test_a_column_says_what_each_was_taught_with(tmp_path: Path, table: Callable[..., list[str]]) -> None:
+    files = [score_file(tmp_path / f"{name}.json", "masks", {"x": scores(0.5)}) for name in ("one", "two", "three")]
+    output = tmp_path / "summary.json"
+    titled = [f"AFA={files[0]}", f"all of it={files[1]}", files[2]]
+    assert table(*titled, "--supervision", "AFA=I", "all of it=I+S", "--output", output) == [
+        "in %|supervision|output|images|mIoU|false positives|false negatives",
+        "AFA|I|x|val (7)|50.0|10.1|20.2",
+        "all of it|I+S|x|val (7)|50.0|10.1|20.2",
+        "three|-|x|val (7)|50.0|10.1|20.2",
+    ]
+    assert [row["supervision"] for row in json.loads(output.read_text())["rows"]] == ["I", "I+S", None]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("AFA", "give TITLE=TEXT"),
+        ("=I", "give TITLE=TEXT"),
+        ("AFA=", "give TITLE=TEXT"),
+        ("PSA=I", "no file has the title"),
+    ],
+)
+def test_supervision_of_no_file(tmp_path: Path, argument: str, message: str) -> None:
+    file = score_file(tmp_path / "one.json", "masks", {"x": scores(0.5)})
+    with pytest.raises(UserError, match=message):
+        main([f"AFA={file}", "--supervision", argument])
+
+
 def test_protocols_of_one_file_are_told_apart(tmp_path: Path, table: Callable[..., list[str]]) -> None:
     path = tmp_path / "evaluation.json"
     for scales, crf, miou in (([1], None, 0.5), ([1], CRF, 0.5), ([1, 0.5], {"crf_iterations": 5}, 0.6)):

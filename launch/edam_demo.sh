@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# EDAM on the embedded data set, from image-level labels and saliency maps: the network that learns from pairs, its labels,
+# the segmentation network, their scores in one table, and images. Runs anywhere, without a GPU.
+#
+#   bash launch/edam_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: edam, segment
+#   bash launch/edam_demo.sh train.seed=2 train.output=work_dirs/edam_demo2
+#   bash launch/edam_demo.sh dataset.saliency=null train.output=work_dirs/edam_plain      without saliency
+#
+# Run again, it reuses what is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
+source launch/distributed.sh
+source launch/pipeline.sh
+source launch/edam.sh
+
+data=data/shapes
+for override in "$@"; do
+    case $override in
+    dataset.root=*) data=$(afa_folder "$override") ;;
+    esac
+done
+# The maps lie with the data; the last of several settings of one name counts.
+pipeline_read work_dirs/edam_demo edam segment -- "dataset.saliency=$data/Saliency" "$@"
+pipeline_place cores
+
+python tools/make_shapes.py "$data"
+# The segmentation network starts from the first network: there are no other weights of this size.
+edam_pipeline configs/edam/demo_ "$pipeline_folder" train.init=@/checkpoints/last
+run=$pipeline_folder/2_segment
+python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"
+
+cat <<END
+images       $pipeline_folder/contact_sheet.png
+curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $pipeline_folder
+END
