@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from afa.config import DatasetConfig
 from afa.data.samples import Sample
 from afa.data.transforms import (
     ColourJitter,
@@ -22,6 +23,8 @@ from afa.data.transforms import (
     resize_bicubic,
     rounded_size,
 )
+from afa.methods.cam_config import CAMAugmentationConfig
+from afa.methods.segmentation import colour_jitter
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,18 @@ class CentreTransform:
             "image": cut_normalised(sample.image, crop, self.mean, self.std),
             "class_labels": torch.from_numpy(sample.class_labels),
         }
+
+
+def cam_transform(settings: CAMAugmentationConfig, dataset: DatasetConfig) -> CAMTransform:
+    """The training transform that the settings describe."""
+    return CAMTransform(
+        crop_size=settings.crop_size,
+        long_sides=(settings.long_side_min, settings.long_side_max),
+        mirror_probability=settings.mirror_probability,
+        jitter=colour_jitter(settings),
+        mean=tuple(dataset.image_mean),
+        std=tuple(dataset.image_std),
+    )
 
 
 def resize_long_side(image: np.ndarray, long_side: int) -> np.ndarray:

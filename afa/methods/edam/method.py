@@ -27,13 +27,12 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
-from afa.methods.cam_transforms import CAMTransform, resize_long_side, scaled_images
+from afa.methods.cam_transforms import cam_transform, resize_long_side, scaled_images
 from afa.methods.cam_volumes import build_crf
 from afa.methods.classification import choose_classes, given_labels
 from afa.methods.edam.config import EDAMConfig
 from afa.methods.edam.labels import crf_scores, fused_distribution, label_with_saliency
 from afa.methods.edam.parameters import parameter_groups
-from afa.methods.segmentation import colour_jitter
 from afa.models import EDAMNetwork, build_encoder
 from afa.parts import part
 
@@ -75,15 +74,7 @@ class EDAM(Method):
 
     def transform(self) -> Transform:
         """Random size, mirror, colours, crop, of each image of a pair on its own."""
-        settings, dataset = self.config.augmentation, self.config.dataset
-        return CAMTransform(
-            crop_size=settings.crop_size,
-            long_sides=(settings.long_side_min, settings.long_side_max),
-            mirror_probability=settings.mirror_probability,
-            jitter=colour_jitter(settings),
-            mean=tuple(dataset.image_mean),
-            std=tuple(dataset.image_std),
-        )
+        return cam_transform(self.config.augmentation, self.config.dataset)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder, new convolutions, and attention."""

@@ -22,12 +22,11 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
-from afa.methods.cam_transforms import CAMTransform, CentreTransform, scaled_images
+from afa.methods.cam_transforms import CentreTransform, cam_transform, scaled_images
 from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.classification import classes_that_count, classification_loss
 from afa.methods.psa.config import PSACamConfig
 from afa.methods.psa.parameters import parameter_groups
-from afa.methods.segmentation import colour_jitter
 from afa.models import CAMNetwork, build_encoder
 from afa.ops.cam import fused_cams
 from afa.parts import part
@@ -61,15 +60,7 @@ class PSACam(Method):
 
     def transform(self) -> Transform:
         """Random size, mirror, colours, crop."""
-        settings, dataset = self.config.augmentation, self.config.dataset
-        return CAMTransform(
-            crop_size=settings.crop_size,
-            long_sides=(settings.long_side_min, settings.long_side_max),
-            mirror_probability=settings.mirror_probability,
-            jitter=colour_jitter(settings),
-            mean=tuple(dataset.image_mean),
-            std=tuple(dataset.image_std),
-        )
+        return cam_transform(self.config.augmentation, self.config.dataset)
 
     def validation_transform(self) -> Transform:
         """The middle of each image."""
