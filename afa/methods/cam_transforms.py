@@ -117,6 +117,14 @@ def cut_normalised(image: np.ndarray, crop: Crop, mean: Sequence[float], std: Se
     return shown
 
 
+def network_images(samples: Sequence[Sample]) -> list[np.ndarray]:
+    """The images of samples, uint8, at the size at which the network sees them."""
+    return [
+        sample.image if sample.network_size is None else resize_bicubic(sample.image, sample.network_size)
+        for sample in samples
+    ]
+
+
 def scaled_images(image: np.ndarray, scales: Sequence[float]) -> list[np.ndarray]:
     """An image uint8 [H, W, 3] at several scales, resized bicubically to sides rounded half to even."""
     return [resize_bicubic(image, rounded_size(image.shape, scale)) for scale in scales]

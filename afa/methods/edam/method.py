@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afa.data.samples import Sample
-from afa.data.transforms import normalise_exactly, resize_bicubic
+from afa.data.transforms import normalise_exactly
 from afa.maps import Maps, present_classes
 from afa.methods.base import (
     Batch,
@@ -27,7 +27,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
-from afa.methods.cam_transforms import cam_transform, resize_long_side, scaled_images
+from afa.methods.cam_transforms import cam_transform, network_images, resize_long_side, scaled_images
 from afa.methods.cam_volumes import build_crf
 from afa.methods.classification import choose_classes, given_labels
 from afa.methods.edam.config import EDAMConfig
@@ -94,10 +94,7 @@ class EDAM(Method):
         See :class:`afa.methods.base.Method`. ``protocol`` is for segmentations, so it changes nothing here. Where
         nobody knows an image's classes, the classifier of the training tells them: the image is its own partner.
         """
-        images = [
-            sample.image if sample.network_size is None else resize_bicubic(sample.image, sample.network_size)
-            for sample in samples
-        ]
+        images = network_images(samples)
         labels, cls_logits = given_labels(samples), None
         with part("cam"):
             if labels is None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afa.data.samples import Sample
-from afa.data.transforms import normalise_exactly, resize_bicubic
+from afa.data.transforms import normalise_exactly
 from afa.errors import UserError
 from afa.maps import Maps
 from afa.methods.base import (
@@ -25,6 +25,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
+from afa.methods.cam_transforms import network_images
 from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.psa.config import PSAAffinityConfig
 from afa.methods.psa.labels import PairLabels, pair_labels
@@ -110,10 +111,7 @@ class PSAAffinity(Method):
 
         See :class:`afa.methods.base.Method`. ``protocol`` is for segmentations, so it changes nothing here.
         """
-        images = [
-            sample.image if sample.network_size is None else resize_bicubic(sample.image, sample.network_size)
-            for sample in samples
-        ]
+        images = network_images(samples)
         with part("affinity"):
             affinities = self._affinities(images)
         found = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from afa.data.samples import Sample
-from afa.data.transforms import normalise_exactly, resize_bicubic
+from afa.data.transforms import normalise_exactly
 from afa.maps import Maps, PresentClasses
 from afa.methods.base import (
     Batch,
@@ -22,7 +22,7 @@ from afa.methods.base import (
     StepOutput,
     Transform,
 )
-from afa.methods.cam_transforms import CentreTransform, cam_transform, scaled_images
+from afa.methods.cam_transforms import CentreTransform, cam_transform, network_images, scaled_images
 from afa.methods.cam_volumes import build_crf, refined, with_background
 from afa.methods.classification import classes_that_count, classification_loss
 from afa.methods.psa.config import PSACamConfig
@@ -85,10 +85,7 @@ class PSACam(Method):
 
         See :class:`afa.methods.base.Method`. ``protocol`` is for segmentations, so it changes nothing here.
         """
-        images = [
-            sample.image if sample.network_size is None else resize_bicubic(sample.image, sample.network_size)
-            for sample in samples
-        ]
+        images = network_images(samples)
         device = next(self.network.parameters()).device
         with part("cam"):
             cls_logits, passes, present = self._passes(samples, images, device)
