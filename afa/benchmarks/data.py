@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as folder:
-        paths = _find(args.images, args.count) if args.images else make_jpegs(Path(folder), args.count)
+        paths = _find(args.images, args.limit) if args.images else make_jpegs(Path(folder), args.limit)
         for path in paths:
             read_image(path)  # What cannot be read is said in one line, before other decoders meet it.
         samples = {

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     method = build_method(config, names, SingleProcess(device))
     method.network.to(device)
-    samples = [_sample(args, number) for number in range(args.images)]
+    samples = [_sample(args, number) for number in range(args.limit)]
     one_forward = SegmentationProtocol()
     native = SegmentationProtocol(scales=tuple(config.test.scales), mirror=config.test.mirror)
     released = replace(native, long_side=args.long_side)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f"evaluation, {what}, {where}, torch {torch.__version__}")
     table: dict[str, Any] = {}
     for name, times in seconds.items():
-        table[name] = args.images / median(times)
+        table[name] = args.limit / median(times)
         print(f"{name:36}{table[name]:9.2f} images/s")
     alone = zip(seconds[cams], seconds[_TEST], strict=True)
     table["shared_ratio"] = median(both / sum(pair) for both, pair in zip(seconds[_BOTH], alone, strict=True))

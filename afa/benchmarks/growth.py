@@ -14,6 +14,8 @@ from afa.benchmarks import SERIES, step
 from afa.benchmarks.training_step import PARTS, configuration
 from afa.errors import UserError
 
+_OPTIONS = {"batch": "batch_size"}  # what is varied -> its option, where that has another name
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and print tables. Every row is a process of its own, so that its memory is its own.
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in args.vary:
         values = [_converted(name, value) for value in args.values] if args.values else SERIES[name]
-        settings = [argparse.Namespace(**{**vars(args), name: value}) for value in values]
+        settings = [argparse.Namespace(**{**vars(args), _OPTIONS.get(name, name): value}) for value in values]
         for row_args in settings:
             configuration(row_args)  # a mistake is said before anything is measured
         rows = []

@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cpu":
         # The direct version gains from it, too.
         keep_freed_memory()
-    pictures = [noise_image(args.size, args.size, seed) for seed in range(args.batch)]
+    pictures = [noise_image(args.size, args.size, seed) for seed in range(args.batch_size)]
     image = torch.stack(pictures).float().div(255).to(device)
-    masks = torch.rand(args.batch, args.channels, args.size // 8 + 1, args.size // 8 + 1)
+    masks = torch.rand(args.batch_size, args.channels, args.size // 8 + 1, args.size // 8 + 1)
     masks = F.interpolate(masks, size=(args.size, args.size), mode="bilinear").softmax(dim=1).to(device)
 
     usual = ParConfig()
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         "size": args.size,
         "channels": args.channels,
-        "batch": args.batch,
+        "batch": args.batch_size,
         "iterations": args.iterations,
         "device": args.device,
         "threads": torch.get_num_threads(),
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "difference": (results["par"] - results["direct"]).abs().max().item(),
     }
     print(
-        f"PAR, {args.size} x {args.size}, {args.channels} channels, batch {args.batch}, {args.iterations} iterations, "
-        f"{args.device}, {result['threads']} threads, torch {torch.__version__}"
+        f"PAR, {args.size} x {args.size}, {args.channels} channels, batch {args.batch_size}, "
+        f"{args.iterations} iterations, {args.device}, {result['threads']} threads, torch {torch.__version__}"
     )
     print(f"PAR                 {1e3 * result['par_s']:8.1f} ms, of which weights {1e3 * result['weights_s']:.1f} ms")
     print(f"by convolutions     {1e3 * result['direct_s']:8.1f} ms")

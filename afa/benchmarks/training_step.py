@@ -188,13 +188,13 @@ def configuration(args: argparse.Namespace) -> Any:
     overrides: Sequence[tuple[str, Any]] = (
         ("model.encoder", args.encoder),
         ("augmentation.crop_size", args.crop),
-        ("train.batch_size", args.batch),
+        ("train.batch_size", args.batch_size),
         ("train.precision", args.precision),
         ("train.device", args.device),
         ("train.threads", args.threads),
         ("train.non_finite", "skip"),
     )
-    given = [f"{key}={value}" for key, value in overrides if value is not None] + args.set
+    given = [f"{key}={value}" for key, value in overrides if value is not None] + args.settings
     config = load_config(args.config, given) if args.config else config_from_dict({"method": AFA.name}, overrides=given)
     if args.stage == "classification" and not isinstance(config, AFAConfig):
         raise UserError(f"--stage classification: the steps of the method '{config.method}' are all alike")

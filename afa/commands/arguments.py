@@ -1,28 +1,204 @@
-"""What the tools that predict share: their arguments. Imports no PyTorch, which takes seconds."""
+"""How every command reads its arguments: one grammar, one line for a mistake. Imports no PyTorch, which takes seconds.
+
+Inputs stand by themselves, results go to ``--output``, and ``key=value`` anywhere is a setting, unless a file or folder
+of that name is there. Words of earlier versions are understood, and shown nowhere.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
-from collections.abc import Sequence
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NoReturn
 
 from afa.data.parallel import usable_cores
 from afa.errors import UserError
 from afa.paths import expand_home
 
+# Earlier word -> today's, in every command that has today's.
+_EARLIER = {
+    "--out": "--output",
+    "--json": "--output",
+    "--count": "--limit",
+    "--flip": "--mirror",
+    "--no-flip": "--no-mirror",
+    "--classes": "--class-names",
+    "--batch": "--batch-size",
+}
+_EARLIER_SETTINGS = "--set"  # stood before settings
+_SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)
+
+_program: ContextVar[str | None] = ContextVar("program", default=None)
+
+
+@contextmanager
+def program(name: str) -> Iterator[None]:
+    """Inside, help and mistakes call the program so, such as ``afa train``; else by the name of its file."""
+    token = _program.set(name)
+    try:
+        yield
+    finally:
+        _program.reset(token)
+
+
+def program_name() -> str:
+    """How the running command is called."""
+    return _program.get() or os.path.basename(sys.argv[0])
+
+
+def is_setting(text: str) -> bool:
+    """Whether an argument is a setting ``key=value``: it looks like one, and no file or folder has that name."""
+    return bool(_SETTING.match(text)) and not os.path.lexists(text)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reads a command's arguments, in any order.
+
+    Args:
+        description: Its first line says what the command does; shown as it stands.
+        settings: Whether the command takes settings ``key=value``; they arrive as ``args.settings``, a list.
+        name: Of one of several programs under one name, such as ``step`` of ``afa benchmark``.
+        epilog: What the help ends with.
+
+    Attributes:
+        earlier: Option of an earlier version -> today's, for those that this command has.
+    """
+
+    def __init__(
+        self, description: str | None, *, settings: bool = False, name: str | None = None, epilog: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=program_name() if name is None else f"{program_name()} {name}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.takes_settings = settings
+        self.earlier = dict(_EARLIER)
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Read the arguments.
+
+        Args:
+            arguments: Default: those that this process was started with.
+
+        Raises:
+            UserError: Something is missing, too much, or not what it must be.
+            SystemExit: After ``--help``.
+        """
+        texts = list(sys.argv[1:] if arguments is None else arguments)
+        if self.takes_settings:
+            self.add_argument(
+                "settings",
+                nargs="*",
+                default=[],
+                metavar="key=value",
+                help="settings, such as dataset.root=data/mine; 'afa train --settings' lists them",
+            )
+        kept, settings = self._sorted(texts)
+        args, others = self.parse_known_intermixed_args(kept)
+        if others:
+            self.error(self._unknown(others[0]))
+        if self.takes_settings:
+            for text in args.settings:
+                self.error(f"'{text}' is one argument too many: {_no_setting(text)}")
+            args.settings = settings
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a mistake as one line."""
+        raise UserError(f"{message} ('{self.prog} --help' explains)")
+
+    def _sorted(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The arguments in today's words without the settings, and the settings."""
+        kept: list[str] = []
+        settings: list[str] = []
+        values = 0  # that the last option still takes, whatever they look like
+        options = True
+        for text in texts:
+            if values:
+                values -= 1
+            elif options and text == "--":
+                options = False
+            elif options and len(text) > 1 and text.startswith("-"):
+                text = self._today(text)
+                if text == _EARLIER_SETTINGS:
+                    continue
+                if text.startswith(f"{_EARLIER_SETTINGS}="):
+                    settings.append(text.partition("=")[2])
+                    continue
+                values = self._values_of(text)
+            elif self.takes_settings and is_setting(text):
+                settings.append(text)
+                continue
+            kept.append(text)
+        return kept, settings
+
+    def _today(self, text: str) -> str:
+        """An option of an earlier version in today's word, where this command has that one."""
+        name, equals, value = text.partition("=")
+        options = self._option_string_actions
+        if name == _EARLIER_SETTINGS and not self.takes_settings:
+            return text
+        today = self.earlier.get(name, name)
+        return f"{today}{equals}{value}" if name not in options and today in options else text
+
+    def _values_of(self, text: str) -> int:
+        """How many arguments behind an option are its values for sure."""
+        action = self._option_string_actions.get(text)
+        if action is None:
+            return 0
+        return 1 if action.nargs is None else action.nargs if isinstance(action.nargs, int) else 0
+
+    def _unknown(self, text: str) -> str:
+        if not text.startswith("-"):
+            return f"'{text}' is one argument too many"
+        if os.path.lexists(text):
+            return f"{text} is no option: write ./{text} for the file of that name"
+        name = text.partition("=")[0]
+        shown = [option for option in self._option_string_actions if option not in ("-h", "--help")]
+        near = difflib.get_close_matches(name, shown, n=1)
+        return f"{name} is no option" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _no_setting(text: str) -> str:
+    if _SETTING.match(text):
+        return "there is a file or folder of that name, so it is no setting"
+    return "settings have the form key=value, for example dataset.root=data/mine"
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the trained network that is used: ``args.checkpoint``."""
+    parser.add_argument(
+        "checkpoint", type=expand_home, metavar="RUN", help="a run's output folder, a checkpoint or its weights"
+    )
+    parser.add_argument(
+        "--config",
+        type=expand_home,
+        metavar="FILE",
+        help="configuration (a YAML file or a recipe) instead of the one that came with the weights",
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    """Add where the network runs."""
+    parser.add_argument("--device", default=default, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint and what concerns prediction."""
-    parser.add_argument(
-        "checkpoint", type=expand_home, metavar="CHECKPOINT", help="a run's output folder, a checkpoint or its weights"
-    )
-    parser.add_argument(
-        "--config", type=expand_home, metavar="FILE", help="configuration instead of the one that came with the weights"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_run_argument(parser)
+    add_device_argument(parser)
     parser.add_argument("--scales", nargs="+", metavar="S", help="scales of the segmentation; default: test.scales")
     parser.add_argument(
-        "--flip", action=argparse.BooleanOptionalAction, help="average with the mirror image; default: test.mirror"
+        "--mirror", action=argparse.BooleanOptionalAction, help="average with the mirror image; default: test.mirror"
     )
     parser.add_argument(
         "--long-side", type=int, metavar="N", help="resize to this long side first, 0: native; default: test.long_side"
@@ -42,9 +218,28 @@ def add_batch_argument(parser: argparse.ArgumentParser) -> None:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which images of a list are read, and by how many processes."""
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images of the list only")
+    add_workers_argument(parser, min(4, usable_cores()))
+
+
+def add_workers_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Add how many processes read and write files; default: one for each usable core."""
     parser.add_argument(
-        "--workers", type=int, default=min(4, usable_cores()), help="loader processes (default: %(default)s)"
+        "--workers",
+        type=int,
+        default=usable_cores() if default is None else default,
+        metavar="N",
+        help="processes that read files; 0: this one alone (default: %(default)s)",
     )
+
+
+def check_workers(args: argparse.Namespace) -> None:
+    """Refuse less than no processes.
+
+    Raises:
+        UserError: There are.
+    """
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} is below 0")
 
 
 def check_loading(args: argparse.Namespace) -> None:
@@ -55,8 +250,7 @@ def check_loading(args: argparse.Namespace) -> None:
     """
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: at least 1 image is needed")
-    if args.workers < 0:
-        raise UserError(f"--workers {args.workers} is below 0")
+    check_workers(args)
 
 
 def add_crf_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,25 +274,41 @@ def split_scales(args: argparse.Namespace) -> list[str]:
     return others
 
 
-def split_names(names: Sequence[str] | None) -> tuple[list[str] | None, list[str]]:
-    """Names that followed an option such as ``--outputs``, and the settings key=value that came after them."""
-    if names is None:
-        return None, []
-    return [name for name in names if "=" not in name], [name for name in names if "=" in name]
+def check_scales(args: argparse.Namespace) -> None:
+    """Refuse what is no number behind ``--scales``.
+
+    Raises:
+        UserError: There is something.
+    """
+    for text in split_scales(args):
+        raise UserError(f"--scales {text}: that is no number; name files before --scales")
 
 
-def prediction_overrides(args: argparse.Namespace) -> list[str]:
-    """The ``test`` settings among the arguments as overrides, after :func:`split_scales`."""
-    overrides = []
+def prediction_settings(args: argparse.Namespace) -> list[str]:
+    """The ``test`` settings among the options as ``key=value``, after :func:`split_scales`."""
+    settings = []
     if args.scales is not None:
-        overrides.append(f"test.scales=[{', '.join(args.scales)}]")
-    if args.flip is not None:
-        overrides.append(f"test.mirror={str(args.flip).lower()}")
+        settings.append(f"test.scales=[{', '.join(args.scales)}]")
+    if args.mirror is not None:
+        settings.append(f"test.mirror={str(args.mirror).lower()}")
     if args.long_side is not None:
-        overrides.append(f"test.long_side={args.long_side}")
+        settings.append(f"test.long_side={args.long_side}")
     if getattr(args, "batch_size", None) is not None:  # not every tool takes it
-        overrides.append(f"test.batch_size={args.batch_size}")
-    return overrides
+        settings.append(f"test.batch_size={args.batch_size}")
+    return settings
+
+
+def one_output(given: str | None, earlier: str | None, parser: CommandParser, what: str) -> str:
+    """``--output``, or the same as a second input, as it was given in earlier versions.
+
+    Raises:
+        UserError: There is neither, or there are both.
+    """
+    if given is not None and earlier is not None:
+        parser.error(f"'{earlier}' is one argument too many")
+    if given is None and earlier is None:
+        parser.error(f"the following arguments are required: --output {what}")
+    return str(given if earlier is None else earlier)
 
 
 def _is_number(text: str) -> bool:

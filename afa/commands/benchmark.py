@@ -1,27 +1,35 @@
-"""Measure speed and memory on this machine: tools/benchmark.py step --crop 512 --batch 2 --json step.json"""
+"""Measure speed and memory on this machine.
+
+    afa benchmark step --crop 512 --batch-size 2 --output step.json
+
+MEASUREMENT is one of these; 'afa benchmark step --help' shows the options of one:
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
 from afa.benchmarks import SERIES
+from afa.commands.arguments import CommandParser, add_device_argument
 from afa.data.files import require_writable, write_json
 from afa.errors import UserError
-from afa.paths import given_path
+from afa.paths import expand_home, given_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, measure, print, write the figures."""
     args = parse(arguments)
-    if args.json:
-        require_writable(args.json, "--json")
+    if args.output:
+        require_writable(args.output, "--output")
     # PyTorch takes seconds: a mistake in the arguments is said before.
     figures = import_module(_BENCHMARKS[args.command].module).run(args)
-    if args.json:
-        write_json(args.json, figures)
+    if args.output:
+        write_json(args.output, figures)
     return 0
 
 
@@ -29,30 +37,41 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a measurement; its name is ``command``.
 
     Raises:
-        UserError: A number is below the least that makes sense.
+        UserError: A number is below the least that makes sense, or something else is wrong.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, benchmark in _BENCHMARKS.items():
-        description = str(benchmark.add_arguments.__doc__)
-        command = commands.add_parser(name, help=description.partition("\n")[0], description=description)
-        benchmark.add_arguments(command)
-        command.add_argument("--json", type=given_path, metavar="FILE", help="also write the figures here")
-    return parser.parse_args(arguments)
+    texts = list(sys.argv[1:] if arguments is None else arguments)
+    if not texts or texts[0] not in _BENCHMARKS:
+        lines = [f"  {name:<12}{_purpose(benchmark)}" for name, benchmark in _BENCHMARKS.items()]
+        parser = CommandParser("\n".join([str(__doc__), *lines]))
+        parser.add_argument("measurement", metavar="MEASUREMENT", help=", ".join(_BENCHMARKS))
+        name = parser.read(texts[:1]).measurement
+        near = difflib.get_close_matches(name, _BENCHMARKS, n=1)
+        parser.error(f"'{name}' is no measurement" + (f"; did you mean '{near[0]}'?" if near else ""))
+    name, benchmark = texts[0], _BENCHMARKS[texts[0]]
+    parser = CommandParser(str(benchmark.add_arguments.__doc__), settings=benchmark.settings, name=name)
+    benchmark.add_arguments(parser)
+    parser.add_argument("--output", type=given_path, metavar="FILE", help="also write the figures here (JSON)")
+    args = parser.read(texts[1:])
+    args.command = name
+    return args
 
 
-def _step(parser: argparse.ArgumentParser) -> None:
+def _purpose(benchmark: _Benchmark) -> str:
+    return str(benchmark.add_arguments.__doc__).partition("\n")[0]
+
+
+def _step(parser: CommandParser) -> None:
     """A training step: its parts, and how far it is from the arithmetic that cannot be avoided."""
     _add_training(parser)
     _add_stage(parser)
 
 
-def _operators(parser: argparse.ArgumentParser) -> None:
+def _operators(parser: CommandParser) -> None:
     """A training step, operator by operator: what stands between it and its floor."""
     _step(parser)
 
 
-def _growth(parser: argparse.ArgumentParser) -> None:
+def _growth(parser: CommandParser) -> None:
     """How time and memory of a training step grow with crop, classes, batch and backbone."""
     _step(parser)
     parser.add_argument(
@@ -63,47 +82,48 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _regularised(parser: argparse.ArgumentParser) -> None:
+def _regularised(parser: CommandParser) -> None:
     """The regularised loss: what it adds to a training step."""
     _add_training(parser)
     parser.set_defaults(stage="all")
 
 
-def _par(parser: argparse.ArgumentParser) -> None:
+def _par(parser: CommandParser) -> None:
     """PAR alone, beside a direct version whose neighbours are made by convolutions."""
     _add_number(parser, "--size", 256, "side of image and masks")
     _add_number(parser, "--channels", 3, "of the masks")
-    _add_number(parser, "--batch", 2, "images")
+    _add_number(parser, "--batch-size", 2, "images")
     _add_number(parser, "--iterations", 10, "of the refinement")
     _add_runs(parser, repeats=7)
-    _add_device(parser, "cpu")
+    add_device_argument(parser, "cpu")
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
+def _data(parser: CommandParser) -> None:
     """How many training images one core prepares per second, and what JPEG decoders cost."""
     parser.add_argument(
         "--images", type=given_path, help="folder of JPEG files; without it, images of VOC's size are made"
     )
-    _add_number(parser, "--count", 16, "number of images")
+    _add_number(parser, "--limit", 16, "number of images")
     _add_number(parser, "--rounds", 5, "rounds over the images")
     _add_number(parser, "--crop", 512, "side of the crop")
 
 
-def _eval(parser: argparse.ArgumentParser) -> None:
+def _eval(parser: CommandParser) -> None:
     """Evaluation: images per second for each output, and what sharing passes between outputs saves."""
     parser.add_argument("--encoder", default="mit_b1", help="variant (default: %(default)s)")
     _add_number(parser, "--classes", 20, "foreground classes")
     _add_number(parser, "--present", 2, "classes in an image")
     _add_size(parser, minimum=16)
     _add_number(parser, "--long-side", 512, "of the released protocol's segmentation", minimum=16)
-    _add_number(parser, "--images", 4, "images per run")
+    _add_number(parser, "--limit", 4, "images per run")
+    parser.earlier["--images"] = "--limit"
     _add_number(parser, "--batch-size", 1, "images that run together")
     _add_runs(parser)
-    _add_device(parser, "auto")
+    add_device_argument(parser, "auto")
     parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs beside the network")
 
 
-def _crf(parser: argparse.ArgumentParser) -> None:
+def _crf(parser: CommandParser) -> None:
     """DenseCRF: time, memory and agreement beside pydensecrf, on the same machine in the same run."""
     _add_number(parser, "--classes", 21, "number of classes")
     _add_number(parser, "--present", 3, "classes that the image shows")
@@ -119,41 +139,42 @@ def _crf(parser: argparse.ArgumentParser) -> None:
 
 
 class _Benchmark(NamedTuple):
-    add_arguments: Callable[[argparse.ArgumentParser], None]
+    add_arguments: Callable[[CommandParser], None]
     module: str
+    settings: bool = False  # whether it takes key=value
 
 
 _BENCHMARKS = {
-    "step": _Benchmark(_step, "afa.benchmarks.step"),
-    "operators": _Benchmark(_operators, "afa.benchmarks.operators"),
-    "growth": _Benchmark(_growth, "afa.benchmarks.growth"),
+    "step": _Benchmark(_step, "afa.benchmarks.step", settings=True),
+    "operators": _Benchmark(_operators, "afa.benchmarks.operators", settings=True),
+    "growth": _Benchmark(_growth, "afa.benchmarks.growth", settings=True),
     "par": _Benchmark(_par, "afa.benchmarks.par"),
     "data": _Benchmark(_data, "afa.benchmarks.data"),
     "eval": _Benchmark(_eval, "afa.benchmarks.eval"),
     "crf": _Benchmark(_crf, "afa.benchmarks.crf"),
-    "reg": _Benchmark(_regularised, "afa.benchmarks.regularised"),
+    "reg": _Benchmark(_regularised, "afa.benchmarks.regularised", settings=True),
 }
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def _add_training(parser: CommandParser) -> None:
     """Add what :mod:`afa.benchmarks.training_step` reads."""
     parser.add_argument(
-        "--config", type=given_path, metavar="FILE", help="settings to start from; default: those of VOC"
+        "--config",
+        type=expand_home,
+        metavar="FILE",
+        help="a YAML file or a recipe to start from; default: those of VOC",
     )
     parser.add_argument("--encoder", help="MiT variant; default: the configuration's")
     parser.add_argument("--crop", type=int, help="in pixels; default: the configuration's")
-    parser.add_argument("--batch", type=int, help="images in a step; default: the configuration's")
+    parser.add_argument("--batch-size", type=int, help="images in a step; default: the configuration's")
     _add_number(parser, "--classes", 21, "with background", minimum=2)
     _add_number(parser, "--present", 2, "classes in an image, at most")
     parser.add_argument("--precision", help="float32, tf32, bf16 or fp16; default: the configuration's")
     _add_runs(parser)
-    _add_device(parser, "cpu")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="other settings: train.compile=true par.iterations=15"
-    )
+    add_device_argument(parser, "cpu")
 
 
-def _add_stage(parser: argparse.ArgumentParser) -> None:
+def _add_stage(parser: CommandParser) -> None:
     parser.add_argument(
         "--stage",
         choices=("all", "classification"),
@@ -162,7 +183,7 @@ def _add_stage(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_size(parser: argparse.ArgumentParser, *, minimum: int = 1) -> None:
+def _add_size(parser: CommandParser, *, minimum: int = 1) -> None:
     parser.add_argument(
         "--size",
         type=_at_least(minimum, "--size"),
@@ -173,16 +194,12 @@ def _add_size(parser: argparse.ArgumentParser, *, minimum: int = 1) -> None:
     )
 
 
-def _add_runs(parser: argparse.ArgumentParser, *, repeats: int = 5) -> None:
+def _add_runs(parser: CommandParser, *, repeats: int = 5) -> None:
     _add_number(parser, "--repeats", repeats, "runs that count")
     _add_number(parser, "--threads", 0, "CPU threads; 0: as torch chooses", minimum=0)
 
 
-def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--device", default=default, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-
-
-def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, meaning: str, *, minimum: int = 1) -> None:
+def _add_number(parser: CommandParser, flag: str, default: int, meaning: str, *, minimum: int = 1) -> None:
     parser.add_argument(flag, type=_at_least(minimum, flag), default=default, help=f"{meaning} (default: %(default)s)")
 
 

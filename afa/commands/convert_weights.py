@@ -2,12 +2,12 @@
 
 SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
 file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
-DESTINATION is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
+--output is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
 Hugging Face's knows AFA's networks alone, the released one those of AFA, and of PSA and EDAM with a ResNet-38; all
 others are written as ours.
 
-    python tools/convert_weights.py work_dirs/voc afa_voc_hf --format huggingface
+    afa convert work_dirs/voc --output afa_voc_hf --format huggingface
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afa.commands.arguments import CommandParser, one_output
 from afa.data.files import require_writable
 from afa.errors import UserError
-from afa.paths import expand_home, given_path
+from afa.paths import expand_home
+from afa.weights.files import require_source
 
 if TYPE_CHECKING:
     from afa.weights import OpenedCheckpoint
@@ -30,23 +32,30 @@ _SUFFIXES = {"afa": (".safetensors",), "released": (".pth", ".pt", ".bin")}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Open, then write; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "source", type=expand_home, metavar="SOURCE", help="run, checkpoint folder, or file of weights (#ENTRY)"
     )
-    parser.add_argument("destination", metavar="DESTINATION", type=given_path, help="file or folder to write")
+    parser.add_argument("earlier_output", nargs="?", type=expand_home, help=argparse.SUPPRESS)
+    parser.add_argument("--output", metavar="PLACE", type=expand_home, help="file or folder to write")
     parser.add_argument("--format", required=True, choices=("afa", "released", "huggingface"), help="layout to write")
-    parser.add_argument("--config", type=expand_home, help="configuration (YAML) of weights that come with none")
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "--config",
+        type=expand_home,
+        metavar="FILE",
+        help="configuration (a YAML file or a recipe) of weights that come with none",
+    )
+    args = parser.read(arguments)
 
-    destination: Path = args.destination
+    destination = Path(one_output(args.output, args.earlier_output, parser, "PLACE"))
     suffixes = _SUFFIXES.get(args.format)
     if suffixes and destination.suffix not in suffixes:
         raise UserError(f"{destination}: --format {args.format} writes a file that ends in {' or '.join(suffixes)}")
     if not suffixes and any(destination.suffix in known for known in _SUFFIXES.values()):
         raise UserError(f"{destination}: --format huggingface writes a folder: name one")
 
-    require_writable(destination, "DESTINATION", folder=suffixes is None)
+    require_writable(destination, "--output", folder=suffixes is None)
+    require_source(args.source)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from safetensors import SafetensorError

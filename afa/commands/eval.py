@@ -1,4 +1,6 @@
-"""Score a checkpoint: tools/eval.py work_dirs/voc --split val --scales 1 0.5 0.75 --flip dataset.root=data/VOC2012
+"""Score a trained network on a list of images that have masks.
+
+afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
 
 Segmentation follows the test protocol (long side, scales, mirror); CAMs and what is made of them are scored as in
 training's validation.
@@ -13,27 +15,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa.commands.arguments import (
+    CommandParser,
     add_batch_argument,
     add_crf_arguments,
     add_loading_arguments,
     add_network_arguments,
     check_loading,
-    prediction_overrides,
-    split_scales,
+    check_scales,
+    prediction_settings,
 )
 from afa.config import RunConfig
 from afa.data.files import require_writable
 from afa.paths import given_path
+from afa.weights.files import require_source
 
 _READ = ("dataset.maps", "dataset.saliency")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, score, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, settings=True)
     add_network_arguments(parser)
     add_batch_argument(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument("--split", help="list of images; default: dataset.val_split")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="score the CAMs, too")
     add_loading_arguments(parser)
@@ -41,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
     add_crf_arguments(parser)
-    args = parser.parse_intermixed_args(arguments)
-    args.overrides += split_scales(args)
-    args.overrides += prediction_overrides(args)
+    args = parser.read(arguments)
+    check_scales(args)
+    args.settings += prediction_settings(args)
     check_loading(args)
 
     path = args.output or default_report_path(args.checkpoint)
     require_writable(path, "--output" if args.output else "without --output,")
+    require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.layout import find_layout
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.prediction.evaluate import evaluate
     from afa.prediction.model import build_crf, load, scored_class_names
 
-    model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.overrides)
+    model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.settings)
     test = model.config.test
     outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
     outputs = named_input_outputs(outputs, model.config.dataset)
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mirror=test.mirror,
         crf=None if crf is None else {**crf_settings, "crf_negligible": args.crf_negligible},
         limit=limit,
-        settings=method_settings(args.overrides),
+        settings=method_settings(args.settings),
     )
     titles = {output.name: output.title for output in model.method.outputs}
     titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}

@@ -1,4 +1,6 @@
-"""Segment anyone's images: tools/infer.py work_dirs/voc photos/ cat.jpg --out results
+"""Segment anyone's images: write masks, CAMs and overlays.
+
+afa predict work_dirs/voc photos/ cat.jpg --output results
 
 Exit code 1 if an image could not be read; the others are done.
 """
@@ -6,45 +8,40 @@ Exit code 1 if an image could not be read; the others are done.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afa.commands.arguments import (
+    CommandParser,
     add_batch_argument,
     add_crf_arguments,
     add_network_arguments,
-    prediction_overrides,
-    split_names,
+    prediction_settings,
     split_scales,
 )
 from afa.errors import UserError, one_line
 from afa.paths import given_path
 from afa.prediction import results
 from afa.prediction.images import describe_files, find_pictures
+from afa.weights.files import require_source
 
 if TYPE_CHECKING:
     from afa.prediction.model import Model
 
-_SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+=")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, predict, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, settings=True, epilog=results.__doc__)
     add_network_arguments(parser)
     add_batch_argument(parser)
     parser.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE_OR_FOLDER",
-        help="folders with sub-folders; and settings key=value, such as cam.background=0.4 or dataset.maps=FOLDER",
+        help="image files; folders, with all below them",
     )
-    parser.add_argument("--out", type=given_path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=given_path, required=True, metavar="FOLDER", help="folder of the results")
     parser.add_argument(
         "--labels",
         type=given_path,
@@ -69,20 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="turn images as their EXIF orientation says; default: yes, but not with --labels, whose masks must fit "
         "the stored pixels, nor with maps or saliency, which fit those as well",
     )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=argparse.SUPPRESS)
     add_crf_arguments(parser)
-    args = parser.parse_intermixed_args(arguments)
-    args.pseudo_labels, behind = split_names(args.pseudo_labels)
-    args.images += [*split_scales(args), *behind]
-    settings = [text for text in args.images if _SETTING.match(text) and not Path(text).exists()]
-    places = [given_path(text) for text in args.images if text not in settings]
-    settings += [*args.set, *prediction_overrides(args)]
+    args = parser.read(arguments)
+    places = [given_path(text) for text in [*args.images, *split_scales(args)]]
+    settings = [*args.settings, *prediction_settings(args)]
 
     if not places:
         raise UserError("no image was named: give image files or folders after the checkpoint")
     if not 0.01 <= args.fps <= 100:
         raise UserError(f"--fps {args.fps}: a GIF shows from 0.01 to 100 frames per second")
-    pictures, passed_over = find_pictures(places, without=args.out)
+    require_source(args.checkpoint)
+    pictures, passed_over = find_pictures(places, without=args.output)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs
@@ -118,10 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         upright=labels is None and not inputs if args.exif is None else args.exif,
     )
     read = Inputs(model.config.dataset, inputs, model.class_names) if inputs else None
-    work = Inference(predictor, args.out, wanted, labels, read)
+    work = Inference(predictor, args.output, wanted, labels, read)
     failed = work.run(pictures)
     left_out = f", {work.left_out} without labels left out" if work.left_out else ""
-    place = one_line(str(args.out))
+    place = one_line(str(args.output))
     print(f"{len(pictures)} images: {len(work.done)} done, {failed} failed{left_out}; saved to {place}")
     if passed_over:
         print(f"passed over, as no images that can be read: {describe_files(passed_over)}")

@@ -1,6 +1,6 @@
 """Write what a trained method says about every image of a split into a folder that later stages read.
 
-    tools/label.py work_dirs/voc --split train_aug --output work_dirs/voc_labels
+    afa label work_dirs/voc --split train_aug --output work_dirs/voc_labels
 
 The folder holds label.json, maps/OUTPUT/NAME.npz, labels/OUTPUT/NAME.png and, when all is there, manifest.json. Killed
 and started again, the same command does what is missing. Under torchrun the processes share the images out.
@@ -12,40 +12,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from afa.commands.arguments import add_loading_arguments, check_loading, split_names
+from afa.commands.arguments import (
+    CommandParser,
+    add_device_argument,
+    add_loading_arguments,
+    add_run_argument,
+    check_loading,
+)
 from afa.data.files import require_writable
-from afa.errors import UserError
-from afa.paths import expand_home, given_path
+from afa.paths import given_path
+from afa.weights.files import require_source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, label, say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run",
-        type=expand_home,
-        metavar="RUN",
-        help="a run's output folder (its last checkpoint), a checkpoint or weights",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
+    parser = CommandParser(__doc__, settings=True)
+    add_run_argument(parser)
     parser.add_argument("--split", help="list of images; default: dataset.train_split")
     parser.add_argument("--output", type=given_path, required=True, metavar="FOLDER", help="the label folder")
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs of the method; default: all it can give")
     parser.add_argument("--maps", action=argparse.BooleanOptionalAction, default=True, help="write maps, too")
     parser.add_argument("--compress", action="store_true", help="compress maps: less disk, slower")
-    parser.add_argument(
-        "--config", type=expand_home, metavar="FILE", help="configuration instead of the one that came with the weights"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_argument(parser)
     add_loading_arguments(parser)
-    args = parser.parse_intermixed_args(arguments)
-    args.outputs, settings = split_names(args.outputs)
-    args.overrides += settings
-    if args.outputs == []:
-        raise UserError("--outputs needs names, for example --outputs cam segmentation")
+    args = parser.read(arguments)
     check_loading(args)
-
     require_writable(args.output, "--output", folder=True)
+    require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
@@ -57,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with ProcessRuntime.start(TrainConfig(device=args.device)) as runtime:
         device = str(runtime.device)
-        model = load(last_checkpoint(args.run), config=args.config, device=device, overrides=args.overrides)
+        model = load(last_checkpoint(args.checkpoint), config=args.config, device=device, overrides=args.settings)
         writable = [output for output in model.method.outputs if output.kind != "affinity"]
         outputs = named_outputs(writable, args.outputs, "--outputs")
         if args.outputs is None:

@@ -1,8 +1,8 @@
 """Make saliency maps for images that have none: grey images NAME.png, which dataset.saliency names.
 
-    tools/make_saliency.py photos/ cat.jpg --output saliency
-    tools/make_saliency.py --config configs/voc.yaml --split train_aug --output saliency dataset.root=data/VOC2012
-    tools/make_saliency.py photos/ --output saliency --network vit_s_focus.onnx
+    afa prepare saliency photos/ cat.jpg --output saliency
+    afa prepare saliency --config voc --split train_aug --output saliency dataset.root=data/VOC2012
+    afa prepare saliency photos/ --output saliency --network vit_s_focus.onnx
 
 Without a network they are made by minimum barrier distance (Zhang et al., ICCV 2015), which finds objects that differ
 in colour from a simple background, and little else: docs/data.md has figures, and a network that can be had. Killed and
@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa.commands.arguments import CommandParser, add_workers_argument, check_workers
 from afa.config.settings import MAX_PIXELS
 from afa.data.files import require_writable
-from afa.data.parallel import usable_cores
 from afa.errors import UserError, one_line
 from afa.paths import expand_home, given_path
 from afa.prediction.images import describe_files, find_pictures
@@ -26,29 +26,33 @@ from afa.prediction.images import describe_files, find_pictures
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, make the maps, say what came of it."""
-    parser = argparse.ArgumentParser(
-        prog="make_saliency.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, settings=True)
     parser.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE_OR_FOLDER",
-        help="folders with sub-folders; with --config: settings key=value, such as dataset.root=data/mine",
+        help="image files; folders, with all below them",
     )
     parser.add_argument("--output", type=given_path, required=True, metavar="FOLDER", help="folder of the maps")
     parser.add_argument(
-        "--config", type=expand_home, metavar="FILE", help="configuration (YAML) whose data set's images are taken"
+        "--config",
+        type=expand_home,
+        metavar="FILE",
+        help="configuration (a YAML file or a recipe) whose data set's images are taken",
     )
     parser.add_argument("--split", help="list of images of that data set; default: dataset.train_split")
     parser.add_argument(
         "--network", type=given_path, metavar="FILE", help="network for salient objects (ONNX); needs onnxruntime"
     )
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: all usable cores)")
-    args = parser.parse_intermixed_args(arguments)
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers}: at least 1 is needed")
+    add_workers_argument(parser)
+    args = parser.read(arguments)
+    check_workers(args)
     if args.split is not None and args.config is None:
         raise UserError("--split belongs to --config")
+    if args.settings and args.config is None:
+        raise UserError(f"'{args.settings[0]}': settings belong to --config, and there is no file of that name")
+    if args.images and args.config is not None:
+        raise UserError(f"'{args.images[0]}': with --config the images are those of its data set; leave it out")
     if args.config is None and not args.images:
         raise UserError("no image was named: give image files or folders, or --config FILE")
     require_writable(args.output, "--output", folder=True)
@@ -71,12 +75,9 @@ def _images(args: argparse.Namespace) -> tuple[dict[str, Path], list[Path], int]
     if args.config is None:
         found = find_pictures([given_path(text) for text in args.images], without=args.output)
         return {picture.name: picture.path for picture in found.pictures}, found.passed_over, MAX_PIXELS
-    files = [text for text in args.images if "=" not in text]
-    if files:
-        raise UserError(f"'{files[0]}': with --config the images are those of its data set; leave it out")
     from afa.data.layout import find_layout
     from afa.methods import load_config
 
-    dataset = load_config(args.config, args.images).dataset
+    dataset = load_config(args.config, args.settings).dataset
     layout, split = find_layout(dataset), args.split or dataset.train_split
     return {name: layout.image(name, split) for name in layout.names(split)}, [], dataset.max_pixels

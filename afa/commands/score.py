@@ -1,9 +1,9 @@
 """Score a folder of masks, or of maps over a range of background thresholds.
 
-    tools/score.py masks FOLDER --config configs/voc.yaml --split val dataset.root=data/VOC2012
-    tools/score.py maps FOLDER --truth masks/ --classes classes.txt --plot sweep.svg
+    afa score masks FOLDER --config voc --split val dataset.root=data/VOC2012
+    afa score maps FOLDER --truth masks/ --class-names classes.txt --plot sweep.svg
 
-FOLDER is a label folder of tools/label.py, or made elsewhere: palette or grey PNG masks (the indices count, not the
+FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
 colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask leaves a pixel open, which counts as a
 miss; in the true masks it counts for nothing. Maps are resized to the true mask's size; masks must have it.
 """
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from afa.commands.arguments import split_names
+from afa.commands.arguments import CommandParser
 from afa.data.files import require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.config is not None:
         from afa.methods import load_config
 
-        truth = TrueMasks.of_split(load_config(args.config, args.overrides).dataset, args.split, args.list)
+        truth = TrueMasks.of_split(load_config(args.config, args.settings).dataset, args.split, args.list)
     else:
-        truth = TrueMasks.of_folder(args.truth, args.classes, args.list)
+        truth = TrueMasks.of_folder(args.truth, args.class_names, args.list)
     folder = MapFolder(args.folder)
     held, others = folder.label_outputs, folder.map_outputs
     if args.kind == "maps":
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not held:
         other = "maps" if args.kind == "masks" else "masks"
         raise UserError(f"{folder.root} holds no {args.kind}" + (f", only {other}: score {other}" if others else ""))
-    outputs = list(dict.fromkeys(args.outputs)) or list(held)
+    outputs = list(dict.fromkeys(args.outputs or [])) or list(held)
     unknown = [output for output in outputs if output not in held]
     if unknown:
         raise UserError(f"--outputs {unknown[0]}: {folder.root} holds {args.kind} of {', '.join(held)}")
@@ -75,18 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, settings=True)
     parser.add_argument("kind", metavar="masks|maps", choices=("masks", "maps"), help="what is scored")
     parser.add_argument("folder", metavar="FOLDER", type=given_path, help="where it lies")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as dataset.root=data/mine")
     parser.add_argument(
-        "--config", type=expand_home, metavar="FILE", help="configuration (YAML) whose data set has the true masks"
+        "--config",
+        type=expand_home,
+        metavar="FILE",
+        help="configuration (a YAML file or a recipe) whose data set has the true masks",
     )
     parser.add_argument("--split", help="list of images of that data set; default: dataset.val_split")
     parser.add_argument("--truth", type=given_path, metavar="FOLDER", help="true masks NAME.png, in place of --config")
-    parser.add_argument("--classes", type=given_path, metavar="FILE", help="with --truth: class names, one per line")
+    parser.add_argument("--class-names", type=given_path, metavar="FILE", help="with --truth: one name per line")
     parser.add_argument(
         "--list", type=given_path, metavar="FILE", help="names of the images to score, one per line (.txt)"
     )
@@ -114,20 +114,17 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="image-level labels, for .npy maps; default: the data set's, or masks",
     )
-    args = parser.parse_intermixed_args(arguments)
-
-    # What stands behind --outputs may be settings.
-    names, settings = split_names(args.outputs)
-    args.outputs, args.overrides = names or [], [*args.overrides, *settings]
+    args = parser.read(arguments)
     if (args.config is None) == (args.truth is None):
-        raise UserError("the true masks are missing: give --config FILE, or --truth FOLDER --classes FILE")
-    if args.truth is not None and args.classes is None:
-        raise UserError("--truth needs --classes FILE, class names one per line, background left out")
-    for name in ("split", "classes"):
-        if getattr(args, name) is not None and (args.config is None) == (name == "split"):
-            raise UserError(f"--{name} belongs to --{'config' if name == 'split' else 'truth'}")
-    if args.overrides and args.config is None:
-        raise UserError(f"'{args.overrides[0]}': settings need --config")
+        raise UserError("the true masks are missing: give --config FILE, or --truth FOLDER --class-names FILE")
+    if args.truth is not None and args.class_names is None:
+        raise UserError("--truth needs --class-names FILE, class names one per line, background left out")
+    if args.split is not None and args.config is None:
+        raise UserError("--split belongs to --config")
+    if args.class_names is not None and args.config is not None:
+        raise UserError("--class-names belongs to --truth")
+    if args.settings and args.config is None:
+        raise UserError(f"'{args.settings[0]}': settings need --config")
     for name in ("thresholds", "plot", "labels"):
         if getattr(args, name) is not None and args.kind == "masks":
             raise UserError(f"--{name} is for maps, not for masks")

@@ -1,16 +1,15 @@
 """One table of several score files, for example of the stages of a pipeline.
 
-    tools/summary.py "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
-    tools/summary.py AFA=afa.json EDAM=edam.json --supervision AFA=I EDAM=I+S
+    afa summary "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
+    afa summary AFA=afa.json EDAM=edam.json --supervision AFA=I EDAM=I+S
 
-A file is what tools/score.py --output wrote, or an evaluation.json of tools/eval.py. Each of its outputs is a row: of
+A file is what 'afa score --output' wrote, or an evaluation.json of 'afa eval'. Each of its outputs is a row: of
 maps that have no background, the score at the best threshold; of an evaluation.json, every protocol over a whole list.
 --supervision adds a column that says what each was taught with: image labels (I), saliency (S), pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from afa.commands.arguments import CommandParser
 from afa.errors import UserError
 from afa.paths import given_path
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UserError: A file is missing, holds no scores, or cannot be written.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "files", nargs="+", metavar="[TITLE=]FILE.json", help="scores, and what to call them; default: the file's name"
     )
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="what the files of a title were taught with"
     )
     parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the table")
-    args = parser.parse_args(arguments)
+    args = parser.read(arguments)
     if args.output is not None and (args.output.suffix.lower() != ".json" or args.output.is_dir()):
         raise UserError(f"--output {args.output}: give a .json file")
 

@@ -55,10 +55,10 @@ def check_ranges(config: RunConfig, source_of: Callable[[str], str]) -> None:
                 raise UserError(f"{source}: {key}: {number} is too large")
 
 
-def check_agreement(config: RunConfig, source: str) -> None:
-    """Refuse values that are fine alone but contradict each other."""
+def check_agreement(config: RunConfig, source_of: Callable[[str], str]) -> None:
+    """Refuse values that are fine alone but contradict each other. ``source_of`` says who gave them, by the problem."""
     for problem in config.problems():
-        raise UserError(f"{source}: {problem}")
+        raise UserError(f"{source_of(problem)}: {problem}")
 
 
 def check_training(config: RunConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from afa.config.checks import check_agreement, check_keys, check_ranges
+from afa.config.recipes import config_file
 from afa.config.settings import RunConfig
 from afa.config.values import Declared, declared_settings, fit, from_command_line, shown
 from afa.config.yaml_text import read_yaml, write_yaml
@@ -37,10 +39,10 @@ KindOf = Callable[[str], type[RunConfig]]
 def read_config(path: str | Path, overrides: Sequence[str], kind_of: KindOf) -> RunConfig:
     """Read a YAML file, apply overrides, check everything.
 
-    A file may name another one it builds on: ``base: voc.yaml``, relative to itself.
+    A file may name another one it builds on: ``base: voc.yaml``, relative to itself, or a recipe.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of a recipe.
         overrides: ``section.key=value`` strings; they win over the file. A text setting takes the text as it stands,
             all others read it as YAML.
         kind_of: The configuration's class follows from its ``method``.
@@ -52,12 +54,13 @@ def read_config(path: str | Path, overrides: Sequence[str], kind_of: KindOf) -> 
         UserError: Missing file, broken YAML, unknown key (names the nearest), wrong type, value out of range,
             or values that contradict each other.
     """
-    files = _read_files(Path(path))
-    kind = kind_of(_method([tree for _, tree in files], overrides, str(path)))
+    first = config_file(path)
+    files = _read_files(first)
+    kind = kind_of(_method([tree for _, tree in files], overrides, str(first)))
     given: dict[str, _Given] = {}
     for file, tree in reversed(files):
         given |= _from_tree(tree, str(file), kind, own_file=True)
-    return _fill(kind, {**given, **_from_overrides(overrides, kind)}, str(path), overrides)
+    return _fill(kind, {**given, **_from_overrides(overrides, kind)}, str(first), overrides)
 
 
 def config_from_tree(
@@ -135,8 +138,21 @@ def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overr
             section = getattr(section, part)
         setattr(section, name, text)
     check_ranges(config, lambda key: given[key].source if key in given else source)
-    check_agreement(config, f"{source}, with the overrides" if overrides else source)
+    check_agreement(config, lambda problem: _blamed(problem, source, overrides))
     return config
+
+
+def given_by(override: str) -> str:
+    """How a message names a setting that a command or a call was given."""
+    return f"{shown(override)} on the command line"
+
+
+def _blamed(problem: str, source: str, overrides: Sequence[str]) -> str:
+    """Who gave the values that contradict each other, as far as the settings that the problem names tell."""
+    named = [override for override in overrides if re.search(rf"\b{re.escape(override.partition('=')[0])}\b", problem)]
+    if named:
+        return f"{', '.join(map(shown, named))} on the command line"
+    return f"{source}, with the settings on the command line" if overrides else source
 
 
 def _defaults(kind: type) -> DictConfig:
@@ -157,7 +173,7 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     try:
         tree = read_yaml(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file; those of the project lie in configs/") from error
+        raise UserError(f"{path}: no such configuration file; 'afa list recipes' names those of the project") from error
     if tree is None:
         raise UserError(f"{path}: is empty: give at least one setting")
     if not isinstance(tree, dict):
@@ -167,7 +183,12 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         return [(path, tree)]
     if not isinstance(base, str):
         raise UserError(f"{path}: base: {shown(base)} is no file name: put it in quotes")
-    return [(path, tree), *_read_files(path.parent / expand_home(base), (*seen, path.resolve()))]
+    beside = path.parent / expand_home(base)
+    try:
+        file = beside if beside.exists() else config_file(base)
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from error
+    return [(path, tree), *_read_files(file, (*seen, path.resolve()))]
 
 
 def _from_overrides(overrides: Sequence[str], kind: type[RunConfig]) -> dict[str, _Given]:
@@ -175,7 +196,7 @@ def _from_overrides(overrides: Sequence[str], kind: type[RunConfig]) -> dict[str
     given = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        source = f"override {shown(override)}"
+        source = given_by(override)
         if not equals or not key:
             raise UserError(f"{source} is not of the form key=value, for example train.steps=100")
         declared = declared_settings(kind).get(key)

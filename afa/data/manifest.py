@@ -9,6 +9,12 @@ from pathlib import Path
 from afa.data.files import read_json
 from afa.errors import UserError
 
+LABEL_SOURCES = ("masks", "annotations")
+"""What VOC's image-level labels can be made from."""
+
+CROWD_CHOICES = ("class", "ignore")
+"""What a crowd region of COCO can be in a mask: its class, or ignored."""
+
 MANIFEST = "manifest.json"
 UNFINISHED_MANIFEST = "manifest.unfinished.json"
 """In its place until everything is written."""

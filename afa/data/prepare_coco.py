@@ -38,7 +38,6 @@ from afa.data.parallel import map_files
 from afa.errors import UserError
 
 SPLITS = ("train", "val")
-CROWD_CHOICES = ("class", "ignore")
 _MADE_BY = "prepare_coco"
 _LARGEST_ANNOTATIONS = 2**32  # bytes; those of COCO 2014 have 0.4 GB
 _VERSION = 1  # of the painting: changes with what annotations give

@@ -35,7 +35,6 @@ VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 VOC_TEST_ARCHIVE = "VOC2012test.tar"
 SBD_ARCHIVE = "benchmark.tgz"
 AUGMENTED = "SegmentationClassAug"
-LABEL_SOURCES = ("masks", "annotations")
 _MADE_BY = "prepare_voc"
 _VOC_MEMBER = r"(?:VOCdevkit/)?VOC2012/((?:JPEGImages|SegmentationClass|Annotations|ImageSets/Segmentation)/[^/]+)"
 _SBD_MEMBER = r"(?:benchmark_RELEASE/)?dataset/(cls/[^/]+\.mat|train\.txt|val\.txt)"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from afa.config import TestConfig, config_differences, config_to_dict, config_to_yaml
 from afa.data.dataset import SETTINGS_OF_PLACES
@@ -102,21 +103,26 @@ def locked(output: Path) -> Iterator[None]:
     Raises:
         UserError: The folder cannot be written, or another process trains there.
     """
-    path = output / ".lock"
+    lock = FileLock(output / ".lock", timeout=0)
+    held = False
     try:
         output.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        (output / ".lock").open("a").close()  # a folder that cannot be written is said, and not waited for
     except OSError as error:
         raise UserError(f"train.output: {output} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            # Unlike flock's, this lock is not inherited by loader processes, which may outlive a killed run a little.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"another process trains in {output}: wait for its end, or take another folder") from error
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): let one run alone write there", output, error.strerror)
+    try:
+        lock.acquire()
+        held = True
+    except Timeout as error:
+        raise UserError(f"another process trains in {output}: wait for its end, or take another folder") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("%s cannot be locked (%s): let one run alone write there", output, reason)
+    try:
         yield
+    finally:
+        if held:
+            lock.release()
 
 
 def write_config(output: Path, config: Mapping[str, Any]) -> None:

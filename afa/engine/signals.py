@@ -12,7 +12,8 @@ from afa.errors import INTERRUPTED_EXIT_CODE
 PREEMPTED_EXIT_CODE = 75
 """The run was asked to stop, has saved and wants to be started again (EX_TEMPFAIL)."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# Windows has no SIGUSR1 and no SIGHUP.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class StopSignals:

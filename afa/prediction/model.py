@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from afa.config import RunConfig, TestConfig, config_to_dict
+from afa.config.reading import given_by
 from afa.data.images import Decoded, read_image, to_rgb
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_class_names
@@ -195,7 +196,7 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         section = override.partition("=")[0].partition(".")[0]
         if section in tree and section in _FIXED_SECTIONS:
             open_sections = ", ".join(name for name in tree if name not in _FIXED_SECTIONS)
-            raise UserError(f"override '{override}': {section} is fixed by the checkpoint; open are {open_sections}")
+            raise UserError(f"{given_by(override)}: {section} is fixed by the checkpoint; open are {open_sections}")
     changed: RunConfig = config_from_dict(tree, source="the checkpoint's configuration", overrides=overrides)
     return changed
 

@@ -43,6 +43,22 @@ def file_mode(path: Path) -> int | None:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def require_source(source: str | Path) -> None:
+    """Refuse a place for weights where there is nothing, before anything slow begins.
+
+    Args:
+        source: A file or folder; ``FILE#ENTRY`` names one of several networks in a file.
+
+    Raises:
+        UserError: Nothing there.
+        UnreadableError: The system does not say.
+    """
+    path = Path(source)
+    if file_mode(path) is None and file_mode(Path(str(source).rpartition("#")[0] or path)) is None:
+        reason = "the link leads nowhere" if path.is_symlink() else "no such file or folder"
+        raise UserError(f"{path}: {reason}; pretrained/README.md says where to get weights")
+
+
 def require_file(path: Path) -> None:
     """Refuse what is no ordinary file before it is opened: to open a named pipe waits for ever.
 

@@ -1,0 +1,57 @@
+"""Train AFA on a small built-in data set from image-level labels, evaluate it, and draw what it sees.
+
+    afa demo
+    afa demo --output work_dirs/demo2 train.seed=2
+
+Everything lands in the current folder: the data set in data/shapes (the setting dataset.root), the run in
+work_dirs/demo. It takes some minutes and needs no GPU. Run again, it reuses what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from afa.commands import contact_sheet, eval, infer, make_shapes, train
+from afa.commands.arguments import CommandParser
+from afa.methods import load_config
+
+RECIPE = "demo"
+_SEGMENTED = 4  # images that the last step segments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments, run the steps.
+
+    Returns:
+        Exit code: of the first step that fails, else 0.
+    """
+    parser = CommandParser(__doc__, settings=True)
+    parser.add_argument("--output", metavar="FOLDER", help="folder of the run: the setting train.output")
+    args = parser.read(arguments)
+    settings = [*args.settings, *([] if args.output is None else [f"train.output={args.output}"])]
+    config = load_config(RECIPE, settings)
+    data, output = config.dataset.root, config.train.output
+    trained, at = f"{output}/checkpoints/last", f"dataset.root={data}"
+    steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
+        (make_shapes.main, ["--output", data]),
+        (train.main, [RECIPE, *settings]),
+        (eval.main, [trained, at, "--output", f"{output}/evaluation.json"]),
+        (contact_sheet.main, [trained, at, "--output", f"{output}/contact_sheet.png"]),
+    ]
+    for step, words in steps:
+        code = step(words)
+        if code:
+            return code
+    with (Path(data) / "ImageSets/Segmentation/val.txt").open(encoding="utf-8") as names:
+        images = [f"{data}/JPEGImages/{name.strip()}.jpg" for name in islice(names, _SEGMENTED)]
+    code = infer.main([trained, *images, "--output", f"{output}/inference"])
+    if code:
+        return code
+    print(f"\ntable        {output}/evaluation.json")
+    print(f"sheet        {output}/contact_sheet.png")
+    print(f"masks, CAMs  {output}/inference")
+    print(f"checkpoints  {output}/checkpoints/last, {output}/checkpoints/best")
+    print(f"curves       tensorboard --logdir {output}/tensorboard")
+    return 0
