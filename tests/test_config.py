@@ -252,7 +252,7 @@ def test_several_mistakes_together() -> None:
         ("train: [1, 2]", "'train' is a section"),
         ("- a\n- b", "not sections"),
         ("train: {steps: 5", "not readable as YAML"),
-        ("base: nowhere.yaml", "no such configuration file"),
+        ("base: nowhere.yaml", "base: nowhere.yaml: neither a file nor a recipe"),
         ("base: itself.yaml", "leads back"),
         ("base: 5\ntrain: {steps: 5}", "base: '5' is no file name: put it in quotes"),
     ],
@@ -265,9 +265,9 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_and_folder_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such configuration file"):
+    with pytest.raises(UserError, match="neither a file nor a recipe"):
         load_config(tmp_path / "voc.yaml")
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="a folder, and no recipe"):
         load_config(tmp_path)
 
 
@@ -340,7 +340,8 @@ def test_configurations_share_no_list() -> None:
         (lambda: config_from_dict({"optimiser": {"freeze_norms": 3}}), "optimiser.freeze_norms: '3' is neither true"),
         (
             lambda: config_from_dict({}, overrides=["optimiser.freeze_norms=perhaps"]),
-            "override 'optimiser.freeze_norms=perhaps': optimiser.freeze_norms: 'perhaps' is neither true nor false",
+            "'optimiser.freeze_norms=perhaps' on the command line: optimiser.freeze_norms: 'perhaps' is neither true nor "
+            "false",
         ),
         (
             lambda: config_from_dict({"validation": {"cam": False, "outputs": ["cam"]}}),

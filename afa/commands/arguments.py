@@ -105,7 +105,7 @@ class CommandParser(argparse.ArgumentParser):
         kept, settings = self._sorted(texts)
         args, others = self.parse_known_intermixed_args(kept)
         if others:
-            self.error(self._unknown(others[0]))
+            self.error(f"'{others[0]}' is one argument too many")
         if self.takes_settings:
             for text in args.settings:
                 self.error(f"'{text}' is one argument too many: {_no_setting(text)}")
@@ -134,6 +134,9 @@ class CommandParser(argparse.ArgumentParser):
                 if text.startswith(f"{_EARLIER_SETTINGS}="):
                     settings.append(text.partition("=")[2])
                     continue
+                name = text.partition("=")[0]
+                if name not in self._option_string_actions and not _is_number(text):
+                    self.error(self._unknown(text))
                 values = self._values_of(text)
             elif self.takes_settings and is_setting(text):
                 settings.append(text)
@@ -158,8 +161,6 @@ class CommandParser(argparse.ArgumentParser):
         return 1 if action.nargs is None else action.nargs if isinstance(action.nargs, int) else 0
 
     def _unknown(self, text: str) -> str:
-        if not text.startswith("-"):
-            return f"'{text}' is one argument too many"
         if os.path.lexists(text):
             return f"{text} is no option: write ./{text} for the file of that name"
         name = text.partition("=")[0]

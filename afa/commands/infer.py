@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "images",
         nargs="*",
+        default=[],
         metavar="IMAGE_OR_FOLDER",
         help="image files; folders, with all below them",
     )

@@ -151,7 +151,7 @@ def _blamed(problem: str, source: str, overrides: Sequence[str]) -> str:
     """Who gave the values that contradict each other, as far as the settings that the problem names tell."""
     named = [override for override in overrides if re.search(rf"\b{re.escape(override.partition('=')[0])}\b", problem)]
     if named:
-        return f"{', '.join(map(shown, named))} on the command line"
+        return f"{', '.join(map(shown, named))} on the command line, with {source}"
     return f"{source}, with the settings on the command line" if overrides else source
 
 

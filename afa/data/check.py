@@ -149,7 +149,7 @@ class Report:
             lines.append(f"{problems[0].severity}: {kind} ({len(problems)})")
             lines += ["  " + one_line(f"{problem.file}: {problem.message}") for problem in problems[:_SHOWN]]
             if len(problems) > _SHOWN:
-                lines.append(f"  ... and {len(problems) - _SHOWN} more (--json lists all)")
+                lines.append(f"  ... and {len(problems) - _SHOWN} more (--output lists all)")
             lines.append(f"  to mend it: {REMEDIES[kind]}")
         errors = sum(problem.severity == "error" for problem in self.problems)
         lines.append("nothing is wrong" if self.ok else f"{errors} thing(s) wrong")

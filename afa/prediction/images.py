@@ -70,7 +70,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
     for argument in arguments:
         if argument.resolve() == without.resolve():
             raise UserError(
-                f"--out {without} is the folder of the images: next time the results would count as images; take "
+                f"--output {without} is the folder of the images: next time the results would count as images; take "
                 "another folder, such as one within it"
             )
         if argument.is_dir():

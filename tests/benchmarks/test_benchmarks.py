@@ -21,9 +21,9 @@ from afa.ops.par import PAR
 TINY = {
     command: arguments.split()
     for command, arguments in {
-        "step": "--encoder mit_b0 --crop 64 --batch 2 --repeats 1",
+        "step": "--encoder mit_b0 --crop 64 --batch-size 2 --repeats 1",
         "par": "--size 24 --repeats 1",
-        "growth": "--encoder mit_b0 --batch 1 --repeats 1 --vary crop --values 32 64",
+        "growth": "--encoder mit_b0 --batch-size 1 --repeats 1 --vary crop --values 32 64",
         "crf": "--size 24 32 --classes 4 --present 2 --iterations 2 --repeats 1 --threads 1",
     }.items()
 }
@@ -41,7 +41,7 @@ class Bench:
     def figures(self, command: str, *arguments: str) -> dict:
         """What a measurement writes; it leaves nothing else behind. What it prints is in ``printed``."""
         file = self.folder / "figures.json"
-        done = self(command, *arguments, "--json", str(file))
+        done = self(command, *arguments, "--output", str(file))
         assert done.returncode == 0, done.stderr
         assert [path.name for path in self.folder.iterdir()] == ["figures.json"]
         self.printed = done.stdout
@@ -136,18 +136,18 @@ def test_growth(bench: Bench) -> None:
         (("step", "--classes", "3", "--present", "3"), "--present"),
         (("step", "--config", "nowhere.yaml"), "nowhere.yaml"),
         (("par", "--size", "0"), "--size"),
-        (("step", "--batch", "0"), "batch_size"),
+        (("step", "--batch-size", "0"), "batch_size"),
         (("step", "--precision", "int8"), "precision"),
-        (("step", "--stage", "classification", "--set", "schedule.cls_until=-1"), "cls_until"),
-        (("step", "--stage", "classification", "--set", "method=psa_cam"), "'psa_cam' are all alike"),
-        (("reg", "--set", "method=psa_cam"), "'psa_cam' has no regularised loss"),
+        (("step", "--stage", "classification", "schedule.cls_until=-1"), "cls_until"),
+        (("step", "--stage", "classification", "method=psa_cam"), "'psa_cam' are all alike"),
+        (("reg", "method=psa_cam"), "'psa_cam' has no regularised loss"),
         (("operators", "--threads", "few"), "--threads"),
         (("reg", "--crop", "0"), "crop_size"),
-        (("data", "--count", "0"), "--count"),
+        (("data", "--limit", "0"), "--limit"),
         (("crf", "--repeats", "0"), "--repeats"),
         (("eval", "--repeats", "0"), "--repeats"),
-        (("par", "--json", "/proc/figures.json"), "cannot be written"),
-        (("par", "--json", "."), "Is a directory"),
+        (("par", "--output", "/proc/figures.json"), "cannot be written"),
+        (("par", "--output", "."), "Is a directory"),
         (("growth", "--values", "32"), "--vary"),
         (("growth", "--vary", "crop", "--values", "big"), "big"),
         (("growth", "--vary", "crop", "--values", "100"), "crop_size"),
@@ -181,6 +181,6 @@ def test_floor_counts_the_published_arithmetic() -> None:
 def test_a_step_of_every_stage_of_psa_is_measured(name: str, bench: Bench) -> None:
     config = Path(__file__).parents[2] / "configs" / "psa" / f"{name}.yaml"
     small = ["model.base_width=2", "model.depths=[1,1,1,1]", "model.pretrained=null"]
-    sizes = ["--crop", "80", "--batch", "2", "--repeats", "1", "--threads", "1"]
-    figures = bench.figures("step", "--config", str(config), *sizes, "--set", *small)
+    sizes = ["--crop", "80", "--batch-size", "2", "--repeats", "1", "--threads", "1"]
+    figures = bench.figures("step", "--config", str(config), *sizes, *small)
     assert figures["encoder"] == "resnet38" and 0 < figures["floor_gflop"] <= 1.01 * figures["step_gflop"]

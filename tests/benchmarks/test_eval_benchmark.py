@@ -8,7 +8,7 @@ from afa.errors import UserError
 
 
 def test_every_output_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "eval --encoder mit_b0 --size 32 48 --long-side 64 --images 1 --repeats 1 --device cpu --crf"
+    text = "eval --encoder mit_b0 --size 32 48 --long-side 64 --limit 1 --repeats 1 --device cpu --crf"
     args = parse(text.split())
     table = benchmark.run(args)
     assert len(table) == 8
@@ -19,7 +19,7 @@ def test_every_output_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--images", "0"], ["--present", "3", "--classes", "2"], ["--size", "8", "8"], ["--encoder", "mit_b9"]],
+    [["--limit", "0"], ["--present", "3", "--classes", "2"], ["--size", "8", "8"], ["--encoder", "mit_b9"]],
 )
 def test_mistakes(arguments: list[str]) -> None:
     with pytest.raises(UserError):

@@ -8,7 +8,9 @@ from afa.errors import UserError
 
 
 def test_measures_steps_without_and_with_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    args = parse(["reg", "--encoder", "mit_b0", "--crop", "64", "--batch", "1", "--classes", "3", "--repeats", "1"])
+    args = parse(
+        ["reg", "--encoder", "mit_b0", "--crop", "64", "--batch-size", "1", "--classes", "3", "--repeats", "1"]
+    )
     table = benchmark.run(args)
     assert min(table["without_s"], table["with_s"], table["alone_s"]) > 0
     assert table["alone_share"] == pytest.approx(table["alone_s"] / table["without_s"])

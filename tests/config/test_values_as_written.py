@@ -165,7 +165,7 @@ WRONG = {
 def test_a_wrong_value_on_the_command_line_names_it_not_the_file(file: Path, override: str) -> None:
     message = refusal(file, override)
     assert WRONG[override] in message
-    assert message.startswith("override ")
+    assert " on the command line: " in message
     assert str(file) not in message
 
 
@@ -181,7 +181,9 @@ def test_numbers_as_people_write_them(file: Path) -> None:
 
 def test_a_value_that_contradicts_the_file_names_both(file: Path) -> None:
     file.write_text("cam: {low: 0.5}")
-    assert refusal(file, "cam.high=0.4").startswith(f"{file}, with the overrides: cam.low 0.5 is above cam.high 0.4")
+    assert refusal(file, "cam.high=0.4").startswith(
+        f"'cam.high=0.4' on the command line, with {file}: cam.low 0.5 is above cam.high 0.4"
+    )
 
 
 BROKEN: dict[str, tuple[str | bytes, str]] = {

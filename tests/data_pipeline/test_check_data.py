@@ -210,14 +210,14 @@ def test_no_class_labels_are_asked_for_where_training_needs_none(tmp_path: Path)
 def test_the_command(root: Path, tmp_path: Path, run_tool) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset:\n  root: {root}\n")
-    done = run_tool("check_data.py", config, "--json", tmp_path / "clean.json")
+    done = run_tool("check_data.py", config, "--output", tmp_path / "clean.json")
     assert "nothing is wrong" in done.stdout and "train_aug: 5 images, expected 5" in done.stdout
     assert json.loads((tmp_path / "clean.json").read_text())["ok"] is True
 
     for kind in ("truncated-image", "exif-rotation", "mask-channels"):
         FAULTS[kind][0](root)
     image(root, "2008_000010").unlink()
-    done = run_tool("check_data.py", config, "dataset.val_split=val", "--json", tmp_path / "report.json", code=1)
+    done = run_tool("check_data.py", config, "dataset.val_split=val", "--output", tmp_path / "report.json", code=1)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"] is False and report["counts"] == {"train_aug": 5, "val": 2}
     kinds = {problem["kind"] for problem in report["problems"]}

@@ -67,7 +67,7 @@ def test_own_data_without_masks_is_trained_on_and_not_scored(tmp_path: Path, run
     assert (output / "checkpoints/last/weights.safetensors").is_file()
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3]
-    run_tool("infer.py", output, root / "images/val", "--out", tmp_path / "out", "--device", "cpu")
+    run_tool("infer.py", output, root / "images/val", "--output", tmp_path / "out", "--device", "cpu")
     assert "masks" in run_tool("eval.py", output, "--device", "cpu", code=2).stderr
 
 

@@ -292,7 +292,8 @@ def test_a_mistake_is_one_line_under_torchrun(config: Path) -> None:
     done = Forked(run_torchrun, arguments, variables=faults.environment()).wait()
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert lines == [
-        "error: override 'train.batch_sise=3': unknown key 'train.batch_sise'; did you mean 'train.batch_size'?"
+        "error: 'train.batch_sise=3' on the command line: unknown key 'train.batch_sise'; did you mean "
+        "'train.batch_size'?"
     ]
     assert "exitcode  : 2" in done.stderr
     assert f'File "{Path(afa.__file__).parent}/' not in done.stderr, "a traceback through the package"

@@ -514,8 +514,8 @@ def test_released_files_are_opened_without_a_configuration(tmp_path: Path, run_t
         ("aff", AffinityNetwork(ResNet38(base_width=2))),
     ):
         torch.save(released_names(network.state_dict()), tmp_path / f"res38_{name}.pth")
-    done = run_tool("infer.py", tmp_path / "res38_cls.pth", images, "--out", tmp_path / "found")
+    done = run_tool("infer.py", tmp_path / "res38_cls.pth", images, "--output", tmp_path / "found")
     assert done.returncode == 0 and (tmp_path / "found").is_dir(), done.stderr
-    done = run_tool("infer.py", tmp_path / "res38_aff.pth", images, "--out", tmp_path / "nothing")
+    done = run_tool("infer.py", tmp_path / "res38_aff.pth", images, "--output", tmp_path / "nothing")
     assert done.returncode == 2 and "needs maps/cam: tools/label.py writes them" in done.stderr
     assert not (tmp_path / "nothing").exists()

@@ -165,7 +165,7 @@ def test_a_sheet_shows_what_is_there_and_names_the_rest(
 
     monkeypatch.setattr("afa.prediction.sheet.contact_sheet", lay_out)
     path = weights(tmp_path, Guided, data, maps=str(tmp_path / "gone"))
-    arguments = ("contact_sheet.py", path, "--count", "1", "--output", tmp_path / "sheet.png", "--device", "cpu")
+    arguments = ("contact_sheet.py", path, "--limit", "1", "--output", tmp_path / "sheet.png", "--device", "cpu")
     done = run_tool(*arguments, f"dataset.saliency={data / 'saliency'}")
     assert done.returncode == 0, done.stderr
     assert shown["titles"] == ["image", "ground truth", "CAM", "cut-out"]
@@ -181,7 +181,7 @@ def test_a_sheet_shows_what_is_there_and_names_the_rest(
 def test_images_of_people_get_inputs_by_name(data: Path, tmp_path: Path, run_tool: RunTool) -> None:
     path, out = weights(tmp_path, Guided, data, saliency=str(tmp_path / "of_the_training")), tmp_path / "out"
     images, saliency = data / "JPEGImages", data / "saliency"
-    arguments = ("infer.py", path, images, "--device", "cpu", "--out", out, "--no-overlays")
+    arguments = ("infer.py", path, images, "--device", "cpu", "--output", out, "--no-overlays")
     done = run_tool(*arguments, "--pseudo-labels", "cut", "plain", f"dataset.saliency={saliency}")
     assert done.returncode == 0, done.stderr
     for name, size in zip(NAMES, SIZES, strict=True):
@@ -213,7 +213,9 @@ def test_what_is_missing_is_one_line(data: Path, tmp_path: Path, run_tool: RunTo
     assert needs in line(lambda: model.predict(image, maps=["walked"]))
     assert needs in line(lambda: afa.load(blind, device="cpu").predict(image))
     for arguments in ((guided, "--pseudo-labels", "walked"), (blind,)):
-        done = run_tool("infer.py", arguments[0], image, *arguments[1:], "--device", "cpu", "--out", tmp_path / "out")
+        done = run_tool(
+            "infer.py", arguments[0], image, *arguments[1:], "--device", "cpu", "--output", tmp_path / "out"
+        )
         assert done.returncode == 2 and needs in done.stderr
     assert not (tmp_path / "out").exists()
     done = run_tool("contact_sheet.py", blind, "--device", "cpu", "--output", tmp_path / "sheet.png")

@@ -28,7 +28,7 @@ def draw(run_tool: RunTool, weights: Path) -> RunTool:
 def test_sheet(draw: RunTool, tmp_path: Path) -> None:
     heights = []
     for count in (2, 100):
-        result = draw("--count", count, "--cell", 60, "--output", tmp_path / "sheet.png")
+        result = draw("--limit", count, "--cell", 60, "--output", tmp_path / "sheet.png")
         assert result.returncode == 0, result.stderr
         sheet = np.array(Image.open(tmp_path / "sheet.png"))
         assert sheet.shape[1] == 2 * 20 + 7 * 60 + 6 * 10
@@ -38,7 +38,7 @@ def test_sheet(draw: RunTool, tmp_path: Path) -> None:
 
 
 def test_sheet_with_crf_has_one_column_more(draw: RunTool, tmp_path: Path) -> None:
-    result = draw("--count", 2, "--cell", 60, "--crf", "--output", tmp_path / "sheet.png")
+    result = draw("--limit", 2, "--cell", 60, "--crf", "--output", tmp_path / "sheet.png")
     assert result.returncode == 0, result.stderr
     assert np.array(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 20 + 8 * 60 + 7 * 10
 
@@ -47,7 +47,7 @@ def test_sheet_with_crf_has_one_column_more(draw: RunTool, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["--output", "sheet.gif"], ".png or .jpg"),
-        (["--output", "sheet.png", "--count", 0], "--count 0"),
+        (["--output", "sheet.png", "--limit", 0], "--limit 0"),
         (["--output", "sheet.png", "--split", "nothing"], "nothing.txt"),
         (["--output", "/proc/sheet.png"], "cannot be written"),
     ],

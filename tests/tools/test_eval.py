@@ -90,7 +90,7 @@ def test_options(score: RunTool, run: Path, tmp_path: Path) -> None:
     tables, protocols = {}, {}
     for name, options in {
         "default": [],
-        "single": ["--scales", 1, "--no-flip"],
+        "single": ["--scales", 1, "--no-mirror"],
         "native": ["--long-side", 0],
         "crf": ["--crf"],
         "limited": ["--limit", 2],
@@ -146,7 +146,7 @@ def test_settings_may_stand_anywhere(score: RunTool, run: Path, tmp_path: Path) 
         (["test.scale=[1]"], "did you mean 'test.scales'"),
         (["--limit", "0"], "--limit 0"),
         (["--scales", "one"], "--scales needs numbers"),
-        (["cam.background"], "not of the form key=value"),
+        (["cam.background"], "have the form key=value"),
         (["--output", "/proc/evaluation.json"], "cannot be written"),
     ],
 )

@@ -34,7 +34,7 @@ def test_commands(home: Path, run_tool: RunTool) -> None:
     made = run_tool("make_shapes.py", "~/data", "--train", "2", "--val", "2", "--size", "32", "--workers", "1")
     assert made.returncode == 0, made.stderr
     (home / "c.yaml").write_text("dataset: {root: ~/data, train_split: train}\n")
-    checked = run_tool("check_data.py", "~/c.yaml", "--workers", "1", "--json=~/report.json")
+    checked = run_tool("check_data.py", "~/c.yaml", "--workers", "1", "--output=~/report.json")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert json.loads((home / "report.json").read_text())
     labels = ("--masks=~/data/SegmentationClass", "--class-names=~/data/classes.txt")
@@ -48,9 +48,9 @@ def test_commands(home: Path, run_tool: RunTool) -> None:
     [
         ("eval.py", "~nobody_here/run"),
         ("eval.py", "run", "--output=~nobody_here/e.json"),
-        ("infer.py", "run", "~nobody_here/a.jpg", "--out", "out"),
-        ("infer.py", "run", "a.jpg", "--out=~nobody_here/out"),
-        ("infer.py", "run", "a.jpg", "--out=out", "--labels=~nobody_here/l.json"),
+        ("infer.py", "run", "~nobody_here/a.jpg", "--output", "out"),
+        ("infer.py", "run", "a.jpg", "--output=~nobody_here/out"),
+        ("infer.py", "run", "a.jpg", "--output=out", "--labels=~nobody_here/l.json"),
         ("contact_sheet.py", "run", "--output=~nobody_here/s.png"),
         ("convert_weights.py", "~nobody_here/a.pth", "b.safetensors", "--format", "afa"),
         ("convert_weights.py", "a.pth", "~nobody_here/b.safetensors", "--format", "afa"),

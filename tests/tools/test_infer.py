@@ -73,7 +73,7 @@ def test_a_folder_of_anything(checkpoint: Path, tmp_path: Path) -> None:
     (pictures / "text.jpg").write_text("this is no image")
     (pictures / "empty").write_bytes(b"")
     (pictures / "notes.txt").write_text("not an image, and not said to be one")
-    command = [sys.executable, "tools/infer.py", checkpoint, pictures, "--out", out]
+    command = [sys.executable, "tools/infer.py", checkpoint, pictures, "--output", out]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
@@ -114,7 +114,7 @@ def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_pa
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({"one": ["bar"], "two": ["disc", "ring"], "none": []}))
     kinds = ["plain", "refined", "propagated"]
-    options = ("--labels", labels, "--out", out, "--no-overlays", "--pseudo-labels", *kinds)
+    options = ("--labels", labels, "--output", out, "--no-overlays", "--pseudo-labels", *kinds)
     result = infer(checkpoint, pictures, named, *options)
     assert result.returncode == 1, "a file that was named itself is missed, one of a folder is not"
     assert "named.jpg is not in the labels file" in result.stderr and "unlabelled" not in result.stderr
@@ -133,7 +133,7 @@ def test_given_labels_and_pseudo_labels(infer: RunTool, checkpoint: Path, tmp_pa
         assert cams["class_names"].tolist() == ["disc", "ring"]
     with np.load(out / "cams/none.npz") as cams:
         assert cams["cams"].shape == (0, 48, 64)
-    result = infer(checkpoint, pictures / "one.jpg", "--labels", labels, "--out", tmp_path / "second", "--no-cams")
+    result = infer(checkpoint, pictures / "one.jpg", "--labels", labels, "--output", tmp_path / "second", "--no-cams")
     assert result.returncode == 0
     assert "pseudo_labels/propagated/one.png" in files(tmp_path / "second")
     assert not (tmp_path / "second/cams").exists()
@@ -148,7 +148,7 @@ def test_pictures_of_one_size_run_together(infer: RunTool, checkpoint: Path, tmp
     for batch_size in (1, 3):
         out = tmp_path / f"out{batch_size}"
         options = ["--no-cams", "--no-overlays", "--pseudo-labels", "propagated", "--batch-size", str(batch_size)]
-        result = infer(checkpoint, pictures, "--out", out, *options)
+        result = infer(checkpoint, pictures, "--output", out, *options)
         assert result.returncode == 1
         assert "5 images: 4 done, 1 failed" in result.stdout
         done[batch_size] = out
@@ -185,7 +185,7 @@ def test_equal_names_do_not_overwrite_each_other(infer: RunTool, checkpoint: Pat
     for path in (first / "a.png", first / "a.jpg", first / "sub/b.png", second / "a.png", second / "sub/b.png"):
         save(path)
     save(first / "alone.png")
-    result = infer(checkpoint, first, second, first / "alone.png", "--out", out, "--no-cams", "--no-overlays")
+    result = infer(checkpoint, first, second, first / "alone.png", "--output", out, "--no-cams", "--no-overlays")
     assert result.returncode == 0, result.stderr
     listed = json.loads((out / "pictures.json").read_text())
     assert len(listed) == 6  # a picture that was named twice is looked at once
@@ -197,9 +197,9 @@ def test_equal_names_do_not_overwrite_each_other(infer: RunTool, checkpoint: Pat
 def test_results_inside_the_folder_are_not_looked_at(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     for _ in range(2):
-        result = infer(checkpoint, tmp_path, "--out", tmp_path / "results", "--no-cams")
+        result = infer(checkpoint, tmp_path, "--output", tmp_path / "results", "--no-cams")
         assert "1 images: 1 done" in result.stdout
-    result = infer(checkpoint, tmp_path, "--out", tmp_path)
+    result = infer(checkpoint, tmp_path, "--output", tmp_path)
     assert result.returncode == 2 and "is the folder of the images" in result.stderr
 
 
@@ -212,7 +212,7 @@ def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_pa
     other = tmp_path / "other" / "clip"
     other.mkdir(parents=True)
     shutil.copy(frames / "frame1.png", other / "only.png")
-    options = ("--out", tmp_path / "out", "--gif", "--fps", "10", "--no-cams", "--no-overlays")
+    options = ("--output", tmp_path / "out", "--gif", "--fps", "10", "--no-cams", "--no-overlays")
     result = infer(checkpoint, frames, other, *options)
     assert result.returncode == 0, result.stderr
     assert list(json.loads((tmp_path / "out/pictures.json").read_text())) == ["frame1", "frame2", "frame10", "only"]
@@ -228,11 +228,11 @@ def test_exif_orientation(infer: RunTool, checkpoint: Path, tmp_path: Path, orie
     exif[0x0112] = orientation
     path = save(tmp_path / "photo.jpg", 40, 80, exif=exif)
     turned = orientation in (6, 8)
-    infer(checkpoint, path, "--out", tmp_path / "upright", "--no-cams")
+    infer(checkpoint, path, "--output", tmp_path / "upright", "--no-cams")
     with Image.open(tmp_path / "upright/masks/photo.png") as mask:
         assert mask.size == ((40, 80) if turned else (80, 40))
     if turned:
-        infer(checkpoint, path, "--out", tmp_path / "stored", "--no-cams", "--no-exif")
+        infer(checkpoint, path, "--output", tmp_path / "stored", "--no-cams", "--no-exif")
         with Image.open(tmp_path / "stored/masks/photo.png") as mask:
             assert mask.size == (80, 40)
 
@@ -243,15 +243,15 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
     for name, options in {
         "plain": [],
         "crf": ["--crf", "--crf-negligible", "0.01"],
-        "single": ["--scales", "1", "--no-flip", "--long-side", "64"],
-        "set": ["--set", "test.scales=[1, 0.5]"],
+        "single": ["--scales", "1", "--no-mirror", "--long-side", "64"],
+        "set": ["test.scales=[1, 0.5]"],
     }.items():
-        result = infer(checkpoint, path, "--out", tmp_path / name, "--no-cams", *options)
+        result = infer(checkpoint, path, "--output", tmp_path / name, "--no-cams", *options)
         assert result.returncode == 0, result.stderr
         masks[name] = (tmp_path / name / "masks/a.png").read_bytes()
     assert len(set(masks.values())) == 4
     # Pictures may follow the scales.
-    assert infer(checkpoint, "--scales", "1", path, "--out", tmp_path / "after", "--no-cams").returncode == 0
+    assert infer(checkpoint, "--scales", "1", path, "--output", tmp_path / "after", "--no-cams").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_crf_scales_and_settings(infer: RunTool, checkpoint: Path, tmp_path: Pat
         (["{empty}"], "no image in"),
         (["{picture}", "--device", "tpu"], "--device=tpu"),
         (["{picture}", "--scales", "2", "0.5"], "must contain 1"),
-        (["{picture}", "--set", "model.depths=[1,1,1,1]"], "fixed by the checkpoint"),
-        (["{picture}", "--set", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
+        (["{picture}", "model.depths=[1,1,1,1]"], "fixed by the checkpoint"),
+        (["{picture}", "cam.backgroud=0.2"], "did you mean 'cam.background'"),
         (["{picture}", "--labels", "nowhere.json"], "nowhere.json is missing"),
         (["{picture}", "--fps", "0"], "--fps"),
         (["{folder}", "--labels", "{labels}"], "names none of the 1 images"),
@@ -283,7 +283,7 @@ def test_mistakes_are_one_line(
         "labels": tmp_path / "labels.json",
     }
     filled = [argument.format(**places) for argument in arguments]
-    result = infer(checkpoint, *filled, "--out", tmp_path / "out")
+    result = infer(checkpoint, *filled, "--output", tmp_path / "out")
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -293,6 +293,6 @@ def test_mistakes_are_one_line(
 def test_results_that_cannot_be_written(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
     picture = save(tmp_path / "a.png")
     (tmp_path / "out").write_text("a file where the folder should be")
-    result = infer(checkpoint, picture, "--out", tmp_path / "out")
+    result = infer(checkpoint, picture, "--output", tmp_path / "out")
     assert result.returncode == 2
     assert result.stderr.startswith("error: results cannot be written to")

@@ -82,7 +82,7 @@ def test_names_of_every_kind(checkpoint: Path, run_tool: RunTool, tmp_path: Path
     for name in NAMES:
         save(os.path.join(os.fsencode(folder), name))
     out = tmp_path / "out"
-    result = run_tool("infer.py", checkpoint, folder, "--out", out, "--gif")
+    result = run_tool("infer.py", checkpoint, folder, "--output", out, "--gif")
     assert result.returncode == 0, result.stderr
     assert f"{len(NAMES)} images: {len(NAMES)} done, 0 failed" in result.stdout
     listed = json.loads((out / "pictures.json").read_text())
@@ -100,7 +100,7 @@ def test_names_in_labels_are_those_of_the_lists(checkpoint: Path, run_tool: RunT
     for name in ("a.jpg.png", "e\N{COMBINING ACUTE ACCENT}.png"):
         save(folder / name)
     (tmp_path / "labels.json").write_text('{"a.jpg": ["bar"], "\N{LATIN SMALL LETTER E WITH ACUTE}": ["disc"]}')
-    options = ("--labels", tmp_path / "labels.json", "--out", tmp_path / "out", "--pseudo-labels", "plain")
+    options = ("--labels", tmp_path / "labels.json", "--output", tmp_path / "out", "--pseudo-labels", "plain")
     result = run_tool("infer.py", checkpoint, folder, *options)
     assert "2 images: 2 done" in result.stdout, result.stderr
 
@@ -110,12 +110,12 @@ def test_what_is_passed_over_is_counted_and_named(checkpoint: Path, run_tool: Ru
     folder.mkdir()
     for name in ("a.heic", "b.HEIC", "c.heic", "d.heic", "notes.txt", ".hidden.heic"):
         (folder / name).write_text("something")
-    result = run_tool("infer.py", checkpoint, folder, "--out", tmp_path / "out")
+    result = run_tool("infer.py", checkpoint, folder, "--output", tmp_path / "out")
     assert result.returncode == 2
     assert "passed over: 4 .heic (a.heic, b.HEIC, c.heic, ...), 1 .txt (notes.txt)" in result.stderr
     Image.new("RGB", (40, 32)).save(folder / "e.gif")
     Image.new("RGB", (40, 32)).save(folder / "f.jfif", "JPEG")
-    result = run_tool("infer.py", checkpoint, folder, "--out", tmp_path / "out", "--no-cams", "--no-overlays")
+    result = run_tool("infer.py", checkpoint, folder, "--output", tmp_path / "out", "--no-cams", "--no-overlays")
     assert result.returncode == 0
     assert "2 images: 2 done" in result.stdout
     assert "4 .heic (a.heic, b.HEIC, c.heic, ...), 1 .txt (notes.txt)" in result.stdout
@@ -137,13 +137,13 @@ def test_pipes_and_large_images_are_failures_of_their_own(checkpoint: Path, run_
     os.mkfifo(folder / "pipe.txt")
     save(folder / "large.png", (60, 50))
     save(folder / "small.png")
-    options = ("--out", tmp_path / "out", "--no-cams", "--no-overlays")
-    result = run_tool("infer.py", checkpoint, folder, *options, "--set", "dataset.max_pixels=2000")
+    options = ("--output", tmp_path / "out", "--no-cams", "--no-overlays")
+    result = run_tool("infer.py", checkpoint, folder, *options, "dataset.max_pixels=2000")
     assert result.returncode == 1
     assert "3 images: 1 done, 2 failed" in result.stdout
     assert "pipe.png is a named pipe" in result.stderr
     assert "large.png has 60 x 50 pixels, more than dataset.max_pixels=2000" in result.stderr
-    result = run_tool("infer.py", checkpoint, folder, *options, "--set", "dataset.max_pixels=3000")
+    result = run_tool("infer.py", checkpoint, folder, *options, "dataset.max_pixels=3000")
     assert "3 images: 2 done, 1 failed" in result.stdout
 
 

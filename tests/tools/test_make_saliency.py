@@ -89,7 +89,7 @@ def fill(folder: Path) -> None:
         (["--split", "train", "photos"], "--split belongs to --config"),
         ([], "no image was named"),
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
-        (["photos", "--workers", "0"], "--workers 0"),
+        (["photos", "--workers", "-1"], "--workers -1"),
         (["photos", "--network", "nowhere.onnx"], "onnx"),
         (["photos", "--config", "c.yaml"], "with --config the images are those of its data set"),
     ],

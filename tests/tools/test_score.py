@@ -69,7 +69,7 @@ def truth(tmp_path: Path) -> list[str]:
     """Arguments that name the true masks."""
     save_masks(tmp_path / "truth", truth_of)
     (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
-    return ["--truth", str(tmp_path / "truth"), "--classes", str(tmp_path / "classes.txt")]
+    return ["--truth", str(tmp_path / "truth"), "--class-names", str(tmp_path / "classes.txt")]
 
 
 def expected(label: Callable[[str], np.ndarray], **options: Any) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def test_the_truth_must_be_named(tmp_path: Path, truth: list[str]) -> None:
     for arguments in ([], ["--config", "a.yaml", *truth]):
         with pytest.raises(UserError, match="give --config FILE, or --truth FOLDER"):
             main(["masks", str(tmp_path), *arguments])
-    with pytest.raises(UserError, match="--truth needs --classes"):
+    with pytest.raises(UserError, match="--truth needs --class-names"):
         main(["masks", str(tmp_path), *truth[:2]])
     (tmp_path / "truth" / "a.png").unlink()
     (tmp_path / "names.txt").write_text("b\na\n")

@@ -74,5 +74,5 @@ def test_a_released_file_is_opened_without_a_configuration(tmp_path: Path, run_t
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)).save(images / "a.png")
     network = EDAMNetwork(ResNet38(base_width=2, depths=(1, 1, 1, 1), last_relu=False), 20, width=8)
     torch.save(released_names(network.state_dict()), tmp_path / "EDAM_final.pth")
-    done = run_tool("infer.py", tmp_path / "EDAM_final.pth", images, "test.long_side=0", "--out", tmp_path / "found")
+    done = run_tool("infer.py", tmp_path / "EDAM_final.pth", images, "test.long_side=0", "--output", tmp_path / "found")
     assert done.returncode == 0 and (tmp_path / "found").is_dir(), done.stderr
