@@ -340,8 +340,8 @@ def test_configurations_share_no_list() -> None:
         (lambda: config_from_dict({"optimiser": {"freeze_norms": 3}}), "optimiser.freeze_norms: '3' is neither true"),
         (
             lambda: config_from_dict({}, overrides=["optimiser.freeze_norms=perhaps"]),
-            "'optimiser.freeze_norms=perhaps' on the command line: optimiser.freeze_norms: 'perhaps' is neither true nor "
-            "false",
+            "'optimiser.freeze_norms=perhaps' on the command line: optimiser.freeze_norms: 'perhaps' is neither true "
+            "nor false",
         ),
         (
             lambda: config_from_dict({"validation": {"cam": False, "outputs": ["cam"]}}),

@@ -2,7 +2,7 @@
 
 Of several steps each call of an operator counts with its fastest time, and so does the matrix product that gives the
 rate: on a machine that others disturb, this estimates the step of a quiet one, without Python's time between the
-operators. The median of whole steps is ``tools/benchmark.py step``.
+operators. The median of whole steps is ``afa benchmark step``.
 """
 
 from __future__ import annotations

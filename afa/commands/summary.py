@@ -36,7 +36,7 @@ class Row:
         output: Name of the output, and what else tells its score from others of the file.
         images: How many, and of which list.
         threshold: At which maps became labels; None where there is none.
-        crf: Whether tools/eval.py refined the output with DenseCRF.
+        crf: Whether 'afa eval' refined the output with DenseCRF.
         miou: Mean IoU, 0 to 1; None where the file has none.
         fp_rate: Rate of false positives, 0 to 1, likewise.
         fn_rate: Rate of false negatives, 0 to 1, likewise.
@@ -119,7 +119,7 @@ def read_rows(title: str, path: Path) -> list[Row]:
         try:
             entries = read_entries(path)
         except UserError as error:
-            raise UserError(f"{path} holds no scores of tools/score.py or tools/eval.py") from error
+            raise UserError(f"{path} holds no scores of 'afa score' or 'afa eval'") from error
         whole = [entry for entry in entries if not entry.get("partial")]
         if entries and not whole:
             raise UserError(f"{path} holds scores of a part of the list alone: evaluate without --limit")
@@ -152,7 +152,7 @@ def _supervision(arguments: Sequence[str], titles: Sequence[str]) -> dict[str, s
 
 
 def _scored_rows(title: str, path: Path, content: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows of what tools/score.py wrote."""
+    """Rows of what 'afa score' wrote."""
     truth = str(content.get("truth", "-"))
     split = re.match(r"'(.+?)' of ", truth)
     for output, scores in content["rows"].items():

@@ -1,6 +1,6 @@
 """What a run is: a typed tree of settings, filled from a YAML file and ``key=value`` overrides.
 
-The sections that every run has stand here; a method's own stand in its room. ``tools/train.py --settings METHOD``
+The sections that every run has stand here; a method's own stand in its room. ``afa train --settings METHOD``
 prints them all; :func:`afa.methods.load_config` reads a file, and refuses a mistake before anything is created.
 """
 

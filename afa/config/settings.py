@@ -206,7 +206,7 @@ class ValidationConfig:
 
 @dataclass
 class TestConfig:
-    """Test-time prediction: what tools/eval.py and tools/infer.py do unless told otherwise."""
+    """Test-time prediction: what 'afa eval' and 'afa predict' do unless told otherwise."""
 
     __test__ = False  # not a pytest class
 

@@ -48,9 +48,9 @@ REMEDIES: Mapping[str, str] = {
     "mask-channels": "save the class ids as greyscale or palette PNG, or list the colours in dataset.mask_palette",
     "mask-values": "use 0 for background, 1 to K for the classes, dataset.ignore_index for pixels of no class",
     "mask-size": "make image and mask the same size (has one of them been resized or turned?)",
-    "labels-file": "correct the file, or make a new one with tools/make_labels.py",
-    "unlabelled-image": "add the image to the labels file, or make a new one with tools/make_labels.py",
-    "label-contradiction": "correct the labels, or make them from the masks with tools/make_labels.py",
+    "labels-file": "correct the file, or make a new one with 'afa prepare labels'",
+    "unlabelled-image": "add the image to the labels file, or make a new one with 'afa prepare labels'",
+    "label-contradiction": "correct the labels, or make them from the masks with 'afa prepare labels'",
     "absent-class": "harmless where the object is ignored or tiny; else correct labels or mask",
     "no-class": "write the class ids 1 to K into masks or labels: 0 is the background, dataset.ignore_index counts for "
     "nothing",

@@ -16,11 +16,12 @@ import torch
 from torch.utils.data import Dataset
 
 from afa.config.settings import MAX_PIXELS
-from afa.data.files import missing_files, read_json, write_json
+from afa.data.files import beside_missing, missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
 from afa.data.inputs import Inputs, is_named
 from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted, read_labels
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
+from afa.data.names import two_of_each
 from afa.data.notices import say
 from afa.data.pair_lists import read_pairs
 from afa.data.samples import EvaluationSample, Sample
@@ -265,14 +266,12 @@ class TrainingImages(Dataset[dict[str, Any]]):
                 return self.images.read(name)
             except DamagedImage as error:
                 if self.images.config.bad_image == "stop":
-                    raise DamagedImage(
-                        f"{error} (tools/check_data.py finds all; dataset.bad_image=skip goes on)"
-                    ) from error
+                    raise DamagedImage(f"{error} ('afa check' finds all; dataset.bad_image=skip goes on)") from error
                 if name not in self._reported:
                     self._reported.add(name)
                     logger.warning("%s; another image takes its place", error)
                 index = (index + 1) % len(names)
-        raise DamagedImage(f"too many damaged images in {self.images.layout.images}: run tools/check_data.py")
+        raise DamagedImage(f"too many damaged images in {self.images.layout.images}: run 'afa check'")
 
 
 class SplitImages(Dataset[Sample]):
@@ -349,7 +348,7 @@ class EvaluationImages(Dataset[EvaluationSample]):
         if mask.shape != sample.image.shape[:2]:
             raise DamagedImage(
                 f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{sample.image.shape[1]} x {sample.image.shape[0]}: run tools/check_data.py"
+                f"{sample.image.shape[1]} x {sample.image.shape[0]}: run 'afa check'"
             )
         ignore_index, num_classes = images.config.ignore_index, images.layout.num_classes
         classes = classes_in_mask(mask, num_classes, ignore_index, path=path)
@@ -372,8 +371,9 @@ def _require(kind: str, split: str, paths: Sequence[Path]) -> None:
     missing = missing_files(paths)
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(paths)} {kind} of '{split}' are missing, the first is {missing[0]}: "
-            "tools/check_data.py lists all; dataset.bad_image=skip goes on without"
+            f"{len(missing)} of the {len(paths)} {kind} of '{split}' are missing, the first is {missing[0]}"
+            f"{beside_missing(missing, paths)}: "
+            "afa check lists all; dataset.bad_image=skip goes on without"
         )
 
 
@@ -407,9 +407,12 @@ def find_labels(
         labels = read_labels(layout.labels, layout.class_names)
         missing = [name for name in names if name not in labels]
         if missing:
+            wanted = set(names)
+            compared = two_of_each(missing, (name for name in labels if name not in wanted))
             raise UserError(
                 f"the labels file {layout.labels} has no labels for {len(missing)} of the {len(names)} images of "
-                f"'{split}', the first is '{missing[0]}': add them, or make a new file with tools/make_labels.py"
+                f"'{split}', the first is '{missing[0]}'{compared}: "
+                "add them, or make a new file with 'afa prepare labels'"
             )
         return labels
     if not layout.has_masks(split):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from afa.data.names import two_of_each
 from afa.errors import UserError
 
 MAX_TEXT_BYTES = 2**28
@@ -185,6 +186,20 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
         if path.name not in listed[path.parent] and not path.exists():
             missing.append(path)
     return missing
+
+
+def beside_missing(missing: Sequence[Path], wanted: Iterable[Path]) -> str:
+    """As :func:`afa.data.names.two_of_each`, of files: the others are those of the first missing file's folder.
+
+    Args:
+        missing: As :func:`missing_files` gives them, at least one.
+        wanted: All that were looked for.
+    """
+    folder, suffix = missing[0].parent, missing[0].suffix
+    known = {path.name for path in wanted}
+    there = os.listdir(folder) if folder.is_dir() else []
+    others = sorted(name for name in there if name not in known and Path(name).suffix == suffix)
+    return two_of_each((path.name for path in missing), others)
 
 
 def require_writable(path: Path, what: str, *, folder: bool = False) -> None:

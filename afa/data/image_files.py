@@ -2,7 +2,7 @@
 
 The orientation that a file's EXIF or XMP block names is not applied, in any format: masks, boxes and the released
 program's data are stored in the raster's own orientation, and turning only the image would tear the pair apart.
-``tools/check_data.py`` reports such images. Only prediction on people's own images asks for them upright.
+``afa check`` reports such images. Only prediction on people's own images asks for them upright.
 """
 
 from __future__ import annotations

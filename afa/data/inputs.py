@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.files import missing_files, read_json
+from afa.data.files import beside_missing, missing_files, read_json
 from afa.data.images import DamagedImage
 from afa.data.labels import classes_in_mask
 from afa.data.map_files import LABEL_FACTS, listed
@@ -72,11 +72,13 @@ class Inputs:
             self._labels.require_labels(names)
         if self._saliency is not None:
             of = "" if split is None else f" of '{split}'"
-            missing = missing_files([self._saliency / f"{name}.png" for name in names])
+            paths = [self._saliency / f"{name}.png" for name in names]
+            missing = missing_files(paths)
             if missing:
                 raise UserError(
                     f"{len(missing)} of the {len(names)} images{of} have no saliency map, the first missing "
-                    f"is {missing[0]}: put it there, or name another folder as dataset.saliency"
+                    f"is {missing[0]}{beside_missing(missing, paths)}: put it there, "
+                    "or name another folder as dataset.saliency"
                 )
         for folder, output in self._maps.values():
             folder.require_maps(names, class_labels, output)

@@ -21,7 +21,7 @@ from afa.errors import UserError
 
 LABEL_FILES = ("class_labels.json", "class_labels.csv", "class_labels.txt", "cls_labels_onehot.npy")
 _WHAT = "the labels file"
-_HOW = "see docs/data.md, or make it with tools/make_labels.py"
+_HOW = "see docs/data.md, or make it with 'afa prepare labels'"
 _SEPARATOR = ";"  # between the classes of one cell of a CSV file
 
 

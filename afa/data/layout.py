@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LISTS = "ImageSets/Segmentation"
 _KNOWN_NAMES = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 HOW_TO_PREPARE = {
-    "voc": "tools/prepare_voc.py builds it",
-    "coco": "tools/prepare_coco.py builds it",
+    "voc": "'afa prepare voc' builds it",
+    "coco": "'afa prepare coco' builds it",
     "folder": "docs/data.md shows the layout",
 }
 
@@ -249,7 +249,7 @@ def _label_files(config: DatasetConfig, root: Path, lists: Path) -> tuple[Path |
     if config.labels is not None:
         path = _below(root, config.labels)
         if not path.exists():
-            raise UserError(f"the labels file {path} (dataset.labels) is missing: tools/make_labels.py makes one")
+            raise UserError(f"the labels file {path} (dataset.labels) is missing: 'afa prepare labels' makes one")
         return path, []
     found = [folder / name for folder in dict.fromkeys((root, lists)) for name in LABEL_FILES]
     found = [path for path in found if path.exists()]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from afa.data.files import find_files, missing_files, read_json
+from afa.data.files import beside_missing, find_files, missing_files, read_json
 from afa.data.images import read_mask
 from afa.data.map_dictionaries import MapDictionaries
 from afa.data.map_files import (
@@ -26,7 +26,7 @@ from afa.data.map_files import (
     maps_path,
     read_maps,
 )
-from afa.data.names import image_key
+from afa.data.names import image_key, two_of_each
 from afa.errors import UserError
 from afa.maps import Maps
 
@@ -237,8 +237,12 @@ class MapFolder:
         hint = ""
         if self.kind == "label folder" and not (self.root / LABEL_MANIFEST).is_file():
             hint = ": its stage has not finished, start it again"
-        elif self._files and len(missing) == len(names):
-            hint = f"; there is, for example, {_first(self._files)}"
+        elif self._files:
+            wanted, lost = set(names), set(missing)
+            others = (name for name in self.names if name not in wanted)
+            hint = two_of_each((name for name, path in zip(names, paths, strict=True) if path in lost), others)
+        else:
+            hint = beside_missing(missing, paths)
         raise UserError(f"{len(missing)} of the {len(names)} {what} are missing, the first is {missing[0]}{hint}")
 
 

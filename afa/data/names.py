@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif",
@@ -55,3 +56,17 @@ def passed_over(files: Sequence[str]) -> str | None:
     kinds = sorted({os.path.splitext(file)[1].lower() for file in images})
     first = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
     return f"{len(images)} image files are passed over, for files of the kind {', '.join(kinds)} are not read: {first}"
+
+
+def two_of_each(missing: Iterable[str], others: Iterable[str]) -> str:
+    """What a message about names that do not match adds: two that are missing, and two that nobody asked for.
+
+    Args:
+        missing: Names that were looked for in vain.
+        others: Names that are there in their place.
+
+    Returns:
+        Begins with a blank; empty where there are no others.
+    """
+    sides = [", ".join(f"'{name}'" for name in islice(names, 2)) for names in (missing, others)]
+    return f" (missing: {sides[0]}; there: {sides[1]})" if all(sides) else ""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from afa.data.classes import read_class_names
-from afa.data.files import find_files, missing_files
+from afa.data.files import beside_missing, find_files, missing_files
 from afa.data.images import read_mask
 from afa.data.labels import IGNORE, classes_in_mask, one_hot, read_labels
 from afa.data.layout import Layout, find_layout
+from afa.data.names import two_of_each
 from afa.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ class TrueMasks:
         labels = read_labels(file, self.class_names)
         missing = [name for name in self.names if name not in labels]
         if missing:
+            wanted = set(self.names)
             raise UserError(
                 f"the labels file {file} has no labels for {len(missing)} of the {len(self.names)} images, the first "
-                f"is '{missing[0]}'"
+                f"is '{missing[0]}'{two_of_each(missing, (name for name in labels if name not in wanted))}"
             )
         return {name: labels[name] for name in self.names}
 
@@ -147,4 +149,7 @@ def read_list(path: Path) -> list[str]:
 def _require(paths: Mapping[str, Path]) -> None:
     missing = missing_files(paths.values())
     if missing:
-        raise UserError(f"{len(missing)} of the {len(paths)} true masks are missing, the first is {missing[0]}")
+        raise UserError(
+            f"{len(missing)} of the {len(paths)} true masks are missing, the first is {missing[0]}"
+            f"{beside_missing(missing, paths.values())}"
+        )

@@ -109,8 +109,12 @@ class RunRecords:
         return True
 
 
+def _sum_type(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Meter:
-    """Means of scalars since the last record, added up on the device in float64."""
+    """Means of scalars since the last record, added up on the device in float64 (MPS, which has none: float32)."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -125,7 +129,8 @@ class Meter:
         """
         names = [*sorted(scalars), _STEPS]
         step = torch.ones_like(left_out)
-        values = torch.stack([*(scalars[name].detach() for name in names[:-1]), step]).double()
+        values = torch.stack([*(scalars[name].detach() for name in names[:-1]), step])
+        values = values.to(_sum_type(values.device))
         values = torch.where(left_out > 0, 0.0, values)
         if self._sums is None:
             self._names, self._sums = names, values
@@ -154,7 +159,7 @@ class Meter:
         if not self._names:
             self._sums = None
             return
-        sums = torch.tensor([state["sums"] for state in states], dtype=torch.float64, device=runtime.device)
+        sums = torch.tensor([state["sums"] for state in states], dtype=_sum_type(runtime.device), device=runtime.device)
         self._sums = sums[runtime.rank] if len(states) == runtime.world_size else sums.mean(dim=0)
 
 

@@ -63,8 +63,8 @@ class ProcessRuntime:
         """
         rank, world_size, local_rank = read_launch(os.environ)
         device = choose_device(settings.device, "train.device", local_rank=local_rank, world_size=world_size)
-        if device.type == "cpu" and settings.precision == "fp16":
-            raise UserError("train.precision=fp16 needs a GPU, and none is used; take bf16 or float32")
+        if device.type != "cuda" and settings.precision == "fp16":
+            raise UserError("train.precision=fp16 needs a GPU with CUDA, and none is used; take bf16 or float32")
         if settings.threads:
             torch.set_num_threads(settings.threads)
         allow_tf32(settings.precision == "tf32")
@@ -128,6 +128,8 @@ class ProcessRuntime:
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(value)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(value)
 
     def worst(self, verdict: int) -> int:
         """The greatest of the processes' numbers. All processes must ask; the GPU is not waited for."""

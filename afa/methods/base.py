@@ -350,7 +350,7 @@ def missing_inputs(outputs: Sequence[Output]) -> str:
     names = ", ".join(output.name for output in outputs)
     needed = list(dict.fromkeys(name for output in outputs for name in output.inputs))
     folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
-    how = f"tools/label.py writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
+    how = f"'afa label' writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
     return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
 
 

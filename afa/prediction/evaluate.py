@@ -154,7 +154,7 @@ def evaluate(
         raise EvaluationStopped
     images, all_f1, per_image = _gather(matrices.values(), count, f1_values, per_image)
     if not images:
-        raise UserError("no image could be scored: tools/check_data.py says what is wrong with them")
+        raise UserError("no image could be scored: 'afa check' says what is wrong with them")
     table: dict[str, Any] = {row: matrix.scores(names) for row, matrix in matrices.items()}
     if all_f1:
         # Rounded once, at the end: the sum does not depend on the order.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from afa.data.files import replacing, write_json
 from afa.data.images import read_image
 from afa.data.inputs import Inputs
-from afa.data.names import image_key
+from afa.data.names import image_key, two_of_each
 from afa.data.palette import palette_image
 from afa.errors import UserError, is_out_of_memory
 from afa.ops.cam import long_side_size
@@ -85,7 +85,10 @@ class Inference:
             labelled = [picture for picture in pictures if picture.folder is None or self._is_labelled(picture)]
             self.left_out = len(pictures) - len(labelled)
             if not labelled:
-                raise UserError(f"the labels file names none of the {len(pictures)} images: compare their names")
+                compared = two_of_each((picture.key for picture in pictures), self.labels)
+                raise UserError(
+                    f"the labels file names none of the {len(pictures)} images{compared}: compare their names"
+                )
             pictures = labelled
         if self.inputs is not None:
             known = {picture.key: self._class_labels(picture) for picture in pictures if self._is_labelled(picture)}

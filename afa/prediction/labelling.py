@@ -18,6 +18,7 @@ from afa.data.images import DamagedImage
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_layout
 from afa.data.loader import split_loader
+from afa.data.names import two_of_each
 from afa.data.notices import say
 from afa.data.samples import Sample
 from afa.errors import UserError
@@ -154,9 +155,11 @@ def _images(model: Model, split: str, outputs: Sequence[Output], limit: int | No
     if len(without) == len(images):
         say(f"the images of '{split}' have no class labels: the classifier's own count", logging.INFO)
     elif without:
+        wanted = set(images.names)
+        compared = two_of_each(without, (name for name in images.class_labels if name not in wanted))
         raise UserError(
             f"the labels file {layout.labels} has no labels for {len(without)} of the {len(images)} images of "
-            f"'{split}', the first is '{without[0]}': add them, or make a new file with tools/make_labels.py"
+            f"'{split}', the first is '{without[0]}'{compared}: add them, or make a new file with 'afa prepare labels'"
         )
     return images
 
@@ -192,7 +195,7 @@ def _readable(images: Split, names: Sequence[str], workers: int, failures: list[
             else:
                 yield found
     except DamagedImage as error:
-        raise DamagedImage(f"{error} (tools/check_data.py finds all; dataset.bad_image=skip goes on)") from error
+        raise DamagedImage(f"{error} ('afa check' finds all; dataset.bad_image=skip goes on)") from error
 
 
 def _facts(model: Model, images: Split, outputs: Sequence[Output], limit: int | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, st
 
 
 def layouts_of(network: nn.Module) -> tuple[str, ...]:
-    """The layouts in which a network can be written, see ``tools/convert_weights.py --format``."""
+    """The layouts in which a network can be written, see ``afa convert --format``."""
     if isinstance(network, AFANet):
         return ("afa", "released", "huggingface")
     return ("afa", "released") if _is_released_resnet38(network) else ("afa",)

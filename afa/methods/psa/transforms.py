@@ -73,7 +73,7 @@ def volumes(sample: Sample) -> tuple[Maps, Maps]:
         if not maps.has_background:
             raise UserError(
                 f"the maps {name} of '{sample.name}' have no background: name a folder in dataset.maps that holds "
-                "crf_low and crf_high of tools/label.py"
+                "crf_low and crf_high of 'afa label'"
             )
     if low.class_ids.tolist() != high.class_ids.tolist():
         raise UserError(
