@@ -18,7 +18,7 @@ for override in "$@"; do
     esac
 done
 
-python tools/make_shapes.py "$data"
+python tools/make_shapes.py --output "$data"
 python tools/train.py configs/demo.yaml "$@"
 python tools/eval.py "$output/checkpoints/last" "dataset.root=$data" --output "$output/evaluation.json"
 python tools/contact_sheet.py "$output/checkpoints/last" "dataset.root=$data" --output "$output/contact_sheet.png"
@@ -26,7 +26,7 @@ pictures=()
 while read -r name; do
     pictures+=("$data/JPEGImages/$name.jpg")
 done < <(head -n 4 "$data/ImageSets/Segmentation/val.txt")
-python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --out "$output/inference"
+python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --output "$output/inference"
 
 cat <<END
 

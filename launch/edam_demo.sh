@@ -24,7 +24,7 @@ done
 pipeline_read work_dirs/edam_demo edam segment -- "dataset.saliency=$data/Saliency" "$@"
 pipeline_place cores
 
-python tools/make_shapes.py "$data"
+python tools/make_shapes.py --output "$data"
 # The segmentation network starts from the first network: there are no other weights of this size.
 edam_pipeline configs/edam/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/2_segment

@@ -22,7 +22,7 @@ for override in "$@"; do
     esac
 done
 
-python tools/make_shapes.py "$data"
+python tools/make_shapes.py --output "$data"
 # AffinityNet and the segmentation network start from the CAM network: there are no other weights of this size.
 psa_pipeline configs/psa/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/3_segment

@@ -165,8 +165,8 @@ def test_reference_constants(preset: str) -> None:
 def test_presets_open_with_command_score_time_and_memory(preset: str) -> None:
     text = (CONFIGS / f"{preset}.yaml").read_text()
     header = text[: re.search(r"^[a-z]", text, re.MULTILINE).start()]  # type: ignore[union-attr]
-    assert f"tools/train.py configs/{preset}.yaml" in header
-    assert re.search(rf"configs/{preset}\.yaml .*\w+\.\w+=", header), "an override example"
+    assert f"afa train {preset}" in header
+    assert re.search(rf"afa train {preset} .*\w+\.\w+=", header), "an override example"
     for word in ("Expected", "Time:", "Memory:"):
         assert word in header
     assert "published" in header or "measured" in header
@@ -378,8 +378,8 @@ def assert_one_line(result: Result, *parts: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_without_data_says_what_is_missing(tmp_path: Path, run_training: RunTool, preset: str) -> None:
     result = run_training(str(CONFIGS / f"{preset}.yaml"))
-    tool = "prepare_coco.py" if preset == "coco" else "prepare_voc.py"
-    assert_one_line(result, "does not exist", f"tools/{tool}", "dataset.root")
+    tool = "coco" if preset == "coco" else "voc"
+    assert_one_line(result, "does not exist", f"'afa prepare {tool}'", "dataset.root")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

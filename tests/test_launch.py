@@ -160,11 +160,11 @@ def test_demo_hands_its_arguments_on(checkout: Path) -> None:
     assert process.returncode == 0, output
     last, pictures = "runs/two & more/checkpoints/last", " ".join(f"my data/JPEGImages/{i}.jpg" for i in range(4))
     assert calls(checkout) == [
-        "python tools/make_shapes.py my data",
+        "python tools/make_shapes.py --output my data",
         f"python tools/train.py configs/demo.yaml {' '.join(overrides)}",
         f"python tools/eval.py {last} dataset.root=my data --output runs/two & more/evaluation.json",
         f"python tools/contact_sheet.py {last} dataset.root=my data --output runs/two & more/contact_sheet.png",
-        f"python tools/infer.py {last} {pictures} --out runs/two & more/inference",
+        f"python tools/infer.py {last} {pictures} --output runs/two & more/inference",
     ]
 
 
@@ -176,7 +176,7 @@ def test_demo_uses_the_folders_that_the_training_uses(checkout: Path) -> None:
     process = start(checkout, "demo.sh", f"train.output={output}", f"dataset.root={data}", HOME=str(home))
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert calls(checkout)[0] == f"python tools/make_shapes.py {home}/data"
+    assert calls(checkout)[0] == f"python tools/make_shapes.py --output {home}/data"
     assert calls(checkout)[1] == f"python tools/train.py configs/demo.yaml train.output={output} dataset.root={data}"
     for call in calls(checkout)[2:]:
         assert f"{home}/2024_01_01 #2/checkpoints/last" in call
@@ -248,7 +248,7 @@ def test_the_stages_of_psa_on_the_built_in_data(checkout: Path) -> None:
     )
     sheet = "tools/contact_sheet.py runs/two & more/3_segment/checkpoints/last dataset.root=data/shapes"
     made, picture = (
-        "python tools/make_shapes.py data/shapes",
+        "python tools/make_shapes.py --output data/shapes",
         f"python {sheet} --output runs/two & more/contact_sheet.png",
     )
     assert calls(checkout) == [made, *expected, picture]
@@ -310,7 +310,7 @@ def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
     )
     sheet = "runs/two & more/contact_sheet.png"
     assert calls(checkout) == [
-        "python tools/make_shapes.py data/shapes",
+        "python tools/make_shapes.py --output data/shapes",
         *expected,
         "python tools/contact_sheet.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
         f"--output {sheet}",

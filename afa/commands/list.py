@@ -51,8 +51,12 @@ def _outputs() -> Iterator[tuple[str, str]]:
     from afa.methods.base import SingleProcess
 
     for name in method_names():
-        with torch.device("meta"):  # no memory: nothing is computed
-            method = build_method(config_class(name)(), ["class"], SingleProcess())
+        try:
+            with torch.device("meta"):  # no memory: nothing is computed
+                method = build_method(config_class(name)(), ["class"], SingleProcess())
+        except Exception:  # a stranger's may raise anything where its settings have only their defaults
+            yield name, "known once it is configured"
+            continue
         for output in method.outputs:
             needs = f"; needs {', '.join(output.inputs)}" if output.inputs else ""
             yield f"{name}: {output.name}", f"{output.title} ({output.kind}){needs}"

@@ -173,7 +173,7 @@ class TrainConfig:
     accumulate: int = setting(1, "forward passes whose gradients are averaged into one step", minimum=1)
     workers: int = setting(2, "loader processes per training process", minimum=0)
     seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**63)
-    device: str = setting("auto", "auto, cpu, cuda, or cuda:N")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0, maximum=1024)
     precision: str = setting(
         "float32",

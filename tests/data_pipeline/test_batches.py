@@ -246,14 +246,14 @@ def test_a_damaged_image_may_be_skipped(
 
 def test_nothing_but_damaged_images_ends(config: DatasetConfig, tmp_path: Path) -> None:
     copy = replace(damaged_copy(config, tmp_path, tuple(range(IMAGES))), bad_image="skip")
-    with pytest.raises(DamagedImage, match=r"check_data\.py"):
+    with pytest.raises(DamagedImage, match="run 'afa check'"):
         batches(copy)
 
 
 @pytest.mark.parametrize(
     ("remove", "expected"),
     [
-        ("JPEGImages", "prepare_voc.py"),
+        ("JPEGImages", "afa prepare voc"),
         ("ImageSets/Segmentation/train.txt", "train.txt"),
         ("SegmentationClass", "no image-level labels"),
         ("", "does not exist"),

@@ -254,7 +254,7 @@ def test_many_files_in_several_processes(tmp_path: Path, run_tool) -> None:
 def test_no_data_set_is_a_mistake_of_the_user(tmp_path: Path, run_tool) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset:\n  root: {tmp_path / 'nothing'}\n")
-    assert "prepare_voc.py" in run_tool("check_data.py", config, code=2).stderr
+    assert "afa prepare voc" in run_tool("check_data.py", config, code=2).stderr
 
 
 def test_a_foreign_voc_folder_is_compared_with_the_published_sizes(root: Path) -> None:

@@ -200,7 +200,9 @@ def test_missing_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
     ):
         MapFolder(root).require_maps(["a", "x", "y"])
     (root / LABEL_MANIFEST).write_text("{}")
-    with pytest.raises(UserError, match=r"1 of the 1 labels are missing, the first is .*x\.png$"):
+    with pytest.raises(
+        UserError, match=r"1 of the 1 labels are missing, the first is .*x\.png \(missing: 'x\.png'; there: 'a\.png'\)$"
+    ):
         MapFolder(root).require_labels(["x"])
     save(tmp_path / "psa" / "2007.npy", {1: arrays(1)[0]})
     with pytest.raises(UserError, match=r"x\.npy; there is, for example, .*2007\.npy"):

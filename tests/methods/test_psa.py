@@ -517,5 +517,5 @@ def test_released_files_are_opened_without_a_configuration(tmp_path: Path, run_t
     done = run_tool("infer.py", tmp_path / "res38_cls.pth", images, "--output", tmp_path / "found")
     assert done.returncode == 0 and (tmp_path / "found").is_dir(), done.stderr
     done = run_tool("infer.py", tmp_path / "res38_aff.pth", images, "--output", tmp_path / "nothing")
-    assert done.returncode == 2 and "needs maps/cam: tools/label.py writes them" in done.stderr
+    assert done.returncode == 2 and "needs maps/cam: 'afa label' writes them" in done.stderr
     assert not (tmp_path / "nothing").exists()

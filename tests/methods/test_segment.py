@@ -217,7 +217,7 @@ def test_presets_are_valid_and_open_with_their_command(preset: str) -> None:
     path = f"configs/segment/{preset}.yaml"
     assert load_config(path).method == "segment"
     with open(path, encoding="utf-8") as file:
-        assert f"tools/train.py {path}" in file.read()
+        assert f"afa train segment/{preset}" in file.read()
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def line(act: Callable[[], object]) -> str:
 
 def test_what_is_missing_is_one_line(data: Path, tmp_path: Path, run_tool: RunTool) -> None:
     guided, blind = weights(tmp_path, Guided, data), weights(tmp_path, Blind, data)
-    needs = "walked, which needs maps/cam: tools/label.py writes them for the images of a list, with dataset.maps="
+    needs = "walked, which needs maps/cam: 'afa label' writes them for the images of a list, with dataset.maps="
     image = data / "JPEGImages" / "image_0.jpg"
     model = afa.load(guided, device="cpu")
     assert set(model.predict(image).maps) == {"cam"}

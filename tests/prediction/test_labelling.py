@@ -202,7 +202,7 @@ def test_other_labels_are_not_mixed_in(label: RunTool, place: Path, arguments: l
     ("arguments", "said"),
     [
         (["--outputs", "crf"], "--outputs: 'crf' is none of cam, propagated_cam, "),
-        (["--outputs", "test.scales=[1]"], "--outputs needs names"),
+        (["--outputs", "test.scales=[1]"], "--outputs: expected at least one argument"),
         (["--outputs", "affinity"], "--outputs: 'affinity' is none of cam"),
         (["--split", "nothing"], "nothing.txt"),
         (["--limit", "0"], "--limit 0: at least 1 image"),

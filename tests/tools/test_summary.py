@@ -130,8 +130,8 @@ def test_a_file_whose_name_holds_an_equals_sign(tmp_path: Path, table: Callable[
     [
         (None, "is missing"),
         ("{", "is not valid JSON"),
-        ("[]", "holds no scores of tools/score.py or tools/eval.py"),
-        ('{"rows": []}', "holds no scores of tools/score.py or tools/eval.py"),
+        ("[]", "holds no scores of 'afa score' or 'afa eval'"),
+        ('{"rows": []}', "holds no scores of 'afa score' or 'afa eval'"),
         ('{"rows": {}}', "holds no scores"),
         ('{"evaluations": []}', "holds no scores"),
         ('{"rows": {"cam": 1}}', "is damaged: 'cam' has no mIoU"),

@@ -89,7 +89,7 @@ def test_what_is_no_network_of_ours_is_refused_and_runs_no_code(tmp_path: Path, 
         ("exported", "Hugging Face SegformerForSemanticSegmentation", []),
         ("afa_b0.pth", "set model.encoder=mit_b0", [tmp_path / "b1.yaml"]),
         ("afa_b0.pth", "20 classes without the background", [tmp_path / "coco.yaml"]),
-        ("good.safetensors", "no such configuration file", [tmp_path / "none.yaml"]),
+        ("good.safetensors", "neither a file nor a recipe", [tmp_path / "none.yaml"]),
     ]
     for name, message, more in cases:
         with pytest.raises(UserError, match=re.escape(message)):
