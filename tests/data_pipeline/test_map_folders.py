@@ -205,7 +205,7 @@ def test_missing_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
     ):
         MapFolder(root).require_labels(["x"])
     save(tmp_path / "psa" / "2007.npy", {1: arrays(1)[0]})
-    with pytest.raises(UserError, match=r"x\.npy; there is, for example, .*2007\.npy"):
+    with pytest.raises(UserError, match=r"x\.npy \(missing: 'x'; there: '2007'\)"):
         MapFolder(tmp_path / "psa").require_maps(["x"])
 
 
