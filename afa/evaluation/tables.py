@@ -15,14 +15,15 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from afa.data.files import read_json, replacing, write_json
 from afa.errors import UserError
-from afa.evaluation.metrics import Counts, ImageCounts
+
+if TYPE_CHECKING:
+    from afa.evaluation.metrics import ImageCounts
 
 _MEANS = {"miou": "mIoU", "pacc": "pAcc", "macc": "mAcc"}
 _ERROR_RATES = {"fp_rate": "false positives", "fn_rate": "false negatives"}
@@ -156,6 +157,10 @@ def read_image_counts(path: Path) -> tuple[dict[str, ImageCounts], tuple[str, ..
     Raises:
         UserError: The file is missing, damaged, or something else.
     """
+    import torch  # takes seconds, and tables of scores alone do without
+
+    from afa.evaluation.metrics import Counts, ImageCounts
+
     rows: dict[str, ImageCounts] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
