@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = [*args.settings, *prediction_settings(args)]
 
     if not places:
-        raise UserError("no image was named: give image files or folders after the checkpoint")
+        taken = f"; '{args.settings[0]}' is read as a setting, as no file has that name" if args.settings else ""
+        raise UserError(f"no image was named: give image files or folders after RUN{taken}")
     if not 0.01 <= args.fps <= 100:
         raise UserError(f"--fps {args.fps}: a GIF shows from 0.01 to 100 frames per second")
     require_source(args.checkpoint)

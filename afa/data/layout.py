@@ -130,8 +130,11 @@ class Layout:
         names = sorted(name for name in images.found if name.startswith(f"{split}/")) if self.type == "folder" else []
         if not names:
             there = self._splits()
-            others = f"; there are: {', '.join(there)}" if there else ""
-            raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}{others}")
+            if there:
+                raise UserError(
+                    f"there is no split '{split}': the list {path} is missing; there are: {', '.join(there)}"
+                )
+            raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}")
         return names
 
     def _splits(self) -> list[str]:

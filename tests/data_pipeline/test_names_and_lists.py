@@ -135,7 +135,7 @@ def test_lists_that_cannot_be_right(voc: DatasetConfig, tmp_path: Path, lines: s
 
 
 def test_a_split_that_is_not_there_names_those_that_are(voc: DatasetConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'val' is missing: .*; there are: train$"):
+    with pytest.raises(UserError, match=r"there is no split 'val': .*; there are: train$"):
         find_layout(voc).names("val")
     root = make_folder_source(tmp_path / "mine")
     with pytest.raises(UserError, match=r"there are: train, val$"):

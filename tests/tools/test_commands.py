@@ -224,3 +224,14 @@ def test_modules_of_the_table_have_a_main() -> None:
     for table in (COMMANDS, PREPARATIONS):
         for command in table.values():
             assert callable(import_module(command.module).main)
+
+
+def test_what_looks_like_a_setting_and_was_meant_as_a_file_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        UserError, match=r"no image was named.*'x=1\.jpg' is read as a setting, as no file has that name"
+    ):
+        main(["predict", "run", "x=1.jpg", "--output", "out"])
