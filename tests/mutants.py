@@ -484,7 +484,7 @@ MUTANTS = [
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",
-        "test.mirror={str(args.flip).lower()}",
+        "test.mirror={str(args.mirror).lower()}",
         "test.mirror=true",
         "tools/test_eval.py",
     ),
@@ -492,10 +492,18 @@ MUTANTS = [
     Mutant("afa/commands/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
     Mutant(
         "afa/commands/train.py",
-        "load_config(args.config, args.overrides)",
+        "load_config(args.config, [*args.settings, *settings])",
         "load_config(args.config)",
         "test_config.py",
     ),
+    # The grammar of the commands, recipes, locks.
+    Mutant("afa/commands/arguments.py", "and not os.path.lexists(text)", "", "tools/test_commands.py"),
+    Mutant("afa/commands/arguments.py", '"--flip": "--mirror"', '"--flip": "--no-mirror"', "tools/test_commands.py"),
+    Mutant("afa/commands/demo.py", "        if code:\n            return code", "", "tools/test_demo.py"),
+    Mutant("afa/config/recipes.py", "and not path.is_dir()", "", "config/test_recipes.py"),
+    Mutant("afa/device.py", "world_size == 1 and mps_available()", "mps_available()", "test_device.py"),
+    Mutant("afa/engine/output.py", "        lock.acquire()\n", "", "engine/test_locks.py"),
+    Mutant("setup.py", "self._recipes():", "self._recipes()[1:]:", "test_package.py"),
 ]
 
 
