@@ -299,6 +299,8 @@ def test_the_stages_of_edam(checkout: Path) -> None:
 
 
 def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
+    made = checkout / "runs/two & more/1_edam_val/labels/with_saliency"
+    made.mkdir(parents=True)  # what the stand-in for tools/label.py does not make
     said = finished(checkout, "edam_demo.sh", "a.b=1", "train.output=runs/two & more", CORES="6")
     expected = edam_calls(
         "runs/two & more",
@@ -308,10 +310,19 @@ def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
         end=" --device cpu --workers 0",
         batches=False,
     )
-    sheet = "runs/two & more/contact_sheet.png"
+    sheet, edam, scores = (f"runs/two & more/{name}" for name in ("contact_sheet.png", "1_edam", "scores"))
+    data = "dataset.saliency=data/shapes/Saliency"
     assert calls(checkout) == [
         "python tools/make_shapes.py data/shapes",
         *expected,
+        f"torchrun --standalone --nproc-per-node 4 --max-restarts 0 tools/label.py {edam} {data} edam.rule=released "
+        f"--split val --outputs with_saliency --no-maps --output {edam}_val_no_crf --device cpu --workers 0",
+        f"python tools/score.py masks {edam}_val_no_crf {data} --config configs/edam/demo_1_edam.yaml --split val "
+        f"--outputs with_saliency --output {scores}/saliency_no_crf_val.json",
+        f"python tools/summary.py distribution={scores}/cam_val.json "
+        f"distribution, saliency={scores}/saliency_no_crf_val.json CRF={scores}/crf_val.json "
+        f"CRF, saliency={scores}/saliency_val.json --supervision distribution=I distribution, saliency=I+S CRF=I "
+        "CRF, saliency=I+S",
         "python tools/contact_sheet.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
         f"--output {sheet}",
     ]
@@ -386,9 +397,10 @@ def test_the_comparison_runs_all_demonstrations_and_says_what_each_was_taught_wi
         "PSA=runs/psa_demo/scores/affinity_val.json PSA=runs/psa_demo/scores/segment.json "
         "EDAM without saliency=runs/edam_demo/scores/cam_val.json "
         "EDAM without saliency=runs/edam_demo/scores/crf_val.json "
+        "EDAM without CRF=runs/edam_demo/scores/saliency_no_crf_val.json "
         "EDAM=runs/edam_demo/scores/saliency_val.json EDAM=runs/edam_demo/scores/segment.json "
-        "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I EDAM=I+S "
-        "true masks=pixels --output runs/compare_demo/summary.json"
+        "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I "
+        "EDAM without CRF=I+S EDAM=I+S true masks=pixels --output runs/compare_demo/summary.json"
     )
 
 
