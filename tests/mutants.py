@@ -44,6 +44,20 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Images for people.
+    Mutant("afa/visual/scores.py", "wins | (above & (own != 0))", "wins | above", "test_visual.py"),
+    Mutant("afa/visual/scores.py", "greys[:, :, None])", "colours)", "test_visual.py"),
+    Mutant(
+        "afa/visual/scores.py",
+        "second = np.maximum(second, np.minimum(first, channel))",
+        "second = np.minimum(second, channel)",
+        "test_visual.py",
+    ),
+    Mutant("afa/visual/scores.py", "max(0.6, math.ceil(10", "max(0.6, (10", "test_visual.py"),
+    Mutant("afa/visual/overlays.py", "(rows + columns) % _STRIPES", "rows % _STRIPES", "test_visual.py"),
+    Mutant("afa/prediction/sheet.py", "occurs = union > 0", "occurs = counts.labelled > 0", "prediction/test_sheet.py"),
+    Mutant("afa/prediction/sheet.py", "if name == self.scored", "if name != self.scored", "prediction/test_sheet.py"),
+    Mutant("afa/prediction/predictor.py", "native, others", "native, others[:1]", "prediction/test_predictor.py"),
     # Operators.
     Mutant("afa/ops/cam.py", "fused = torch.maximum(", "fused = torch.minimum(", "ops/test_cam.py"),
     Mutant("afa/ops/par.py", "variance.div_(count - 1)", "variance.div_(count)", "ops/test_par.py"),

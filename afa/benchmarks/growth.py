@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in args.vary:
         values = [_converted(name, value) for value in args.values] if args.values else SERIES[name]
-        settings = [argparse.Namespace(**{**vars(args), name: value}) for value in values]
+        set_alike = [*args.set, "train.pictures_every=0"]  # They grow with what is tested, not with what is varied.
+        settings = [argparse.Namespace(**{**vars(args), name: value, "set": set_alike}) for value in values]
         for row_args in settings:
             configuration(row_args)  # a mistake is said before anything is measured
         rows = []

@@ -84,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--fps {args.fps}: a GIF shows from 0.01 to 100 frames per second")
     pictures, passed_over = find_pictures(places, without=args.out)
 
+    alone = sum(picture.folder is None for picture in pictures)
+    if args.gif and alone:
+        of_all = f"{alone} of {len(pictures)} images"
+        print(f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in none", file=sys.stderr)
+
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs
     from afa.data.labels import read_labels

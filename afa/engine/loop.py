@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 # What the processes agree on before each step; the greatest number wins.
 _GO_ON, _STOP, _FAIL = range(3)
 
-_MOST_PICTURES, _PICTURE_WIDTH = 4, 160
+IMAGES_SHOWN, IMAGE_WIDTH = 4, 160
+"""In TensorBoard: how many images of a batch, and how wide each is."""
 
 
 class Validation(NamedTuple):
@@ -173,7 +174,7 @@ class TrainingRun:
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
         if batch is not None and pictured and self.records is not None:
-            self.records.pictures(done, self._pictures(batch["name"]))
+            self.records.pictures(done, self._pictures(done, batch["name"]))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
             return True
         values = self.trainer.meter.means(self.runtime.mean)
@@ -234,12 +235,12 @@ class TrainingRun:
                 self.best, self.best_step = score, done
         return {f"validation/{name}": value for name, value in values.items()}
 
-    def _pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def _pictures(self, done: int, names: Sequence[str]) -> dict[str, Tensor]:
         """What the method says about a batch's first images, for TensorBoard; changes no state."""
         if self.predictor is None:
             return {}
         samples: list[tuple[Sample, Tensor | None]] = []
-        for name in names[:_MOST_PICTURES]:
+        for name in names[:IMAGES_SHOWN]:
             try:
                 samples.append((self.images.images.read(name), None))
             except DamagedImage:
@@ -248,7 +249,7 @@ class TrainingRun:
         training = network.training
         network.eval()
         try:
-            sheet = output_sheet(self.predictor, samples, heading="", cell=_PICTURE_WIDTH)
+            sheet = output_sheet(self.predictor, samples, heading=f"step {done}", cell=IMAGE_WIDTH)
         finally:
             network.train(training)
         return {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)} if samples else {}

@@ -4,9 +4,11 @@
 - ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
   ``scores`` float32 [m], the classifier's probabilities (none where there is no classifier); only the m classes that
   count for the image.
-- ``overlays/NAME.jpg``, ``cam_overlays/NAME.jpg``: to look at, at most 1024 pixels long.
+- ``overlays/NAME.jpg``: the mask over the image, at most 1024 pixels long, with the names of its classes below.
+- ``cam_overlays/NAME.jpg``: each class's CAM over the image, with a colour bar: grey where the background wins. At most
+  six classes, those with the highest scores.
 - ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
-- ``FOLDER.gif``: the overlays of a folder's frames.
+- ``FOLDER.gif``: the overlays of a folder's frames, without names; images that were named one by one are in none.
 - ``pictures.json``: NAME -> the image's path and its classes with their scores.
 """
 
