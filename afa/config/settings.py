@@ -35,8 +35,8 @@ def setting(
 ) -> Any:
     """A configuration field with its help text and, where given, its choices or range (for lists: of each item).
 
-    ``path`` says that it is the path of a file or folder; ``of_steps`` that it counts training steps, and may be given as
-    a share of ``train.steps``, such as ``10%``.
+    ``path`` says that it is the path of a file or folder; ``of_steps`` that it counts training steps, and may be given
+    as a share of ``train.steps``, such as ``10%``.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
     metadata = {"help": help, "choices": choices, "path": path, "of_steps": of_steps, **limits}

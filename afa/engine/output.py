@@ -92,8 +92,8 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
         )
     if extended:
         logger.info(
-            "%s ended at step %d and is extended to %d: its weights stay, and the schedule of %d steps holds from here%s",
-            output, ended, wanted, wanted, f" ({'; '.join(grown)})" if grown else "",
+            "%s ended at step %d and is extended to %d: its weights stay, and the schedule of %d steps holds from "
+            "here%s", output, ended, wanted, wanted, f" ({'; '.join(grown)})" if grown else "",
         )  # fmt: skip
     return bool(steps)
 
