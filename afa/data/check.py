@@ -49,6 +49,7 @@ REMEDIES: Mapping[str, str] = {
     "mask-values": "use 0 for background, 1 to K for the classes, dataset.ignore_index for pixels of no class",
     "mask-size": "make image and mask the same size (has one of them been resized or turned?)",
     "labels-file": "correct the file, or make a new one with tools/make_labels.py",
+    "class-folders": "let each image lie in the folder of its one class",
     "unlabelled-image": "add the image to the labels file, or make a new one with tools/make_labels.py",
     "label-contradiction": "correct the labels, or make them from the masks with tools/make_labels.py",
     "absent-class": "harmless where the object is ignored or tiny; else correct labels or mask",
@@ -301,7 +302,8 @@ def _labels(layout: Layout, split: str, names: Sequence[str], report: Report) ->
     try:
         labels = layout.told_labels(split, names)
     except UserError as error:
-        problem = Problem("labels-file", "", str(layout.labels or layout.class_folders_parent), str(error))
+        kind = "class-folders" if layout.labels is None else "labels-file"
+        problem = Problem(kind, "", str(layout.labels or layout.class_folders_parent), str(error))
         if problem not in report.problems:
             report.problems.append(problem)
         return None
