@@ -49,7 +49,8 @@ class Bar(tqdm):
         enabled: bool = True,
     ) -> None:
         self._what, self._seconds_before, self._per_item = what, seconds_before, per_item
-        self._first = self._last = ""
+        self._first: str = ""
+        self._last: tuple[str, ...] = ()
         super().__init__(
             total=total,
             initial=initial,
@@ -61,27 +62,41 @@ class Bar(tqdm):
             leave=stays,
             disable=None if enabled else True,
         )
+        self._forget_no_size()
 
     @property
     def format_dict(self) -> dict[str, Any]:
         """What the line is made of."""
         facts = dict(super().format_dict)
+        self._forget_no_size()
         seconds, done = facts["elapsed"], facts["n"] - facts["initial"]
         rate = facts["rate"] or (done / seconds if seconds else 0)
         remaining = None if not rate or facts["total"] is None else max(0, facts["total"] - facts["n"]) / rate
-        return {
+        line = {
             **facts,
+            "ncols": facts["ncols"] if (facts["ncols"] or 0) > 0 else None,
             "title": f"{self._what}: " if self._what else "",
             "first": self._first,
-            "last": self._last,
+            "last": "",
             "speed": speed(rate, facts["unit"], per_item=self._per_item),
             "passed": clock(seconds + self._seconds_before),
             "left": clock(remaining),
         }
+        room = None if line["ncols"] is None else line["ncols"] - len(self.format_meter(**{**line, "ncols": None}))
+        for text in self._last:
+            if room is not None and len(line["last"]) + len(text) + 2 > room:
+                break
+            line["last"] += f", {text}"
+        return line
+
+    def _forget_no_size(self) -> None:
+        """A terminal that does not know its size says 0, and tqdm would show nothing there."""
+        if (getattr(self, "nrows", None) or 0) <= 0:
+            self.nrows = None
 
     def say(self, first: str, last: Iterable[str] = ()) -> None:
-        """Show figures beside the count, and others at the line's end; the next drawing of the line has them."""
-        self._first, self._last = f", {first}" if first else "", "".join(f", {text}" for text in last)
+        """Show a figure beside the count, and others at the line's end as far as they fit, from the next drawing on."""
+        self._first, self._last = f", {first}" if first else "", tuple(last)
 
 
 @contextmanager

@@ -359,6 +359,7 @@ class TrainingRun:
             )
         result = {"step": steps, "seconds": self.progress.seconds(), "best": self.best, "best_step": self.best_step}
         write_result(self.output, {**result, "validation": self.table})
+        self.progress.close()
         logger.info("trained %d steps in %s: %s", steps, clock(self.progress.seconds()), self.output)
         for line in whereabouts(self.output, self.best_step):
             logger.info("  %s", line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -33,6 +34,9 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return -1
+
     def lines(self) -> list[str]:
         """What stands on it in the end: a carriage return writes over the line, ESC [A goes up."""
         screen, row, column = [""], 0, 0
@@ -51,11 +55,12 @@ class Terminal(io.StringIO):
 
 
 @contextmanager
-def watched_terminal() -> Iterator[Terminal]:
-    """Within the block, messages and bars go to a terminal of 300 columns."""
+def watched_terminal(columns: int = 300, rows: int = 40) -> Iterator[Terminal]:
+    """Within the block, messages and bars go to a terminal of some size."""
+    size = os.terminal_size((columns, rows))
     terminal, root, package = Terminal(), logging.getLogger(), logging.getLogger("afa")
     handlers, level = root.handlers[:], package.level
-    with patch("sys.stderr", terminal), patch.dict("os.environ", {"COLUMNS": "300", "LINES": "40"}):
+    with patch("sys.stderr", terminal), patch("os.get_terminal_size", lambda *_: size):
         root.handlers[:] = [logging.StreamHandler(terminal)]
         package.setLevel(logging.INFO)
         try:
@@ -91,6 +96,31 @@ def test_log_lines_stand_above_the_live_line() -> None:
     live = lines[-2]
     assert re.search(r" 5/10 steps, loss 1\.2500, \S+ s/step, \d+:\d\d:\d\d remaining, 1:00:0\d elapsed", live), live
     assert live.endswith("cls 0.5000")
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(86, 0), (110, 1), (124, 2), (300, 3), (0, 3)])
+def test_a_narrow_terminal_is_shown_whole_figures(columns: int, shown: int) -> None:
+    figures = ["12.3 GB", "aff 0.3376", "cls 0.6105"]
+    with (
+        watched_terminal(columns, min(columns, 40)) as terminal,
+        live_line(20000, "", "step", per_item=True, stays=True) as bar,
+    ):
+        bar.say("loss 1.2500", figures)
+        bar.update(12000)
+    live = terminal.lines()[0]
+    assert re.search(r"12000/20000 steps, loss 1\.2500, \S+ s/step, 0:00:00 remaining", live), live
+    assert len(live) < columns or not columns
+    assert [figure for figure in figures if figure in live] == figures[:shown], live
+
+
+def test_memory_on_a_gpu_is_told() -> None:
+    with watched_terminal() as terminal, patch("torch.cuda.max_memory_allocated", lambda _: 12_345_678_901):
+        shown = Progress(0, 10, seconds_before=0, device=torch.device("cuda:0"), enabled=True)
+        shown.open()
+        shown.step({"total": torch.tensor(1.0)})
+        shown.record(1, {**VALUES, "memory/gpu_peak_gb": 12.345678901})
+        shown.close()
+    assert "  12.3 GB  0:00:0" in terminal.getvalue() and ", 12.3 GB, cls 0.5000" in terminal.getvalue()
 
 
 def test_without_a_terminal_there_are_plain_lines(
