@@ -70,6 +70,7 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
     grown: list[str] = []
     if extended:
         old["train"]["steps"] = wanted
+    if extended and old["method"] == new["method"]:
         grown = _take_schedule(old, new)
     compared = [key for key in old if key in new and key != _IMAGES]
     lines = config_differences({key: old[key] for key in compared}, {key: new[key] for key in compared})
