@@ -301,7 +301,7 @@ def _notes(folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iter
 
 
 def _tracked(names: Sequence[str]) -> Iterable[str]:
-    from afa.prediction.progress import track
+    from afa.progress import track
 
     return track(names, len(names), "scoring")
 

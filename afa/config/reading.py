@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from afa.config.checks import check_agreement, check_keys, check_ranges
 from afa.config.settings import RunConfig
-from afa.config.values import Declared, declared_settings, fit, from_command_line, shown
+from afa.config.values import Declared, Share, declared_settings, fit, from_command_line, shown
 from afa.config.yaml_text import read_yaml, write_yaml
 from afa.errors import UserError
 from afa.paths import expand_home
@@ -37,7 +37,8 @@ KindOf = Callable[[str], type[RunConfig]]
 def read_config(path: str | Path, overrides: Sequence[str], kind_of: KindOf) -> RunConfig:
     """Read a YAML file, apply overrides, check everything.
 
-    A file may name another one it builds on: ``base: voc.yaml``, relative to itself.
+    A file may name another one it builds on: ``base: voc.yaml``, relative to itself. Settings that count training steps
+    may be shares of ``train.steps``: ``warmup_steps: 10%``.
 
     Args:
         path: The YAML file.
@@ -117,6 +118,7 @@ def _method(trees: Sequence[Mapping[str, Any]], overrides: Sequence[str], source
 
 def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overrides: Sequence[str]) -> RunConfig:
     """Put values of the right types into a configuration, and check them."""
+    given = _without_shares(kind, given)
     # OmegaConf is handed no text: it would look for ${...} in it.
     texts = {key: value for key, (value, _) in given.items() if isinstance(value, str)}
     tree = _defaults(kind)
@@ -137,6 +139,15 @@ def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overr
     check_ranges(config, lambda key: given[key].source if key in given else source)
     check_agreement(config, f"{source}, with the overrides" if overrides else source)
     return config
+
+
+def _without_shares(kind: type[RunConfig], given: Mapping[str, _Given]) -> dict[str, _Given]:
+    """Shares of the training steps, wherever they were given, in steps of the final ``train.steps``."""
+    steps = given["train.steps"].value if "train.steps" in given else declared_settings(kind)["train.steps"].example
+    return {
+        key: _Given(value.of(steps), source) if isinstance(value, Share) else _Given(value, source)
+        for key, (value, source) in given.items()
+    }
 
 
 def _defaults(kind: type) -> DictConfig:

@@ -25,7 +25,7 @@ from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
 from afa.methods.base import Method, Output, SegmentationProtocol, scored_outputs
 from afa.prediction.batching import by_size
-from afa.prediction.progress import track
+from afa.progress import track
 
 # Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
 Refinement = Callable[[Tensor, Tensor], Tensor]

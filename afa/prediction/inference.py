@@ -24,8 +24,8 @@ from afa.errors import UserError, is_out_of_memory
 from afa.ops.cam import long_side_size
 from afa.prediction.images import Picture, free_name
 from afa.prediction.predictor import Prediction, Predictor
-from afa.prediction.progress import track
 from afa.prediction.results import WantedResults
+from afa.progress import track
 from afa.visual import (
     class_legend,
     fitted_label,

@@ -25,7 +25,7 @@ from afa.methods.base import Output
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
 from afa.prediction.model import Model, scored_class_names
-from afa.prediction.progress import track
+from afa.progress import track
 from afa.weights.reading import file_checksum
 
 logger = logging.getLogger(__name__)

@@ -88,8 +88,10 @@ class LossConfig:
 class ScheduleConfig:
     """Which losses and labels are used when. Step s counts from 0."""
 
-    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1)
-    refined_until: int = setting(6000, "while s <= this, the refined label supervises the decoder, then the propagated")
+    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1, of_steps=True)
+    refined_until: int = setting(
+        6000, "while s <= this, the refined label supervises the decoder, then the propagated", of_steps=True
+    )
     affinity_label_switches: bool = setting(
         False, "from then on the affinity label, too, comes from the propagated label (COCO)"
     )

@@ -42,7 +42,7 @@ class EDAMOptimiserConfig(ReleasedOptimiserConfig):
         0.001, "learning rate of the encoder and of the transformers (the released program's default is 0.01)", above=0
     )
     momentum: float = setting(0.9, "SGD's momentum", minimum=0, below=1)
-    warmup_steps: int = setting(2000, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = setting(2000, "steps of linear warm-up", minimum=0, of_steps=True)
     warmup_ratio: float = setting(0.1, "factor of the learning rate at step 0", above=0, maximum=1)
     decay_from: str = setting(
         "warmup",
