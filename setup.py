@@ -43,5 +43,6 @@ setup(
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
+        "export": ["onnx", "onnxruntime"],
     },
 )

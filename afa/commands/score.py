@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score = _score_masks if args.kind == "masks" else _score_maps
     found = score(args, folder, outputs, truth)
 
-    for note in _notes(folder, truth, found.rows):
+    for note in _notes(args.kind, folder, truth, found.rows):
         print(f"note: {note}", file=sys.stderr)
     _write(args, truth, found)
     return 0
@@ -347,13 +347,18 @@ def _note_empty_truth(truth: TrueMasks, counts: Counts) -> None:
         print(f"note: {truth.where} shows no class: the scores are the background's alone", file=sys.stderr)
 
 
-def _notes(folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
+def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
     """What the scores alone do not say."""
     for output, row in rows.items():
         scores = row.get("best", row)
         thresholds = row.get("thresholds", ())
         if len(thresholds) > 1 and scores["threshold"] in (thresholds[0], thresholds[-1]):
             yield f"{output}: the best threshold is an end of the range: --thresholds may find a better one beyond"
+    if kind == "maps" and folder.bits < 32:
+        yield (
+            f"the maps in {folder.root} have {folder.bits} bits: a score is off by up to half a step of 1/255, and "
+            "what a threshold makes of it may differ from that of 32 bits"
+        )
     unscored = len(set(folder.names) - set(truth.names))
     if unscored:
         yield f"{unscored} further files in {folder.root} are not of {truth.where}, and were not scored"
