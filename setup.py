@@ -40,6 +40,8 @@ setup(
             "transformers>=4.45",
             "types-PyYAML",
             "types-tqdm",
+            "onnx",
+            "onnxruntime",
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
