@@ -40,8 +40,11 @@ setup(
             "transformers>=4.45",
             "types-PyYAML",
             "types-tqdm",
+            "onnx",
+            "onnxruntime",
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
+        "export": ["onnx", "onnxruntime"],
     },
 )

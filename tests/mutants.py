@@ -502,6 +502,15 @@ MUTANTS = [
         "test.mirror=true",
         "tools/test_eval.py",
     ),
+    # Comparison and exports.
+    Mutant("afa/report/comparison.py", "[2.5, 97.5]", "[5, 95]", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "labelled = labelled[kept]", "labelled = labelled", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "statistics.stdev(", "statistics.pstdev(", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "weights @ labelled", "labelled.sum(axis=0)", "report/test_comparison.py"),
+    Mutant("afa/data/map_files.py", 'mode="area"', 'mode="nearest"', "data_pipeline/test_map_folders.py"),
+    Mutant("afa/data/other_layouts.py", "(0 if maps.has_background else 1)", "0", "tools/test_export.py"),
+    Mutant("afa/data/voc_submission.py", "if highest == 255:", "if False:", "tools/test_export.py"),
+    Mutant("afa/evaluation/sweep.py", "histogram[index + 1 :]", "histogram[index:]", "tools/test_score.py"),
     Mutant("afa/commands/eval.py", "if args.cams or output.logits]", "]", "tools/test_eval.py"),
     Mutant("afa/commands/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
     Mutant(

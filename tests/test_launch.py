@@ -24,7 +24,7 @@ INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
 
 # Says what it was called with, as one line. CODE is its exit code. With SLEEP it runs on until it is told to end:
 # always (1), or where its call holds that text, and the others end well. A call that FAIL fits ends as if it was
-# killed. LISTS is what launch/stages.py says. Labels and scores leave a file behind.
+# killed. LISTS is what launch/stages.py says, FACTS what launch/recipe.py says. Labels and scores leave a file behind.
 STAND_IN = """#!/bin/bash
 if [ "$1" = -c ]; then exit 0; fi
 echo "$(basename "$0") $*" >> "$CALLS"
@@ -34,6 +34,7 @@ output=${call##* --output }
 output=${output%% --*}
 case $call in
 *" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train train val}; exit ;;
+*" launch/recipe.py "*) printf '%s\\n' ${FACTS:-8 4 work_dirs/own}; exit ;;
 *" tools/label.py "*) mkdir -p "$output"; [ -e "$output/manifest.json" ] || : > "$output/manifest.json" ;;
 *" tools/score.py "* | *" tools/eval.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
 esac
@@ -417,6 +418,82 @@ def test_masks_of_several_runs_side_by_side(tmp_path: Path, capsys: pytest.Captu
     assert (columns[1] == columns[2]).all() and (columns[0] != columns[1]).any()
     with pytest.raises(UserError, match=r"give OUTPUT.png DATA TITLE=RUN"):
         draw([str(sheet), "data", weights])
+
+
+def seed_calls(folder: str, *seeds: int, train: str = "python", batch: str = "") -> list[str]:
+    found = ["python launch/recipe.py my recipe.yaml a.b=1 dataset.root=my data"]
+    for seed in seeds:
+        run, given = f"{folder}/seed_{seed}", f"a.b=1 dataset.root=my data {batch}train.seed={seed}"
+        found += [
+            f"{train} tools/train.py my recipe.yaml {given} train.output={run}",
+            f"python tools/eval.py {run}/checkpoints/last dataset.root=my data --output {run}/evaluation.json",
+        ]
+    runs = " ".join(f"{folder}/seed_{seed}" for seed in seeds)
+    output = f"--output {folder}/comparison.json {folder}/comparison.md"
+    return [*found, f"python tools/compare.py {runs} {output}"]
+
+
+def test_seeds_are_trained_evaluated_and_compared(checkout: Path) -> None:
+    settings = ("a.b=1", "dataset.root=my data")
+    finished(checkout, "seeds.sh", "my recipe.yaml", "1", "20", *settings)
+    assert calls(checkout) == seed_calls("work_dirs/own_seeds", 1, 20)
+    (checkout / "calls").unlink()
+    # Again, with one more: what was scored is not scored again, and trainings end at once.
+    finished(checkout, "seeds.sh", "my recipe.yaml", "1", "20", "3", *settings)
+    expected = seed_calls("work_dirs/own_seeds", 1, 20, 3)
+    assert calls(checkout) == [call for call in expected if "eval.py" not in call or "seed_3" in call]
+
+
+def test_seeds_lie_in_the_named_folder_and_share_the_gpus(checkout: Path) -> None:
+    settings = ("a.b=1", "train.output=my runs", "dataset.root=my data")
+    finished(checkout, "seeds.sh", "my recipe.yaml", "7", *settings, FOUND_GPUS="3")
+    start, batch = "torchrun --standalone --nproc-per-node 2 --max-restarts 0", "train.batch_size=4 train.accumulate=1 "
+    assert calls(checkout) == seed_calls("my runs", 7, train=start, batch=batch)
+    (checkout / "calls").unlink()
+    finished(checkout, "seeds.sh", "my recipe.yaml", "7", *settings, FOUND_GPUS="3", FACTS="4x2 8 x")
+    batch = "train.batch_size=4 train.accumulate=1 "
+    assert [call for call in calls(checkout) if "train.py" in call] == [
+        call for call in seed_calls("my runs", 7, train=start, batch=batch) if "train.py" in call
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a recipe and seeds"),
+        (["a.yaml"], "give seeds behind the recipe"),
+        (["a.yaml", "a.b=1"], "give seeds behind the recipe"),
+        (["a.yaml", "1", "1"], "the seed 1 stands there twice"),
+        (["a.yaml", "1", "two"], "two: give seeds"),
+        (["a.yaml", "1", "-3"], "-3: give seeds"),
+        (["a.yaml", "1", "train.seed=3"], "train.seed=3: the seeds stand behind the recipe"),
+    ],
+)
+def test_a_mistake_in_seeds_is_one_line(checkout: Path, arguments: list[str], said: str) -> None:
+    output = finished(checkout, "seeds.sh", *arguments, code=2)
+    assert output.startswith(f"error: {said}") and output.count("\n") == 1
+    assert not calls(checkout)
+
+
+def test_a_mistake_in_a_recipe_is_said_before_the_first_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = runpy.run_path(str(REPOSITORY / "launch" / "recipe.py"))["main"]
+    root = small_config(tmp_path / "shapes").dataset.root
+    recipe = str(REPOSITORY / "configs" / "demo.yaml")
+    ask([recipe, f"dataset.root={root}", "train.batch_size=3", "train.accumulate=2", "train.output=my runs"])
+    assert capsys.readouterr().out == "6\n3\nmy runs\n"
+    edam = str(REPOSITORY / "configs" / "edam" / "demo_1_edam.yaml")
+    ask([edam, f"dataset.root={root}", "train.batch_size=4"])
+    assert capsys.readouterr().out.startswith("2x2\n4\n")
+    segment = str(REPOSITORY / "configs" / "segment" / "demo.yaml")
+    for arguments, said in (
+        ([recipe, f"dataset.root={root}", "a.b=1"], "a.b"),
+        ([recipe, f"dataset.root={tmp_path / 'nothing'}"], "nothing"),
+        ([segment, f"dataset.root={root}", f"dataset.pixel_labels={tmp_path / 'none'}"], "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask(arguments)
 
 
 @pytest.mark.parametrize("argument", ["cam.scales=[1]", "edam:train.seed=1", "train.seed", "dataset.saliency=null"])

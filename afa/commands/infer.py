@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from afa.commands.arguments import (
     add_batch_argument,
     add_crf_arguments,
+    add_map_arguments,
     add_network_arguments,
+    check_map_arguments,
     prediction_overrides,
     split_names,
     split_scales,
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="write CAMs")
+    add_map_arguments(parser, size=1024, bits=16)
     parser.add_argument("--overlays", action=argparse.BooleanOptionalAction, default=True, help="write overlays")
     parser.add_argument(
         "--exif",
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = [given_path(text) for text in args.images if text not in settings]
     settings += [*args.set, *prediction_overrides(args)]
 
+    check_map_arguments(args)
     if not places:
         raise UserError("no image was named: give image files or folders after the checkpoint")
     if not 0.01 <= args.fps <= 100:
@@ -92,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs
     from afa.data.labels import read_labels
+    from afa.data.map_files import StoredForm
     from afa.methods.base import label_output
     from afa.prediction.inference import Inference
     from afa.prediction.model import build_crf, load
@@ -116,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = results.WantedResults(
         maps=maps[0] if maps and (args.cams or args.overlays) else None,
         write_maps=args.cams,
+        maps_form=StoredForm(args.maps_size, args.maps_bits),
         overlays=args.overlays,
         pseudo_labels=pseudo_labels,
         gif=args.gif,

@@ -12,7 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from afa.commands.arguments import add_loading_arguments, check_loading, split_names
+from afa.commands.arguments import (
+    add_loading_arguments,
+    add_map_arguments,
+    check_loading,
+    check_map_arguments,
+    split_names,
+)
 from afa.data.files import require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
@@ -33,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs of the method; default: all it can give")
     parser.add_argument("--maps", action=argparse.BooleanOptionalAction, default=True, help="write maps, too")
     parser.add_argument("--compress", action="store_true", help="compress maps: less disk, slower")
+    add_map_arguments(parser, size=0, bits=32)
     parser.add_argument(
         "--config", type=expand_home, metavar="FILE", help="configuration instead of the one that came with the weights"
     )
@@ -44,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.outputs == []:
         raise UserError("--outputs needs names, for example --outputs cam segmentation")
     check_loading(args)
+    check_map_arguments(args)
 
     require_writable(args.output, "--output", folder=True)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
+    from afa.data.map_files import StoredForm
     from afa.engine.runtime import ProcessRuntime
     from afa.methods.base import named_input_outputs, named_outputs
     from afa.prediction.labelling import label_split
@@ -69,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outputs=outputs,
             maps=args.maps,
             compress=args.compress,
+            form=StoredForm(args.maps_size, args.maps_bits),
             limit=args.limit,
             workers=args.workers,
             processes=runtime,

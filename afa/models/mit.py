@@ -78,7 +78,7 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(1, 2).flatten(2)), raw
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.view(tokens.shape[0], tokens.shape[1], self.heads, -1).transpose(1, 2)
 
     def _reduce(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.reduction == 1:
@@ -279,7 +279,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, N, C] -> [B, C, h, w], a view (channels-last in memory)."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return tokens.transpose(1, 2).view(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def to_tokens(maps: Tensor) -> Tensor:

@@ -44,10 +44,12 @@ class Evaluation(NamedTuple):
         table: Output's name -> scores, as :meth:`afa.evaluation.metrics.Counts.scores` gives them, ``background``
             first; ``NAME_crf`` for a refined output; ``cls_f1`` where the method has a classifier; and ``images``.
         per_image: The same rows -> counts of each image.
+        confusion: The same rows -> confusion matrix, int64 [C, C + 1].
     """
 
     table: dict[str, Any]
     per_image: dict[str, ImageCounts]
+    confusion: dict[str, Tensor]
 
 
 class Samples(Protocol):
@@ -160,7 +162,7 @@ def evaluate(
         # Rounded once, at the end: the sum does not depend on the order.
         table["cls_f1"] = math.fsum(all_f1) / len(all_f1)
     table["images"] = images
-    return Evaluation(table, per_image)
+    return Evaluation(table, per_image, {row: matrix.counts.cpu() for row, matrix in matrices.items()})
 
 
 def _refined_output(method: Method) -> Output:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from afa.data.files import replacing, write_json
 from afa.data.images import read_image
 from afa.data.inputs import Inputs
+from afa.data.map_files import StoredForm, stored_scores
 from afa.data.names import image_key
 from afa.data.palette import palette_image
 from afa.errors import UserError, is_out_of_memory
@@ -281,13 +282,17 @@ class Inference:
             cell=_MAP_WIDTH,
         )
 
-    @staticmethod
-    def _write_cams(path: Path, prediction: Prediction, cams: np.ndarray) -> None:
+    def _write_cams(self, path: Path, prediction: Prediction, cams: np.ndarray) -> None:
         index = np.array(prediction.class_ids, np.int64)
+        form = self.wanted.maps_form or StoredForm(bits=16)
+        stored = stored_scores(cams, form if form.bits == 8 else form._replace(bits=32))
+        values = stored.pop("scores")
         with replacing(path) as temporary:
             np.savez_compressed(
                 temporary,
-                cams=cams,
+                cams=values if form.bits == 8 else values.astype(np.float16),
+                **stored,  # type: ignore[arg-type]
+                size=np.array(prediction.image.shape[:2], np.int64),
                 class_ids=index,
                 class_names=np.array(prediction.class_names, dtype=np.str_),
                 scores=np.zeros(0, np.float32) if prediction.scores is None else prediction.scores[index - 1],

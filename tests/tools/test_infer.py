@@ -323,3 +323,24 @@ def test_results_that_cannot_be_written(infer: RunTool, checkpoint: Path, tmp_pa
     result = infer(checkpoint, picture, "--out", tmp_path / "out")
     assert result.returncode == 2
     assert result.stderr.startswith("error: results cannot be written to")
+
+
+def test_maps_of_a_large_image_are_small_and_say_its_size(checkpoint: Path, tmp_path: Path, infer: RunTool) -> None:
+    save(tmp_path / "wide.jpg", 40, 1600, quality=80)
+    options = ("--no-overlays", "--long-side", 64, "--scales", 1)
+    for name, more, shape, kind in (
+        ("usual", (), (25, 1024), np.float16),
+        ("bits", ("--maps-bits", 8), (25, 1024), np.uint8),
+        ("whole", ("--maps-size", 0), (40, 1600), np.float16),
+        ("small", ("--maps-size", 160), (4, 160), np.float16),
+    ):
+        assert infer(checkpoint, tmp_path / "wide.jpg", "--out", tmp_path / name, *options, *more).returncode == 0
+        with np.load(tmp_path / name / "cams/wide.npz") as found:
+            assert found["cams"].shape == (len(found["class_ids"]), *shape) and found["cams"].dtype == kind
+            assert found["size"].tolist() == [40, 1600]
+            if kind == np.uint8:
+                rounded = found["cams"] * found["scale"] + found["offset"]
+                with np.load(tmp_path / "usual/cams/wide.npz") as usual:
+                    assert (
+                        np.abs(rounded - usual["cams"].astype(np.float32)).max() <= 1 / 400
+                    )  # half a step, and what float16 rounds
