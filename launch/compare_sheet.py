@@ -19,7 +19,7 @@ from afa.data.dataset import EvaluationImages
 from afa.errors import UserError, run_command
 from afa.evaluation.metrics import ConfusionMatrix
 from afa.prediction.model import load
-from afa.prediction.sheet import HOW, image_iou, images_text, iou_text, miou_text
+from afa.prediction.sheet import HOW, images_text, iou_text, miou_text
 from afa.visual import Cell, Row, class_legend, contact_sheet, label_cell, write_picture
 from afa.weights import last_checkpoint
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         shown.update(np.unique(truth).tolist())
         for predictor, matrix in zip(predictors, matrices, strict=True):
             mask = predictor.predict(image).mask
-            iou = image_iou(matrix.update(truth, torch.from_numpy(mask)))
+            iou = matrix.update(truth, torch.from_numpy(mask)).image_miou()
             cells.append(label_cell(image, mask, _CELL, iou_text(iou)))
             shown.update(np.unique(mask).tolist())
         rows.append(Row([Cell(image), *cells], found.sample.name))

@@ -55,7 +55,9 @@ MUTANTS = [
     ),
     Mutant("afa/visual/scores.py", "max(0.6, math.ceil(10", "max(0.6, (10", "test_visual.py"),
     Mutant("afa/visual/overlays.py", "(rows + columns) % _STRIPES", "rows % _STRIPES", "test_visual.py"),
-    Mutant("afa/prediction/sheet.py", "occurs = union > 0", "occurs = counts.labelled > 0", "prediction/test_sheet.py"),
+    Mutant(
+        "afa/evaluation/metrics.py", "shown = self.union > 0", "shown = self.labelled > 0", "prediction/test_sheet.py"
+    ),
     Mutant("afa/prediction/sheet.py", "if name == self.scored", "if name != self.scored", "prediction/test_sheet.py"),
     Mutant("afa/prediction/predictor.py", "native, others", "native, others[:1]", "prediction/test_predictor.py"),
     # Operators.
@@ -315,8 +317,8 @@ MUTANTS = [
     # Evaluation.
     Mutant(
         "afa/evaluation/metrics.py",
-        "union = labelled + predicted - right",
-        "union = labelled + predicted",
+        "self.labelled + self.predicted - self.intersection",
+        "self.labelled + self.predicted",
         "evaluation/test_metrics.py",
     ),
     Mutant(

@@ -221,9 +221,9 @@ def image_iou(images: ImageCounts, class_names: Sequence[str]) -> dict[str, dict
             for class_name, hits, true, said in zip(class_names, right, labelled, predicted, strict=True)
             if true + said > 0
         }
+        miou = counts.image_miou()
         rounded = {class_name: round(value, 6) for class_name, value in values.items()}
-        mean = round(sum(values.values()) / len(values), 6) if values else 0.0
-        found[name] = {"miou": mean, "iou": rounded} if any(labelled) else None
+        found[name] = None if miou is None else {"miou": round(miou, 6), "iou": rounded}
     return found
 
 

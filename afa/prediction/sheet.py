@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from afa.data.samples import Sample
-from afa.evaluation.metrics import ConfusionMatrix, Counts
+from afa.evaluation.metrics import ConfusionMatrix
 from afa.methods.base import Output
 from afa.prediction.predictor import Predictor
 from afa.visual import (
@@ -36,22 +36,6 @@ HOW = "IoU of an image: the mean over the classes that its truth or its mask has
 """What the figures of images are."""
 
 _AFTER_CRF = ""  # No output has this name.
-
-
-def image_iou(counts: Counts) -> float | None:
-    """The IoU of one image's label: the mean over the classes that its truth or the label has, background among them.
-
-    Args:
-        counts: Of the image.
-
-    Returns:
-        0 to 1; None where no pixel has a true class.
-    """
-    union = counts.labelled + counts.predicted - counts.intersection
-    if not counts.labelled.any():
-        return None
-    occurs = union > 0
-    return float((counts.intersection[occurs].double() / union[occurs]).mean())
 
 
 def iou_text(iou: float | None) -> str:
@@ -217,7 +201,7 @@ class _Sheet:
     def _iou(self, name: str, truth: Tensor, label: np.ndarray) -> str:
         """The IoU of a label as people read it; the pixels of those that count for the whole sheet are counted."""
         matrix = self.matrix if name == self.scored else ConfusionMatrix(self.matrix.num_classes)
-        return iou_text(image_iou(matrix.update(truth, torch.from_numpy(label))))
+        return iou_text(matrix.update(truth, torch.from_numpy(label)).image_miou())
 
     def _labelled(self, image: np.ndarray, label: np.ndarray, caption: str) -> Cell:
         """A label over its image; its classes are noted for the legend."""
