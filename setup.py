@@ -43,5 +43,6 @@ setup(
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
+        "onnx": ["onnx>=1.16"],
     },
 )
