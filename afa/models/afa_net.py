@@ -71,8 +71,12 @@ class AFANet(nn.Module):
         self.decoder = SegFormerDecoder(
             widths=encoder.channels, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
         )
-        self.attn_proj = nn.Conv2d(encoder.attention_maps(affinity_blocks), 1, kernel_size=1)
+        maps = encoder.attention_maps(affinity_blocks)
+        self.attn_proj = nn.Conv2d(maps, 1, kernel_size=1)
         nn.init.kaiming_normal_(self.attn_proj.weight, a=5**0.5, mode="fan_out")
+        if encoder.centred_attention:
+            with torch.no_grad():
+                self.attn_proj.weight.div_(maps**0.5)  # the released fan_out leaves the number of maps out
         self.classifier = nn.Conv2d(encoder.channels[-1], num_classes - 1, kernel_size=1, bias=False)
 
     def forward(self, image: Tensor, *, decode: bool = True, with_affinity: bool = True) -> AFAOutput:
@@ -127,7 +131,7 @@ class AFANet(nn.Module):
 
         The convolution is a weighted sum over the heads, and S = q k^T: the sum over all heads of all blocks is one
         matrix product of the weighted queries with the keys, all heads' channels side by side. Neither S nor S + S^T
-        of a head is ever formed.
+        of a head is ever formed. Where the encoder asks for it, S is each query's logits less their mean.
 
         Args:
             attention: Raw attention of the last blocks, on one token grid, earlier blocks first.
@@ -150,6 +154,8 @@ class AFANet(nn.Module):
                 dim=2,
             )
             key = torch.cat([_join_heads(raw.key.float()) for raw in attention], dim=2)
+            if self.encoder.centred_attention:
+                key = key - key.mean(dim=1, keepdim=True)  # q (k - mean k) = q k - mean (q k)
             total = query @ key.transpose(1, 2)
             return (total + total.transpose(1, 2)).add_(self.attn_proj.bias.float()).sigmoid_()
 

@@ -93,7 +93,14 @@ class EncoderOutput(NamedTuple):
 
 
 class AttentiveEncoder(Encoder):
-    """An encoder that also tells what its last blocks attend to, on the grid of its last feature map."""
+    """An encoder that also tells what its last blocks attend to, on the grid of its last feature map.
+
+    Attributes:
+        centred_attention: Whether whoever learns from its logits should take each query's less their mean over the
+            keys, which the softmax does not notice.
+    """
+
+    centred_attention: bool = False
 
     @abstractmethod
     def attention_maps(self, blocks: int) -> int:

@@ -53,6 +53,10 @@ class TimmViT(AttentiveEncoder):
         UserError: timm has no such network, or it is no plain Vision Transformer.
     """
 
+    # A pretrained network's logits have means of 5 to 20 in its last block, each head another: summed over the heads,
+    # they drive the affinity's sigmoid to 0 or 1 everywhere, where nothing is learned.
+    centred_attention = True
+
     vit: Any  # the library's modules have attributes of all kinds
 
     def __init__(self, name: str, *, drop_path: float = 0.0) -> None:
@@ -72,7 +76,7 @@ class TimmViT(AttentiveEncoder):
                 drop_path_rate=drop_path,
             )
         except BUILD_ERRORS as error:
-            raise _unsuitable(name, "its class takes other arguments") from error
+            raise _unsuitable(name, "it is of another class") from error
         if type(vit) is not VisionTransformer:
             raise _unsuitable(name, f"it is of the class {type(vit).__name__}")
         problem = _unknown_part(vit)
@@ -184,6 +188,6 @@ def _unknown_part(vit: Any) -> str | None:
 
 def _unsuitable(name: str, reason: str) -> UserError:
     return UserError(
-        f"model.encoder: {TIMM}{name} is no plain Vision Transformer: {reason}; those of timm's class "
-        "VisionTransformer do, such as vit_small_patch14_dinov2, vit_base_patch16_224 and deit_small_patch16_224"
+        f"model.encoder: {TIMM}{name} is no plain Vision Transformer: {reason}; set one of timm's class "
+        "VisionTransformer, such as vit_small_patch14_dinov2, vit_base_patch16_224 or deit_small_patch16_224"
     )
