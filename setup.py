@@ -40,11 +40,11 @@ setup(
             "transformers>=4.45",
             "types-PyYAML",
             "types-tqdm",
-            "onnx",
+            "onnx>=1.16",
             "onnxruntime",
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
-        "export": ["onnx", "onnxruntime"],
+        "onnx": ["onnx>=1.16", "onnxruntime"],
     },
 )

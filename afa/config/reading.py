@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from afa.config.checks import check_agreement, check_keys, check_ranges
+from afa.config.encoders import EncoderConfig, own_normalisation
 from afa.config.settings import RunConfig
 from afa.config.values import Declared, Share, declared_settings, fit, from_command_line, shown
 from afa.config.yaml_text import read_yaml, write_yaml
@@ -138,6 +139,7 @@ def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overr
         setattr(section, name, text)
     check_ranges(config, lambda key: given[key].source if key in given else source)
     check_agreement(config, f"{source}, with the overrides" if overrides else source)
+    _normalise_as_the_encoder(config, given)
     return config
 
 
@@ -148,6 +150,17 @@ def _without_shares(kind: type[RunConfig], given: Mapping[str, _Given]) -> dict[
         key: _Given(value.of(steps), source) if isinstance(value, Share) else _Given(value, source)
         for key, (value, source) in given.items()
     }
+
+
+def _normalise_as_the_encoder(config: RunConfig, given: Mapping[str, _Given]) -> None:
+    """Where nobody says how images are normalised, they are as the encoder's own weights are used to."""
+    model = getattr(config, "model", None)
+    wanted = [name for name in ("image_mean", "image_std") if f"dataset.{name}" not in given]
+    own = own_normalisation(model) if wanted and isinstance(model, EncoderConfig) else None
+    if own is not None:
+        for name, values in zip(("image_mean", "image_std"), own, strict=True):
+            if name in wanted:
+                setattr(config.dataset, name, list(values))
 
 
 def _defaults(kind: type) -> DictConfig:

@@ -85,8 +85,12 @@ class DatasetConfig:
         "order; default: partners are drawn",
         path=True,
     )
-    image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
-    image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
+    image_mean: list[float] = setting(
+        [123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255; with an encoder of timm by default its own"
+    )
+    image_std: list[float] = setting(
+        [58.395, 57.12, 57.375], "standard deviation of the R, G, B values; default as above", above=0
+    )
     ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
     bad_image: str = setting(
         "stop",

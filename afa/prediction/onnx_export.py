@@ -81,7 +81,7 @@ def require_onnx() -> None:
             import_module(name)
     except ImportError as error:
         raise UserError(
-            f"an ONNX export needs {error.name or 'onnx'}: pip install onnx onnxruntime, or -e .[export]"
+            f"an ONNX export needs {error.name or 'onnx'}: pip install onnx onnxruntime, or -e .[onnx]"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems
+from afa.config.encoders import EncoderConfig, convolution_problems, encoder_problems
 from afa.config.settings import RunConfig, scale_problems, setting
 from afa.methods.cam_config import CAMAugmentationConfig, CRFConfig, ReleasedOptimiserConfig
 
@@ -129,8 +129,7 @@ class EDAMConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         """See :meth:`RunConfig.problems`."""
         model = self.model
-        if encoder_family(model) == "mit":
-            yield f"model.encoder: EDAM takes no Mix Transformer such as '{model.encoder}'; set resnet38 or timm/NAME"
+        yield from convolution_problems(model, "EDAM")
         yield from encoder_problems(model)
         if model.attention_width % model.attention_heads:
             yield (
