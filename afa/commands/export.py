@@ -192,7 +192,7 @@ def _predicted(args: argparse.Namespace) -> Iterator[SubmittedMask]:
 
 
 def _tracked(names: Sequence[str], items: Iterable | None = None) -> Iterable:
-    from afa.prediction.progress import track
+    from afa.progress import track
 
     return track(names if items is None else items, len(names), "exporting")
 
