@@ -81,8 +81,11 @@ setup(
             "setuptools>=77",
             "types-PyYAML",
             "types-tqdm",
+            "onnx>=1.16",
+            "onnxruntime",
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
+        "onnx": ["onnx>=1.16", "onnxruntime"],
     },
 )

@@ -45,6 +45,6 @@ echo
 python tools/summary.py "AFA=$afa/evaluation.json" \
     "PSA=$psa/scores/cam_val.json" "PSA=$psa/scores/affinity_val.json" "PSA=$psa/scores/segment.json" \
     "EDAM without saliency=$edam/scores/cam_val.json" "EDAM without saliency=$edam/scores/crf_val.json" \
-    "EDAM=$edam/scores/saliency_val.json" "EDAM=$edam/scores/segment.json" "true masks=$bound/evaluation.json" \
-    --supervision AFA=I PSA=I "EDAM without saliency=I" EDAM=I+S "true masks=pixels" \
+    "EDAM without CRF=$edam/scores/saliency_no_crf_val.json" "EDAM=$edam/scores/saliency_val.json" "EDAM=$edam/scores/segment.json" "true masks=$bound/evaluation.json" \
+    --supervision AFA=I PSA=I "EDAM without saliency=I" "EDAM without CRF=I+S" EDAM=I+S "true masks=pixels" \
     --output "$folder/compare_demo/summary.json"

@@ -27,7 +27,23 @@ pipeline_place cores
 python tools/make_shapes.py --output "$data"
 # The segmentation network starts from the first network: there are no other weights of this size.
 edam_pipeline configs/edam/demo_ "$pipeline_folder" train.init=@/checkpoints/last
-run=$pipeline_folder/2_segment
+run=$pipeline_folder/2_segment edam=$pipeline_folder/1_edam scores=$pipeline_folder/scores
+
+# These images are easy for CRF, which hides what saliency adds: the labels are scored without CRF as well.
+if [ -d "${edam}_val/labels/with_saliency" ]; then
+    pipeline_settings edam dataset
+    pipeline_label "$edam" ${settings[@]+"${settings[@]}"} edam.rule=released --split val \
+        --outputs with_saliency --no-maps --output "${edam}_val_no_crf"
+    pipeline_score "$scores/saliency_no_crf_val.json" "${edam}_val_no_crf/manifest.json" \
+        tools/score.py masks "${edam}_val_no_crf" ${settings[@]+"${settings[@]}"} \
+        --config configs/edam/demo_1_edam.yaml --split val --outputs with_saliency
+    echo
+    echo "What saliency adds to the labels of the validation images, without CRF and with it:"
+    python tools/summary.py "distribution=$scores/cam_val.json" "distribution, saliency=$scores/saliency_no_crf_val.json" \
+        "CRF=$scores/crf_val.json" "CRF, saliency=$scores/saliency_val.json" \
+        --supervision distribution=I "distribution, saliency=I+S" CRF=I "CRF, saliency=I+S"
+    echo
+fi
 python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"
 
 cat <<END

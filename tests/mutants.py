@@ -44,6 +44,22 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Images for people.
+    Mutant("afa/visual/scores.py", "wins | (above & (own != 0))", "wins | above", "test_visual.py"),
+    Mutant("afa/visual/scores.py", "greys[:, :, None])", "colours)", "test_visual.py"),
+    Mutant(
+        "afa/visual/scores.py",
+        "second = np.maximum(second, np.minimum(first, channel))",
+        "second = np.minimum(second, channel)",
+        "test_visual.py",
+    ),
+    Mutant("afa/visual/scores.py", "max(0.6, math.ceil(10", "max(0.6, (10", "test_visual.py"),
+    Mutant("afa/visual/overlays.py", "(rows + columns) % _STRIPES", "rows % _STRIPES", "test_visual.py"),
+    Mutant(
+        "afa/evaluation/metrics.py", "shown = self.union > 0", "shown = self.labelled > 0", "prediction/test_sheet.py"
+    ),
+    Mutant("afa/prediction/sheet.py", "if name == self.scored", "if name != self.scored", "prediction/test_sheet.py"),
+    Mutant("afa/prediction/predictor.py", "native, others", "native, others[:1]", "prediction/test_predictor.py"),
     # Operators.
     Mutant("afa/ops/cam.py", "fused = torch.maximum(", "fused = torch.minimum(", "ops/test_cam.py"),
     Mutant("afa/ops/par.py", "variance.div_(count - 1)", "variance.div_(count)", "ops/test_par.py"),
@@ -301,8 +317,8 @@ MUTANTS = [
     # Evaluation.
     Mutant(
         "afa/evaluation/metrics.py",
-        "union = labelled + predicted - right",
-        "union = labelled + predicted",
+        "self.labelled + self.predicted - self.intersection",
+        "self.labelled + self.predicted",
         "evaluation/test_metrics.py",
     ),
     Mutant(
@@ -488,6 +504,15 @@ MUTANTS = [
         "test.mirror=true",
         "tools/test_eval.py",
     ),
+    # Comparison and exports.
+    Mutant("afa/report/comparison.py", "[2.5, 97.5]", "[5, 95]", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "labelled = labelled[kept]", "labelled = labelled", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "statistics.stdev(", "statistics.pstdev(", "report/test_comparison.py"),
+    Mutant("afa/report/comparison.py", "weights @ labelled", "labelled.sum(axis=0)", "report/test_comparison.py"),
+    Mutant("afa/data/map_files.py", 'mode="area"', 'mode="nearest"', "data_pipeline/test_map_folders.py"),
+    Mutant("afa/data/other_layouts.py", "(0 if maps.has_background else 1)", "0", "tools/test_export.py"),
+    Mutant("afa/data/voc_submission.py", "if highest == 255:", "if False:", "tools/test_export.py"),
+    Mutant("afa/evaluation/sweep.py", "histogram[index + 1 :]", "histogram[index:]", "tools/test_score.py"),
     Mutant("afa/commands/eval.py", "if args.cams or output.logits]", "]", "tools/test_eval.py"),
     Mutant("afa/commands/infer.py", "gif=args.gif,", "gif=False,", "tools/test_infer.py"),
     Mutant(

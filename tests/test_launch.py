@@ -24,7 +24,7 @@ INSTALLED_FROM = ("requirements.txt", "setup.py", "constraints.txt")
 
 # Says what it was called with, as one line. CODE is its exit code. With SLEEP it runs on until it is told to end:
 # always (1), or where its call holds that text, and the others end well. A call that FAIL fits ends as if it was
-# killed. LISTS is what launch/stages.py says. Labels and scores leave a file behind.
+# killed. LISTS is what launch/stages.py says, FACTS what launch/recipe.py says. Labels and scores leave a file behind.
 STAND_IN = """#!/bin/bash
 if [ "$1" = -c ]; then exit 0; fi
 echo "$(basename "$0") $*" >> "$CALLS"
@@ -34,6 +34,7 @@ output=${call##* --output }
 output=${output%% --*}
 case $call in
 *" launch/stages.py "*) printf '%s\\n' ${LISTS:-val val train train val}; exit ;;
+*" launch/recipe.py "*) printf '%s\\n' ${FACTS:-8 4 work_dirs/own}; exit ;;
 *" tools/label.py "*) mkdir -p "$output"; [ -e "$output/manifest.json" ] || : > "$output/manifest.json" ;;
 *" tools/score.py "* | *" tools/eval.py "*) mkdir -p "$(dirname "$output")"; sleep 0.01; : > "$output" ;;
 esac
@@ -299,6 +300,8 @@ def test_the_stages_of_edam(checkout: Path) -> None:
 
 
 def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
+    made = checkout / "runs/two & more/1_edam_val/labels/with_saliency"
+    made.mkdir(parents=True)  # what the stand-in for tools/label.py does not make
     said = finished(checkout, "edam_demo.sh", "a.b=1", "train.output=runs/two & more", CORES="6")
     expected = edam_calls(
         "runs/two & more",
@@ -308,10 +311,19 @@ def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
         end=" --device cpu --workers 0",
         batches=False,
     )
-    sheet = "runs/two & more/contact_sheet.png"
+    sheet, edam, scores = (f"runs/two & more/{name}" for name in ("contact_sheet.png", "1_edam", "scores"))
+    data = "dataset.saliency=data/shapes/Saliency"
     assert calls(checkout) == [
         "python tools/make_shapes.py --output data/shapes",
         *expected,
+        f"torchrun --standalone --nproc-per-node 4 --max-restarts 0 tools/label.py {edam} {data} edam.rule=released "
+        f"--split val --outputs with_saliency --no-maps --output {edam}_val_no_crf --device cpu --workers 0",
+        f"python tools/score.py masks {edam}_val_no_crf {data} --config configs/edam/demo_1_edam.yaml --split val "
+        f"--outputs with_saliency --output {scores}/saliency_no_crf_val.json",
+        f"python tools/summary.py distribution={scores}/cam_val.json "
+        f"distribution, saliency={scores}/saliency_no_crf_val.json CRF={scores}/crf_val.json "
+        f"CRF, saliency={scores}/saliency_val.json --supervision distribution=I distribution, saliency=I+S CRF=I "
+        "CRF, saliency=I+S",
         "python tools/contact_sheet.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
         f"--output {sheet}",
     ]
@@ -386,9 +398,10 @@ def test_the_comparison_runs_all_demonstrations_and_says_what_each_was_taught_wi
         "PSA=runs/psa_demo/scores/affinity_val.json PSA=runs/psa_demo/scores/segment.json "
         "EDAM without saliency=runs/edam_demo/scores/cam_val.json "
         "EDAM without saliency=runs/edam_demo/scores/crf_val.json "
+        "EDAM without CRF=runs/edam_demo/scores/saliency_no_crf_val.json "
         "EDAM=runs/edam_demo/scores/saliency_val.json EDAM=runs/edam_demo/scores/segment.json "
-        "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I EDAM=I+S "
-        "true masks=pixels --output runs/compare_demo/summary.json"
+        "true masks=runs/segment_demo/evaluation.json --supervision AFA=I PSA=I EDAM without saliency=I "
+        "EDAM without CRF=I+S EDAM=I+S true masks=pixels --output runs/compare_demo/summary.json"
     )
 
 
@@ -401,10 +414,86 @@ def test_masks_of_several_runs_side_by_side(tmp_path: Path, capsys: pytest.Captu
     assert "5 images in" in capsys.readouterr().out
     with Image.open(sheet) as image:
         assert image.width == 2 * 20 + 4 * 160 + 3 * 10
-        columns = [np.array(image)[48:, 20 + at * 170 : 20 + at * 170 + 160][:160] for at in range(4)]
-    assert (columns[2] == columns[3]).all() and (columns[0] != columns[1]).any()
+        columns = [np.array(image)[190:600, 20 + at * 170 : 20 + at * 170 + 160] for at in range(1, 4)]
+    assert (columns[1] == columns[2]).all() and (columns[0] != columns[1]).any()
     with pytest.raises(UserError, match=r"give OUTPUT.png DATA TITLE=RUN"):
         draw([str(sheet), "data", weights])
+
+
+def seed_calls(folder: str, *seeds: int, train: str = "python", batch: str = "") -> list[str]:
+    found = ["python launch/recipe.py my recipe.yaml a.b=1 dataset.root=my data"]
+    for seed in seeds:
+        run, given = f"{folder}/seed_{seed}", f"a.b=1 dataset.root=my data {batch}train.seed={seed}"
+        found += [
+            f"{train} tools/train.py my recipe.yaml {given} train.output={run}",
+            f"python tools/eval.py {run}/checkpoints/last dataset.root=my data --output {run}/evaluation.json",
+        ]
+    runs = " ".join(f"{folder}/seed_{seed}" for seed in seeds)
+    output = f"--output {folder}/comparison.json {folder}/comparison.md"
+    return [*found, f"python tools/compare.py {runs} {output}"]
+
+
+def test_seeds_are_trained_evaluated_and_compared(checkout: Path) -> None:
+    settings = ("a.b=1", "dataset.root=my data")
+    finished(checkout, "seeds.sh", "my recipe.yaml", "1", "20", *settings)
+    assert calls(checkout) == seed_calls("work_dirs/own_seeds", 1, 20)
+    (checkout / "calls").unlink()
+    # Again, with one more: what was scored is not scored again, and trainings end at once.
+    finished(checkout, "seeds.sh", "my recipe.yaml", "1", "20", "3", *settings)
+    expected = seed_calls("work_dirs/own_seeds", 1, 20, 3)
+    assert calls(checkout) == [call for call in expected if "eval.py" not in call or "seed_3" in call]
+
+
+def test_seeds_lie_in_the_named_folder_and_share_the_gpus(checkout: Path) -> None:
+    settings = ("a.b=1", "train.output=my runs", "dataset.root=my data")
+    finished(checkout, "seeds.sh", "my recipe.yaml", "7", *settings, FOUND_GPUS="3")
+    start, batch = "torchrun --standalone --nproc-per-node 2 --max-restarts 0", "train.batch_size=4 train.accumulate=1 "
+    assert calls(checkout) == seed_calls("my runs", 7, train=start, batch=batch)
+    (checkout / "calls").unlink()
+    finished(checkout, "seeds.sh", "my recipe.yaml", "7", *settings, FOUND_GPUS="3", FACTS="4x2 8 x")
+    batch = "train.batch_size=4 train.accumulate=1 "
+    assert [call for call in calls(checkout) if "train.py" in call] == [
+        call for call in seed_calls("my runs", 7, train=start, batch=batch) if "train.py" in call
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a recipe and seeds"),
+        (["a.yaml"], "give seeds behind the recipe"),
+        (["a.yaml", "a.b=1"], "give seeds behind the recipe"),
+        (["a.yaml", "1", "1"], "the seed 1 stands there twice"),
+        (["a.yaml", "1", "two"], "two: give seeds"),
+        (["a.yaml", "1", "-3"], "-3: give seeds"),
+        (["a.yaml", "1", "train.seed=3"], "train.seed=3: the seeds stand behind the recipe"),
+    ],
+)
+def test_a_mistake_in_seeds_is_one_line(checkout: Path, arguments: list[str], said: str) -> None:
+    output = finished(checkout, "seeds.sh", *arguments, code=2)
+    assert output.startswith(f"error: {said}") and output.count("\n") == 1
+    assert not calls(checkout)
+
+
+def test_a_mistake_in_a_recipe_is_said_before_the_first_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = runpy.run_path(str(REPOSITORY / "launch" / "recipe.py"))["main"]
+    root = small_config(tmp_path / "shapes").dataset.root
+    recipe = str(REPOSITORY / "configs" / "demo.yaml")
+    ask([recipe, f"dataset.root={root}", "train.batch_size=3", "train.accumulate=2", "train.output=my runs"])
+    assert capsys.readouterr().out == "6\n3\nmy runs\n"
+    edam = str(REPOSITORY / "configs" / "edam" / "demo_1_edam.yaml")
+    ask([edam, f"dataset.root={root}", "train.batch_size=4"])
+    assert capsys.readouterr().out.startswith("2x2\n4\n")
+    segment = str(REPOSITORY / "configs" / "segment" / "demo.yaml")
+    for arguments, said in (
+        ([recipe, f"dataset.root={root}", "a.b=1"], "a.b"),
+        ([recipe, f"dataset.root={tmp_path / 'nothing'}"], "nothing"),
+        ([segment, f"dataset.root={root}", f"dataset.pixel_labels={tmp_path / 'none'}"], "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask(arguments)
 
 
 @pytest.mark.parametrize("argument", ["cam.scales=[1]", "edam:train.seed=1", "train.seed", "dataset.saliency=null"])

@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for name in args.vary:
         values = [_converted(name, value) for value in args.values] if args.values else SERIES[name]
-        settings = [argparse.Namespace(**{**vars(args), _OPTIONS.get(name, name): value}) for value in values]
+        alike = [*args.settings, "train.pictures_every=0"]  # They grow with what is tested, not with what is varied.
+        rows_of = ({**vars(args), _OPTIONS.get(name, name): value, "settings": alike} for value in values)
+        settings = [argparse.Namespace(**row) for row in rows_of]
         for row_args in settings:
             configuration(row_args)  # a mistake is said before anything is measured
         rows = []

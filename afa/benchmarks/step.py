@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         Seconds of whole steps and of their parts (medians; the parts are those of further steps), what care costs and
-        its share of a step, images per second, GFLOP of the floor and of the step, GFLOP/s of matrix products, the
-        ratio, and memory in GB.
+        its share of a step, what TensorBoard's images take each time (None where there are none), images per second,
+        GFLOP of the floor and of the step, GFLOP/s of matrix products, the ratio, and memory in GB.
 
     Raises:
         UserError: An argument makes no sense.
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         memory = _memory(runtime.device, memory_before)
         watched = [training.part_seconds() for _ in range(args.repeats)]
         data = training.data_seconds(args.repeats)
+        sheet = training.sheet_seconds() if config.train.pictures_every else None
         counted = sum(training.count_flops().values())
 
     floor = floor_flops(config, args.classes, classification=args.stage == "classification")
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "step_s": median(seconds),
         "care_s": median(care),
         "care_share": median(part / whole for part, whole in zip(care, seconds, strict=True)),
+        "sheet_s": sheet,
+        "sheet_every": config.train.pictures_every,
         "images_per_s": config.train.batch_size / median(seconds),
         "parts_s": parts,
         "step_gflop": counted / 1e9,
@@ -120,5 +123,11 @@ def _print(result: dict[str, Any]) -> None:
         f"care          {result['care_s']:8.3f} s   {result['care_share']:.2%} of the step: for exact resume, finite "
         "guard and records"
     )
+    if result["sheet_s"] is not None:
+        share = result["sheet_s"] / result["sheet_every"] / result["step_s"]
+        print(
+            f"images        {result['sheet_s']:8.3f} s   for TensorBoard, every {result['sheet_every']} steps: "
+            f"{share:.2%} of a step"
+        )
     for name, gigabytes in result["memory_gb"].items():
         print(f"memory, {name.replace('_', ' '):14}{gigabytes:8.2f} GB")

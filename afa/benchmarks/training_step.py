@@ -27,7 +27,9 @@ from afa.benchmarks.timing import Stopwatch, time_in_turn, wait
 from afa.config import RunConfig
 from afa.data.images import read_image
 from afa.data.samples import Sample
+from afa.engine.board import EventFile
 from afa.engine.finite import InspectedStep
+from afa.engine.loop import IMAGE_WIDTH, IMAGES_SHOWN
 from afa.engine.runtime import ProcessRuntime, compile_network
 from afa.engine.trainer import Trainer, step_seed
 from afa.errors import UserError
@@ -38,6 +40,8 @@ from afa.methods.afa.method import AFA
 from afa.methods.afa.network import build_network
 from afa.methods.base import Batch, Method, SingleProcess
 from afa.parts import watched
+from afa.prediction.predictor import Predictor
+from afa.prediction.sheet import output_sheet
 
 MATRIX_SIDE, MATRIX_SECONDS = 2048, 1.0
 PRODUCTS_IN_A_ROW = {"cpu": 1, "cuda": 100}  # a GPU is kept busy
@@ -53,7 +57,7 @@ class TrainingStep:
         config: Of :func:`configuration`.
         runtime: Where it runs.
         args: As :func:`afa.commands.benchmark.parse` gives them.
-        folder: For what the finite guard saves.
+        folder: For what the finite guard and TensorBoard save.
     """
 
     def __init__(self, config: Any, runtime: ProcessRuntime, args: argparse.Namespace, folder: Path) -> None:
@@ -68,6 +72,7 @@ class TrainingStep:
         self.trainer = Trainer(config, self.method, runtime, folder)
         self.batch = self.trainer.to_device(make_batch(self.method, args.classes, args.present))
         self.number = step_number(config, args.stage)
+        self.folder = folder
 
     def facts(self) -> dict[str, Any]:
         """What is measured, and on what."""
@@ -128,6 +133,32 @@ class TrainingStep:
         trainer.guard.mend_buffers(flag)
         trainer.meter.add({**figures, "gradient_norm": norm}, left_out=flag)
         return time.perf_counter() - start
+
+    def sheet_seconds(self) -> float | None:
+        """What TensorBoard's images take each time, of the crop's size, passes of the network and writing included.
+
+        None where the method can say nothing about such an image.
+        """
+        try:
+            predictor = Predictor(self.method, self.config, device=self.device, inputs=self.method.needs)
+        except UserError:
+            return None
+        samples = []
+        for number in range(IMAGES_SHOWN):
+            crop = self.config.augmentation.crop_size
+            image = noise_image(crop, crop, number).permute(1, 2, 0).numpy()
+            sample = made_up_sample(self.method.needs, image, number, self.args.classes, self.args.present)
+            samples.append((sample, None))
+        self.method.network.eval()
+        wait(self.device)
+        start = time.perf_counter()
+        sheet = output_sheet(predictor, samples, heading="", cell=IMAGE_WIDTH)
+        board = EventFile(self.folder, first_step=0)
+        board.pictures(0, {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)})
+        board.close()
+        seconds = time.perf_counter() - start
+        self.method.network.train()
+        return seconds
 
     def matrix_rate(self) -> float:
         """GFLOP/s of large matrix products at the run's precision, over a second: a shared machine's speed jumps."""

@@ -254,6 +254,40 @@ def check_loading(args: argparse.Namespace) -> None:
     check_workers(args)
 
 
+def add_map_arguments(parser: argparse.ArgumentParser, *, size: int, bits: int) -> None:
+    """Add how maps are stored.
+
+    Args:
+        parser: Of the command.
+        size, bits: What is stored unless something else is asked for.
+    """
+    default = f"{size}" if size else "as the method gives them"
+    parser.add_argument(
+        "--maps-size",
+        type=int,
+        default=size,
+        metavar="N",
+        help=f"shrink larger maps to this long side, 0: as they are (default: {default})",
+    )
+    parser.add_argument(
+        "--maps-bits",
+        type=int,
+        default=bits,
+        choices=(8, bits),
+        help="bits of a score: 8 are small and for looking, no threshold should meet them (default: %(default)s)",
+    )
+
+
+def check_map_arguments(args: argparse.Namespace) -> None:
+    """Refuse sizes that make no sense.
+
+    Raises:
+        UserError: The size is negative.
+    """
+    if args.maps_size < 0:
+        raise UserError(f"--maps-size {args.maps_size}: give a long side in pixels, or 0")
+
+
 def add_crf_arguments(parser: argparse.ArgumentParser) -> None:
     """Add DenseCRF."""
     parser.add_argument("--crf", action="store_true", help="refine the segmentation with DenseCRF")

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = min(args.limit, len(images))
     chosen = (images[index * len(images) // count] for index in range(count))
     crf = build_crf(model.config.test, args.crf_negligible) if args.crf else None
-    name = model.method.name.upper()
-    heading = name if model.step is None else f"{name} after {model.step} steps"
+    step = "" if model.step is None else f", step {model.step}"
+    heading = f"{args.checkpoint}: {model.method.name.upper()}{step}, split {images.images.split}"
     rows = ((found.sample, found.label) for found in chosen)
     predictor = model.predictor(crf, [CLASS_LABELS, *inputs])
     sheet = output_sheet(predictor, rows, heading=heading, cell=args.cell)

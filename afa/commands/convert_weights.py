@@ -4,8 +4,8 @@ SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoi
 file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
 --output is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
-Hugging Face's knows AFA's networks alone, the released one those of AFA, and of PSA and EDAM with a ResNet-38; all
-others are written as ours.
+Hugging Face's knows AFA's networks with a Mix Transformer alone, the released one those, and those of PSA and EDAM with
+a ResNet-38; all others are written as ours.
 
     afa convert work_dirs/voc --output afa_voc_hf --format huggingface
 """
@@ -85,6 +85,7 @@ def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
     Raises:
         UserError: The layout has no place for this network.
     """
+    from afa.config import EncoderConfig
     from afa.weights import layouts_of, pack_metadata, save_afa_layout, save_huggingface, save_network
 
     network, config, class_names = opened.method.network, opened.config, opened.class_names
@@ -92,9 +93,11 @@ def write(opened: OpenedCheckpoint, destination: Path, layout: str) -> None:
         save_network(network, destination, pack_metadata(config, class_names, opened.step))
         return
     if layout not in layouts_of(network):
+        model = getattr(config, "model", None)
+        encoder = f" with the encoder {model.encoder}" if isinstance(model, EncoderConfig) else ""
         raise UserError(
-            f"{opened.path} holds a network of the method '{opened.method.name}', and --format {layout} has no place "
-            "for it: give --format afa"
+            f"{opened.path} holds a network of the method '{opened.method.name}'{encoder}, and --format {layout} has "
+            "no place for it: give --format afa"
         )
     if layout == "released":
         save_afa_layout(network, destination)

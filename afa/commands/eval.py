@@ -26,6 +26,7 @@ from afa.commands.arguments import (
 )
 from afa.config import RunConfig
 from afa.data.files import require_writable
+from afa.errors import UserError
 from afa.paths import given_path
 from afa.weights.files import require_source
 
@@ -43,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=given_path, metavar="FILE", help="JSON; default: evaluation.json in the run's folder"
     )
+    parser.add_argument(
+        "--csv",
+        type=given_path,
+        metavar="FILE",
+        help=".csv for each class's and image's IoU; confusion matrix beside it",
+    )
     add_crf_arguments(parser)
     args = parser.read(arguments)
     check_scales(args)
@@ -51,12 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     path = args.output or default_report_path(args.checkpoint)
     require_writable(path, "--output" if args.output else "without --output,")
+    if args.csv is not None:
+        if args.csv.suffix.lower() != ".csv":
+            raise UserError(f"--csv {args.csv}: give a .csv file")
+        require_writable(args.csv, "--csv")
     require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.layout import find_layout
     from afa.data.loader import evaluation_loader
-    from afa.evaluation.tables import format_table, protocol_key, read_entries, write_entry
+    from afa.evaluation.tables import format_table, protocol_key, read_entries, write_csv, write_entry
     from afa.methods.base import named_input_outputs, scored_outputs
     from afa.prediction.evaluate import evaluate
     from afa.prediction.model import build_crf, load, scored_class_names
@@ -104,8 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     titles = {output.name: output.title for output in model.method.outputs}
     titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
     print(format_table(found.table, titles, limit=limit))
-    beside = write_entry(path, key, found.table, found.per_image)
-    print(f"written to {path} and {beside}", file=sys.stderr)
+    beside = write_entry(path, key, found.table, found.per_image, found.confusion)
+    written = [path, *([] if beside is None else [beside])]
+    if args.csv is not None:
+        totals = {row: found.table[row] for row in found.per_image}
+        written += write_csv(args.csv, found.per_image, totals, found.confusion)
+    print(f"written to {', '.join(map(str, written))}", file=sys.stderr)
     return 0
 
 

@@ -16,7 +16,9 @@ from afa.commands.arguments import (
     CommandParser,
     add_batch_argument,
     add_crf_arguments,
+    add_map_arguments,
     add_network_arguments,
+    check_map_arguments,
     prediction_settings,
     split_scales,
 )
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
     parser.add_argument("--cams", action=argparse.BooleanOptionalAction, default=True, help="write CAMs")
+    add_map_arguments(parser, size=1024, bits=16)
     parser.add_argument("--overlays", action=argparse.BooleanOptionalAction, default=True, help="write overlays")
     parser.add_argument(
         "--exif",
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = [given_path(text) for text in [*args.images, *split_scales(args)]]
     settings = [*args.settings, *prediction_settings(args)]
 
+    check_map_arguments(args)
     if not places:
         taken = f"; '{args.settings[0]}' is read as a setting, as no file has that name" if args.settings else ""
         raise UserError(f"no image was named: give image files or folders after RUN{taken}")
@@ -80,9 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_source(args.checkpoint)
     pictures, passed_over = find_pictures(places, without=args.output)
 
+    alone = sum(picture.folder is None for picture in pictures)
+    if args.gif and alone:
+        of_all = f"{alone} of {len(pictures)} images"
+        print(f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in none", file=sys.stderr)
+
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs
     from afa.data.labels import read_labels
+    from afa.data.map_files import StoredForm
     from afa.methods.base import label_output
     from afa.prediction.inference import Inference
     from afa.prediction.model import build_crf, load
@@ -107,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = results.WantedResults(
         maps=maps[0] if maps and (args.cams or args.overlays) else None,
         write_maps=args.cams,
+        maps_form=StoredForm(args.maps_size, args.maps_bits),
         overlays=args.overlays,
         pseudo_labels=pseudo_labels,
         gif=args.gif,

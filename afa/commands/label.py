@@ -16,8 +16,10 @@ from afa.commands.arguments import (
     CommandParser,
     add_device_argument,
     add_loading_arguments,
+    add_map_arguments,
     add_run_argument,
     check_loading,
+    check_map_arguments,
 )
 from afa.data.files import require_writable
 from afa.paths import given_path
@@ -33,15 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs of the method; default: all it can give")
     parser.add_argument("--maps", action=argparse.BooleanOptionalAction, default=True, help="write maps, too")
     parser.add_argument("--compress", action="store_true", help="compress maps: less disk, slower")
+    add_map_arguments(parser, size=0, bits=32)
     add_device_argument(parser)
     add_loading_arguments(parser)
     args = parser.read(arguments)
     check_loading(args)
+    check_map_arguments(args)
     require_writable(args.output, "--output", folder=True)
     require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.config import TrainConfig
+    from afa.data.map_files import StoredForm
     from afa.engine.runtime import ProcessRuntime
     from afa.methods.base import named_input_outputs, named_outputs
     from afa.prediction.labelling import label_split
@@ -62,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outputs=outputs,
             maps=args.maps,
             compress=args.compress,
+            form=StoredForm(args.maps_size, args.maps_bits),
             limit=args.limit,
             workers=args.workers,
             processes=runtime,

@@ -1,6 +1,7 @@
 """Score a folder of masks, or of maps over a range of background thresholds.
 
-    afa score masks FOLDER --config voc --split val dataset.root=data/VOC2012
+    afa score masks FOLDER dataset.root=data/VOC2012 --split val
+    afa score masks FOLDER --config coco --split val2014
     afa score maps FOLDER --truth masks/ --class-names classes.txt --plot sweep.svg
 
 FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from afa.commands.arguments import CommandParser
 from afa.data.files import require_writable
@@ -22,6 +23,7 @@ from afa.paths import expand_home, given_path
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from afa.data.map_folders import MapFolder
     from afa.data.true_masks import TrueMasks
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
 
 _THRESHOLDS = (0.0, 1.0, 0.01)
 _MOST_LINES = 21
+
+
+class _Scored(NamedTuple):
+    """Output -> its scores, each image's counts where a file will hold them, and the confusion matrix [C, C + 1]."""
+
+    rows: dict[str, Any]
+    per_image: dict[str, ImageCounts]
+    confusion: dict[str, Tensor]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,12 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.data.map_folders import MapFolder
     from afa.data.true_masks import TrueMasks
 
-    if args.config is not None:
-        from afa.methods import load_config
-
-        truth = TrueMasks.of_split(load_config(args.config, args.settings).dataset, args.split, args.list)
-    else:
+    if args.truth is not None:
         truth = TrueMasks.of_folder(args.truth, args.class_names, args.list)
+    else:
+        from afa.methods import config_from_dict, load_config
+
+        settings = args.settings
+        config = config_from_dict({}, overrides=settings) if args.config is None else load_config(args.config, settings)
+        truth = TrueMasks.of_split(config.dataset, args.split, args.list)
     folder = MapFolder(args.folder)
     held, others = folder.label_outputs, folder.map_outputs
     if args.kind == "maps":
@@ -66,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         raise UserError(f"--outputs {unknown[0]}: {folder.root} holds {args.kind} of {', '.join(held)}")
     score = _score_masks if args.kind == "masks" else _score_maps
-    rows, per_image = score(args, folder, outputs, truth)
+    found = score(args, folder, outputs, truth)
 
-    for note in _notes(folder, truth, rows):
+    for note in _notes(args.kind, folder, truth, found.rows):
         print(f"note: {note}", file=sys.stderr)
-    _write(args, truth, rows, per_image)
+    _write(args, truth, found)
     return 0
 
 
@@ -98,7 +110,12 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a class that no true mask shows is left out of the means, or counts as 0 (default: %(default)s)",
     )
     parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the scores")
-    parser.add_argument("--csv", type=given_path, metavar="FILE", help=".csv for the IoU of each class and image")
+    parser.add_argument(
+        "--csv",
+        type=given_path,
+        metavar="FILE",
+        help=".csv for each class's and image's IoU; confusion matrix beside it",
+    )
     maps = parser.add_argument_group("for maps")
     maps.add_argument(
         "--thresholds",
@@ -115,16 +132,21 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="image-level labels, for .npy maps; default: the data set's, or masks",
     )
     args = parser.read(arguments)
-    if (args.config is None) == (args.truth is None):
-        raise UserError("the true masks are missing: give --config FILE, or --truth FOLDER --class-names FILE")
+    if args.config is None and args.truth is None and not args.settings:
+        raise UserError(
+            "the true masks are missing: give dataset.root=FOLDER (a VOC data set, or with dataset.type another), "
+            "--config FILE, or --truth FOLDER --class-names FILE"
+        )
+    if args.truth is not None and args.config is not None:
+        raise UserError("--truth and --config both name the true masks: give one of them")
     if args.truth is not None and args.class_names is None:
         raise UserError("--truth needs --class-names FILE, class names one per line, background left out")
-    if args.split is not None and args.config is None:
-        raise UserError("--split belongs to --config")
-    if args.class_names is not None and args.config is not None:
+    if args.split is not None and args.truth is not None:
+        raise UserError("--split belongs to a data set, not to --truth")
+    if args.class_names is not None and args.truth is None:
         raise UserError("--class-names belongs to --truth")
-    if args.settings and args.config is None:
-        raise UserError(f"'{args.settings[0]}': settings need --config")
+    if args.settings and args.truth is not None:
+        raise UserError(f"'{args.settings[0]}': settings are of a data set, and --truth names the true masks")
     for name in ("thresholds", "plot", "labels"):
         if getattr(args, name) is not None and args.kind == "masks":
             raise UserError(f"--{name} is for maps, not for masks")
@@ -137,9 +159,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _score_masks(
-    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks
-) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
+def _score_masks(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks) -> _Scored:
     """Score labels, and print the table."""
     import torch
 
@@ -164,17 +184,15 @@ def _score_masks(
                 )
             classes_in_mask(mask, len(truth.class_names), path=path)
             counts = matrices[output].update(torch.from_numpy(true), torch.from_numpy(mask))
-            if args.csv is not None:
+            if _keeps_images(args):
                 per_image[output].add(name, counts)
     rows = {output: matrix.scores(names, absent=args.absent_class) for output, matrix in matrices.items()}
     _note_empty_truth(truth, matrices[outputs[0]].class_counts())
     print(format_table({**rows, "images": len(truth.names)}, {}, rates=True))
-    return rows, per_image
+    return _Scored(rows, per_image, {output: matrix.counts for output, matrix in matrices.items()})
 
 
-def _score_maps(
-    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks
-) -> tuple[dict[str, Any], dict[str, ImageCounts]]:
+def _score_maps(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks) -> _Scored:
     """Score maps, over thresholds where they have no background of their own, and print the tables."""
     import torch
 
@@ -186,10 +204,10 @@ def _score_maps(
     thresholds = threshold_range(*(args.thresholds or _THRESHOLDS))
     if args.labels is not None and not folder.needs_class_labels:
         raise UserError(f"--labels is for .npy maps; the files in {folder.root} name their classes")
-    labels = truth.class_labels(args.labels) if folder.needs_class_labels else {}
+    from_file = folder.needs_class_labels and (args.labels is not None or truth.labels_file is not None)
     for output in outputs:
-        folder.require_maps(truth.names, labels, output)
-    reader = _Reader(folder, truth, labels)
+        folder.require_maps(truth.names, None, output)
+    reader = _Reader(folder, truth, truth.class_labels(args.labels) if from_file else None)
     with_background = {output: reader.has_background(output) for output in outputs}
     if all(with_background.values()):
         for option in ("thresholds", "plot"):
@@ -198,24 +216,26 @@ def _score_maps(
 
     matrices = {output: ConfusionMatrix(len(names)) for output in outputs if with_background[output]}
     sweeps = {
-        output: ThresholdSweep(len(names), thresholds, per_image=args.csv is not None)
+        output: ThresholdSweep(len(names), thresholds, per_image=_keeps_images(args))
         for output in outputs
         if not with_background[output]
     }
     per_image = {output: ImageCounts() for output in outputs}
     for name in _tracked(truth.names):
-        true = torch.from_numpy(truth.read(name))
+        mask = reader.true_mask(name)
+        true = torch.from_numpy(mask)
         for output in outputs:
-            maps = reader.read(name, output, tuple(true.shape), with_background[output])
+            maps = reader.read(name, output, mask, with_background[output])
             if output in sweeps:
                 sweeps[output].add(name, true, maps)
                 continue
             label = maps.label(true.shape)[0] if maps.has_background else torch.zeros_like(true)
             counts = matrices[output].update(true, label)
-            if args.csv is not None:
+            if _keeps_images(args):
                 per_image[output].add(name, counts)
 
     rows: dict[str, Any] = {}
+    confusion = {output: matrix.counts for output, matrix in matrices.items()}
     table: dict[str, Any] = {}
     titles: dict[str, str] = {}
     for output in outputs:
@@ -226,30 +246,55 @@ def _score_maps(
         table[output] = rows[output]["best"]
         titles[output] = f"{output} > {rows[output]['best']['threshold']:g}"
         print("\n".join([*_sweep_table(output, rows[output]), ""]))
-        if args.csv is not None:
-            per_image[output] = sweeps[output].images_at(thresholds.index(rows[output]["best"]["threshold"]))
+        best = thresholds.index(rows[output]["best"]["threshold"])
+        confusion[output] = sweeps[output].confusion_at(best)
+        if _keeps_images(args):
+            per_image[output] = sweeps[output].images_at(best)
     first = outputs[0]
     _note_empty_truth(truth, matrices[first].class_counts() if first in matrices else sweeps[first].counts()[0])
     print(format_table({**table, "images": len(truth.names)}, titles, rates=True))
-    return rows, per_image
+    return _Scored(rows, per_image, confusion)
+
+
+def _keeps_images(args: argparse.Namespace) -> bool:
+    """Whether a file will hold what each image scored."""
+    return args.csv is not None or args.output is not None
 
 
 class _Reader:
-    """Reads maps that must fit the truth, and each other."""
+    """Reads true masks and maps that must fit them, and each other: every file once.
 
-    def __init__(self, folder: MapFolder, truth: TrueMasks, labels: Mapping[str, np.ndarray]) -> None:
+    Args:
+        folder: Of the maps.
+        truth: The true masks.
+        labels: Name -> image-level labels [K], for folders that need them; None: the true mask tells.
+    """
+
+    def __init__(self, folder: MapFolder, truth: TrueMasks, labels: Mapping[str, np.ndarray] | None) -> None:
         self.folder, self.truth, self.labels = folder, truth, labels
+        # What was read to look at it, and is still to be scored.
+        self._masks: dict[str, np.ndarray] = {}
+        self._maps: dict[tuple[str, str], Maps] = {}
 
     def has_background(self, output: str) -> bool:
         """Whether the maps have a background, by the first image with a class."""
         for name in self.truth.names:
-            maps = self.folder.read(name, self.labels.get(name), output)
+            mask = self._masks[name] = self.true_mask(name)
+            maps = self._maps[name, output] = self._read(name, output, mask)
             if maps.counted.any():
                 return maps.has_background
         return False
 
-    def read(self, name: str, output: str, size: tuple[int, ...], with_background: bool) -> Maps:
-        maps = self.folder.read(name, self.labels.get(name), output, size=size)
+    def true_mask(self, name: str) -> np.ndarray:
+        """The true label, uint8 [H, W]."""
+        mask = self._masks.pop(name, None)
+        return self.truth.read(name) if mask is None else mask
+
+    def read(self, name: str, output: str, mask: np.ndarray, with_background: bool) -> Maps:
+        """Maps that fit the true label ``mask``."""
+        maps = self._maps.pop((name, output), None)
+        if maps is None:
+            maps = self._read(name, output, mask)
         highest = int(maps.class_ids.max())
         if highest > len(self.truth.class_names):
             path = self.folder.maps_file(name, output)
@@ -261,6 +306,20 @@ class _Reader:
                 "files of one output must agree"
             )
         return maps
+
+    def _read(self, name: str, output: str, mask: np.ndarray) -> Maps:
+        labels = None
+        if self.labels is not None:
+            labels = self.labels.get(name)
+        elif self.folder.needs_class_labels:
+            labels = self._shown_in(name, mask)
+        return self.folder.read(name, labels, output, size=(mask.shape[0], mask.shape[1]))
+
+    def _shown_in(self, name: str, mask: np.ndarray) -> np.ndarray:
+        from afa.data.labels import classes_in_mask, one_hot
+
+        count = len(self.truth.class_names)
+        return one_hot(classes_in_mask(mask, count, path=self.truth.paths[name]), count)
 
 
 def _sweep_table(output: str, row: Mapping[str, Any]) -> list[str]:
@@ -285,32 +344,37 @@ def _note_empty_truth(truth: TrueMasks, counts: Counts) -> None:
         print(f"note: {truth.where} shows no class: the scores are the background's alone", file=sys.stderr)
 
 
-def _notes(folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
+def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
     """What the scores alone do not say."""
     for output, row in rows.items():
         scores = row.get("best", row)
         thresholds = row.get("thresholds", ())
         if len(thresholds) > 1 and scores["threshold"] in (thresholds[0], thresholds[-1]):
             yield f"{output}: the best threshold is an end of the range: --thresholds may find a better one beyond"
+    if kind == "maps" and folder.bits < 32:
+        yield (
+            f"the maps in {folder.root} have {folder.bits} bits: a score is off by up to half a step of 1/255, and "
+            "what a threshold makes of it may differ from that of 32 bits"
+        )
     unscored = len(set(folder.names) - set(truth.names))
     if unscored:
         yield f"{unscored} further files in {folder.root} are not of {truth.where}, and were not scored"
 
 
 def _tracked(names: Sequence[str]) -> Iterable[str]:
-    from afa.prediction.progress import track
+    from afa.progress import track
 
     return track(names, len(names), "scoring")
 
 
-def _write(
-    args: argparse.Namespace, truth: TrueMasks, rows: Mapping[str, Any], per_image: Mapping[str, ImageCounts]
-) -> None:
+def _write(args: argparse.Namespace, truth: TrueMasks, found: _Scored) -> None:
     """Write the files that were asked for, and name them."""
     from afa.data.files import write_json, write_text
-    from afa.evaluation.tables import image_counts_csv
+    from afa.evaluation.tables import confusion_rows, image_iou, write_csv
     from afa.visual.line_chart import Curve, Panel, line_chart_svg
 
+    names = ("background", *truth.class_names)
+    written = []
     if args.output is not None:
         content = {
             "kind": args.kind,
@@ -318,12 +382,15 @@ def _write(
             "truth": truth.where,
             "images": len(truth.names),
             "absent_class": args.absent_class,
-            "rows": rows,
+            "rows": found.rows,
+            "confusion": {output: confusion_rows(matrix) for output, matrix in found.confusion.items()},
+            "image_iou": {output: image_iou(images, names) for output, images in found.per_image.items()},
         }
         write_json(args.output, content)
+        written.append(args.output)
     if args.csv is not None:
-        text = image_counts_csv(per_image, {name: row.get("best", row) for name, row in rows.items()})
-        write_text(args.csv, text, surrogates="backslashreplace")
+        totals = {output: row.get("best", row) for output, row in found.rows.items()}
+        written += write_csv(args.csv, found.per_image, totals, found.confusion)
     if args.plot is not None:
         panels = [
             Panel(
@@ -337,10 +404,10 @@ def _write(
                 marked=row["thresholds"].index(row["best"]["threshold"]),
                 mark_text=f"best: mIoU {100 * row['best']['miou']:.1f} at {row['best']['threshold']:g}",
             )
-            for name, row in rows.items()
+            for name, row in found.rows.items()
             if "thresholds" in row
         ]
         write_text(args.plot, line_chart_svg(panels, x_label="background threshold", y_label="percent"))
-    written = [str(path) for path in (args.output, args.csv, args.plot) if path is not None]
+        written.append(args.plot)
     if written:
-        print(f"written to {', '.join(written)}", file=sys.stderr)
+        print(f"written to {', '.join(map(str, written))}", file=sys.stderr)

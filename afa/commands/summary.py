@@ -83,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from afa.data.files import write_json
     from afa.evaluation.tables import aligned
 
-    files = [_title_and_file(argument) for argument in args.files]
-    supervision = _supervision(args.supervision, [title for title, _ in files])
+    named = [title_and_place(argument, "FILE.json") for argument in args.files]
+    files = [(path.stem if title is None else title, path) for title, path in named]
+    supervision = titles_and_texts(args.supervision, [title for title, _ in files])
     rows = [replace(row, supervision=supervision.get(title)) for title, path in files for row in read_rows(title, path)]
     lines = [_HEADINGS, *(row.cells() for row in rows)]
     texts = [list(line[:_TEXTS]) for line in lines]
@@ -129,23 +130,40 @@ def read_rows(title: str, path: Path) -> list[Row]:
     return rows
 
 
-def _title_and_file(argument: str) -> tuple[str, Path]:
-    title, separator, file = argument.partition("=")
-    if not separator or given_path(argument).is_file():
-        return given_path(argument).stem, given_path(argument)
-    if not title.strip() or not file:
-        raise UserError(f"{argument}: give TITLE=FILE.json")
-    return title, given_path(file)
+def title_and_place(argument: str, what: str) -> tuple[str | None, Path]:
+    """The title and the path of ``TITLE=PATH``; None for ``PATH`` alone, which may hold ``=`` where it exists.
+
+    Args:
+        argument: Of the command line.
+        what: What the path is, for the message, such as ``FILE.json``.
+
+    Raises:
+        UserError: The title or the path is empty.
+    """
+    title, separator, place = argument.partition("=")
+    if not separator or given_path(argument).exists():
+        return None, given_path(argument)
+    if not title.strip() or not place:
+        raise UserError(f"{argument}: give TITLE={what}")
+    return title, given_path(place)
 
 
-def _supervision(arguments: Sequence[str], titles: Sequence[str]) -> dict[str, str]:
-    """Title -> what it was taught with."""
+def titles_and_texts(arguments: Sequence[str], titles: Sequence[str] | None) -> dict[str, str]:
+    """What ``--supervision`` says: title -> what it was taught with.
+
+    Args:
+        arguments: Each ``TITLE=TEXT``.
+        titles: Those that there are; None: the caller knows them later.
+
+    Raises:
+        UserError: An argument is of another form, or of no title.
+    """
     found: dict[str, str] = {}
     for argument in arguments:
         title, _, text = argument.rpartition("=")
         if not title.strip() or not text.strip():
             raise UserError(f"--supervision {argument}: give TITLE=TEXT, for example AFA=I or EDAM=I+S")
-        if title not in titles:
+        if titles is not None and title not in titles:
             raise UserError(f"--supervision {argument}: no file has the title '{title}'")
         found[title] = text
     return found

@@ -38,25 +38,33 @@ ENCODERS = (*VARIANTS, "custom", "resnet38")
 
 TIMM = "timm/"
 _TIMM_NAME = re.compile(r"timm/\w+(\.\w+)?", re.ASCII)  # no colon, no slash: timm would look on the hub or the disk
+_TIMM_VITS = tuple(
+    TIMM + beginning for beginning in ("vit_", "deit", "flexivit_", "aimv2_", "beit3_", "eva_", "test_vit")
+)
+"""How names of timm's class VisionTransformer begin; some others do, too, which are refused when they are built."""
+_PATCH = re.compile(r"_patch(\d+)", re.ASCII)
 _OUTPUT_STRIDES = (8, 16, 32)
 
 _FAMILIES = {
-    "a Mix Transformer": (
-        "widths", "depths", "heads", "reductions", "strides", "mlp_ratio", "drop_path", "fused_attention",
+    "mit": (
+        "a Mix Transformer",
+        ("widths", "depths", "heads", "reductions", "strides", "mlp_ratio", "drop_path", "fused_attention"),
     ),
-    "ResNet-38": ("depths", "base_width", "block_dropout"),
-    "a network of timm": ("output_stride",),
-}  # fmt: skip
-"""Settings that shape the encoders of a family."""
+    "resnet38": ("ResNet-38", ("depths", "base_width", "block_dropout")),
+    "timm": ("a convolutional network of timm", ("output_stride",)),
+    "vit": ("a Vision Transformer of timm", ("drop_path",)),
+}
+"""Families of encoders: what people call them, and the settings that shape them."""
 
 
 @dataclass
 class EncoderConfig:
-    """The encoder: a Mix Transformer, a ResNet-38 or a convolutional network of timm."""
+    """The encoder: a Mix Transformer, a ResNet-38, or a convolutional network or Vision Transformer of timm."""
 
     encoder: str = setting(
         "mit_b1",
-        "mit_b0 to mit_b5; custom (MiT; needs widths, depths and heads); resnet38; timm/NAME, such as timm/resnet50",
+        "mit_b0 to mit_b5; custom (MiT; needs widths, depths and heads); resnet38; timm/NAME, such as timm/resnet50 or "
+        "timm/vit_small_patch14_dinov2",
     )
     pretrained: str | None = setting(
         None, "encoder weights: a file, a folder, or a name such as nvidia/mit-b1", path=True
@@ -93,11 +101,15 @@ class EncoderConfig:
     block_dropout: list[float] = setting(
         [0.3, 0.5], "ResNet-38: dropout of whole channels in b6 and b7", minimum=0, maximum=0.9
     )
-    output_stride: int = setting(8, "timm: stride of the feature maps, 8, 16 or 32", minimum=8, maximum=32)
+    output_stride: int = setting(
+        8, "convolutional networks of timm: stride of the feature maps, 8, 16 or 32", minimum=8, maximum=32
+    )
 
 
 def encoder_family(config: EncoderConfig) -> str:
-    """``mit``, ``resnet38`` or ``timm``."""
+    """``mit``, ``resnet38``, ``timm`` (convolutional) or ``vit`` (Vision Transformers of timm, told by their names)."""
+    if config.encoder.startswith(_TIMM_VITS):
+        return "vit"
     if config.encoder.startswith(TIMM):
         return "timm"
     return "resnet38" if config.encoder == "resnet38" else "mit"
@@ -121,6 +133,8 @@ def encoder_variant(config: EncoderConfig) -> EncoderVariant:
 def encoder_stride(config: EncoderConfig) -> int:
     """Stride of the encoder's last feature map over the image."""
     family = encoder_family(config)
+    if family == "vit":  # the names of those that say nothing, such as flexivit_base, are of patches of 16
+        return int(match[1]) if (match := _PATCH.search(config.encoder)) else 16
     if family == "timm":
         return config.output_stride
     return 8 if family == "resnet38" else math.prod(config.strides)
@@ -156,30 +170,75 @@ def encoder_problems(config: EncoderConfig, *, crop_size: int | None = None) -> 
             yield f"model.depths needs four values, one each for b2 to b5, not {len(config.depths)}"
         if len(config.block_dropout) != 2:
             yield f"model.block_dropout needs two values, for b6 and b7, not {len(config.block_dropout)}"
-    elif config.output_stride not in _OUTPUT_STRIDES:
+    elif family == "timm" and config.output_stride not in _OUTPUT_STRIDES:
         yield f"model.output_stride: {config.output_stride} is none of 8, 16, 32"
 
 
-def mit_problems(config: EncoderConfig, what: str) -> Iterator[str]:
-    """For networks that need a Mix Transformer's attention: whether the encoder is one.
+def attention_problems(config: EncoderConfig, what: str) -> Iterator[str]:
+    """For networks that read the encoder's attention: whether it has any that can be read.
 
     Args:
         config: The ``model`` section.
         what: Needs it, as people call it: AFA.
     """
-    if encoder_family(config) != "mit":
+    if encoder_family(config) not in ("mit", "vit"):
         yield (
-            f"model.encoder: {what} needs the attention of a Mix Transformer, which {shown(config.encoder)} does not "
-            "have; set mit_b0 to mit_b5, or custom"
+            f"model.encoder: {what} needs the attention of a Mix Transformer or of a plain Vision Transformer, which "
+            f"{shown(config.encoder)} does not have; set mit_b0 to mit_b5, custom, or one such as "
+            "timm/vit_small_patch14_dinov2"
         )
+
+
+def convolution_problems(config: EncoderConfig, what: str) -> Iterator[str]:
+    """For methods that are made for convolutional encoders: whether the encoder is one.
+
+    Args:
+        config: The ``model`` section.
+        what: Needs it, as people call it: PSA.
+    """
+    family = encoder_family(config)
+    if family in ("mit", "vit"):
+        yield (
+            f"model.encoder: {what} needs a convolutional network, and {shown(config.encoder)} is "
+            f"{_FAMILIES[family][0]}; set resnet38 or timm/NAME, such as timm/resnet50"
+        )
+
+
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of R, G, B in 0..255."""
+
+
+def own_normalisation(config: EncoderConfig) -> Normalisation | None:
+    """What the encoder's own weights were trained with; None: what the settings have by default."""
+    if not config.encoder.startswith(TIMM):
+        return None
+    return timm_normalisation(config.encoder.removeprefix(TIMM))
+
+
+def timm_normalisation(name: str) -> Normalisation:
+    """What timm says about the weights of a network; ImageNet's for those that it does not know.
+
+    Args:
+        name: Without ``timm/``, perhaps with the tag of the weights.
+    """
+    import timm  # takes as long as PyTorch
+
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    facts = timm.models.PretrainedCfg() if known is None else known
+    return _in_bytes(facts.mean), _in_bytes(facts.std)
+
+
+def _in_bytes(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """0..1 -> 0..255."""
+    red, green, blue = (255 * value for value in values)
+    return red, green, blue
 
 
 def _foreign_settings(config: EncoderConfig) -> Iterator[str]:
     """Settings of another family that are not at their default: they would change nothing, without a word."""
-    families = dict(zip(("mit", "resnet38", "timm"), _FAMILIES.items(), strict=True))
-    kind, own = families[encoder_family(config)]
+    kind, own = _FAMILIES[encoder_family(config)]
     defaults = {item.name: getattr(EncoderConfig(), item.name) for item in fields(EncoderConfig)}
-    for other, names in families.values():
+    for other, names in _FAMILIES.values():
         for name in names:
             if name not in own and getattr(config, name) != defaults[name]:
                 yield f"model.{name} is a setting of {other}, but {shown(config.encoder)} is {kind}; leave it out"

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from afa.config.checks import check_agreement, check_keys, check_ranges
+from afa.config.encoders import EncoderConfig, own_normalisation
 from afa.config.recipes import config_file
 from afa.config.settings import RunConfig
-from afa.config.values import Declared, declared_settings, fit, from_command_line, shown
+from afa.config.values import Declared, Share, declared_settings, fit, from_command_line, shown
 from afa.config.yaml_text import read_yaml, write_yaml
 from afa.errors import UserError
 from afa.paths import expand_home
@@ -39,7 +40,8 @@ KindOf = Callable[[str], type[RunConfig]]
 def read_config(path: str | Path, overrides: Sequence[str], kind_of: KindOf) -> RunConfig:
     """Read a YAML file, apply overrides, check everything.
 
-    A file may name another one it builds on: ``base: voc.yaml``, relative to itself, or a recipe.
+    A file may name another one it builds on: ``base: voc.yaml``, relative to itself, or a recipe. Settings that count
+    training steps may be shares of ``train.steps``: ``warmup_steps: 10%``.
 
     Args:
         path: The YAML file, or the name of a recipe.
@@ -120,6 +122,7 @@ def _method(trees: Sequence[Mapping[str, Any]], overrides: Sequence[str], source
 
 def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overrides: Sequence[str]) -> RunConfig:
     """Put values of the right types into a configuration, and check them."""
+    given = _without_shares(kind, given)
     # OmegaConf is handed no text: it would look for ${...} in it.
     texts = {key: value for key, (value, _) in given.items() if isinstance(value, str)}
     tree = _defaults(kind)
@@ -139,6 +142,7 @@ def _fill(kind: type[RunConfig], given: Mapping[str, _Given], source: str, overr
         setattr(section, name, text)
     check_ranges(config, lambda key: given[key].source if key in given else source)
     check_agreement(config, lambda problem: _blamed(problem, source, overrides))
+    _normalise_as_the_encoder(config, given)
     return config
 
 
@@ -153,6 +157,26 @@ def _blamed(problem: str, source: str, overrides: Sequence[str]) -> str:
     if named:
         return f"{', '.join(map(shown, named))} on the command line, with {source}"
     return f"{source}, with the settings on the command line" if overrides else source
+
+
+def _without_shares(kind: type[RunConfig], given: Mapping[str, _Given]) -> dict[str, _Given]:
+    """Shares of the training steps, wherever they were given, in steps of the final ``train.steps``."""
+    steps = given["train.steps"].value if "train.steps" in given else declared_settings(kind)["train.steps"].example
+    return {
+        key: _Given(value.of(steps), source) if isinstance(value, Share) else _Given(value, source)
+        for key, (value, source) in given.items()
+    }
+
+
+def _normalise_as_the_encoder(config: RunConfig, given: Mapping[str, _Given]) -> None:
+    """Where nobody says how images are normalised, they are as the encoder's own weights are used to."""
+    model = getattr(config, "model", None)
+    wanted = [name for name in ("image_mean", "image_std") if f"dataset.{name}" not in given]
+    own = own_normalisation(model) if wanted and isinstance(model, EncoderConfig) else None
+    if own is not None:
+        for name, values in zip(("image_mean", "image_std"), own, strict=True):
+            if name in wanted:
+                setattr(config.dataset, name, list(values))
 
 
 def _defaults(kind: type) -> DictConfig:

@@ -18,6 +18,9 @@ MAX_PIXELS = 65_000_000
 """Pixels of an image or mask up to which a loader process takes some 1.5 GB at most, besides PyTorch."""
 
 
+SHARE_HELP = "; also as a share of train.steps, such as 10%"
+
+
 def setting(
     default: Any,
     help: str,
@@ -28,13 +31,15 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     path: bool = False,
+    of_steps: bool = False,
 ) -> Any:
     """A configuration field with its help text and, where given, its choices or range (for lists: of each item).
 
-    ``path`` says that it is the path of a file or folder.
+    ``path`` says that it is the path of a file or folder; ``of_steps`` that it counts training steps, and may be given
+    as a share of ``train.steps``, such as ``10%``.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, "choices": choices, "path": path, **limits}
+    metadata = {"help": help, "choices": choices, "path": path, "of_steps": of_steps, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -80,8 +85,12 @@ class DatasetConfig:
         "order; default: partners are drawn",
         path=True,
     )
-    image_mean: list[float] = setting([123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255")
-    image_std: list[float] = setting([58.395, 57.12, 57.375], "standard deviation of the R, G, B values", above=0)
+    image_mean: list[float] = setting(
+        [123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255; with an encoder of timm by default its own"
+    )
+    image_std: list[float] = setting(
+        [58.395, 57.12, 57.375], "standard deviation of the R, G, B values; default as above", above=0
+    )
     ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
     bad_image: str = setting(
         "stop",
@@ -153,7 +162,7 @@ class OptimiserConfig:
     beta2: float = setting(0.999, "AdamW's second beta", minimum=0, below=1)
     epsilon: float = setting(1e-8, "AdamW's epsilon", above=0)
     momentum: float = setting(0.9, "SGD's momentum", minimum=0, below=1)
-    warmup_steps: int = setting(1500, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = setting(1500, "steps of linear warm-up", minimum=0, of_steps=True)
     warmup_ratio: float = setting(1e-6, "factor of the learning rate at step 0", above=0, maximum=1)
     power: float = setting(1.0, "exponent of the polynomial decay", minimum=0)
     decay_from: str = setting(
@@ -187,9 +196,9 @@ class TrainConfig:
     sync_batchnorm: bool = setting(True, "synchronise BatchNorm over processes where it works (GPU only)")
     non_finite: str = setting("stop", "a non-finite loss or gradient: stop, or skip the step", choices=("stop", "skip"))
     non_finite_limit: int = setting(10, "so many steps of one run may be skipped, the next one stops it", minimum=0)
-    log_every: int = setting(50, "steps between records", minimum=1)
-    pictures_every: int = setting(1000, "steps between picture grids in TensorBoard; 0: none", minimum=0)
-    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1)
+    log_every: int = setting(50, "steps between records", minimum=1, of_steps=True)
+    pictures_every: int = setting(1000, "steps between picture grids in TensorBoard; 0: none", minimum=0, of_steps=True)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1, of_steps=True)
     keep_checkpoints: int = setting(2, "how many of the latest checkpoints stay, the best besides", minimum=1)
     init: str | None = setting(None, "weights of another run to start from: all that fit, by name and shape", path=True)
     resume: bool = setting(True, "go on from the output folder's latest checkpoint where there is one")
@@ -199,7 +208,7 @@ class TrainConfig:
 class ValidationConfig:
     """Validation during training: native resolution, stored BatchNorm statistics."""
 
-    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1)
+    every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1, of_steps=True)
     outputs: list[str] | None = setting(None, "outputs of the method to score; default: all that are scored")
     batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
 
@@ -299,6 +308,9 @@ def each_setting(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dat
 
 def describe_settings(kind: type[RunConfig]) -> str:
     """A text table of every setting of a configuration class: key, default, help."""
-    rows = [(key, str(value), item.metadata["help"]) for key, value, item in each_setting(kind())]
+    rows = [
+        (key, str(value), f"{item.metadata['help']}{SHARE_HELP if item.metadata['of_steps'] else ''}")
+        for key, value, item in each_setting(kind())
+    ]
     key_width, value_width = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     return "\n".join(f"{key:<{key_width}}  {value:<{value_width}}  {help}" for key, value, help in rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from typing import Any
 
@@ -17,6 +19,7 @@ from afa.paths import expand_home
 
 _LONGEST_SHOWN = 80
 _MOST_BITS = 1000  # within what a float can hold
+_PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*%", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Declared:
         optional: Whether it may be None.
         is_path: Whether it is the path of a file or folder.
         example: Its default.
+        of_steps: Whether it counts training steps: then it may be a :class:`Share` of all of them.
     """
 
     kind: type
@@ -36,6 +40,24 @@ class Declared:
     optional: bool
     is_path: bool
     example: Any
+    of_steps: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of ``train.steps``.
+
+    Attributes:
+        percent: From 0 to 100.
+    """
+
+    percent: Decimal
+
+    def of(self, steps: int) -> int:
+        """The nearest number of steps; at least one, unless the share is 0."""
+        if not self.percent:
+            return 0
+        return max(1, int((self.percent * steps / 100).to_integral_value(ROUND_HALF_UP)))
 
 
 def declared_settings(section: type) -> Mapping[str, Declared]:
@@ -59,7 +81,9 @@ def _declared(section: type, prefix: str) -> Mapping[str, Declared]:
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         is_list = typing.get_origin(hint) is list
         kind = typing.get_args(hint)[0] if is_list else hint
-        found[f"{prefix}{item.name}"] = Declared(kind, is_list, optional, item.metadata["path"], default)
+        found[f"{prefix}{item.name}"] = Declared(
+            kind, is_list, optional, item.metadata["path"], default, item.metadata["of_steps"]
+        )
     return found
 
 
@@ -116,6 +140,8 @@ def shown(value: Any) -> str:
 def _fit_one(given: Any, declared: Declared, expand: bool) -> Any:
     if declared.kind is str:
         return _text(given, expand=expand and declared.is_path)
+    if isinstance(given, str) and (percent := _PERCENT.fullmatch(given)):
+        return _share(given, percent[1], declared)
     value = given.value if isinstance(given, Unquoted) else given
     if isinstance(given, Unquoted) and value is None:
         raise UserError(f"{shown(given)} is not a plain decimal number")
@@ -132,7 +158,18 @@ def _fit_one(given: Any, declared: Declared, expand: bool) -> Any:
             return value
         if isinstance(given, Unquoted) and "." not in given.text and value.is_integer():  # 1e3
             return int(value)
-    raise UserError(f"{shown(given)} is not a {_missed(value, declared)}")
+    hint = "; a share of train.steps is written with %, such as 10%" if declared.of_steps else ""
+    raise UserError(f"{shown(given)} is not a {_missed(value, declared)}{hint}")
+
+
+def _share(given: str, percent: str, declared: Declared) -> Share:
+    if not declared.of_steps:
+        raise UserError(
+            f"{shown(given)} is not a {_missed(given, declared)}: only settings that count steps take shares"
+        )
+    if Decimal(percent) > 100:
+        raise UserError(f"{shown(given)} is more than all training steps: give 0% to 100%")
+    return Share(Decimal(percent))
 
 
 def _text(value: Any, *, expand: bool) -> str:

@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from afa.data.files import replacing
 from afa.data.own_files import check_inside, is_free
 from afa.errors import UserError
+from afa.progress import live_line
 
 MEMBER_BYTES = 2**26
 """Larger members are refused: no file of VOC or SBD has a tenth of it."""
@@ -51,7 +50,7 @@ def extract(archive: Path, destination: Callable[[str], Path | None], *, root: P
             place, or a link leads out of ``root``.
     """
     count = 0
-    with _open(archive) as file, tqdm(desc=archive.name, unit="file", disable=None) as bar:
+    with _open(archive) as file, live_line(None, archive.name, "file", stays=True) as bar:
         for name, size, content in _members(archive, file):
             path = destination(name)
             if path is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from afa.data.files import open_plain
 from afa.data.images import ColourMask, DamagedImage, TooManyPixels, decode, to_class_ids, to_rgb
-from afa.data.labels import classes_in_mask, one_hot, quoted, read_labels
+from afa.data.labels import classes_in_mask, one_hot, quoted
 from afa.data.layout import Layout, find_layout
 from afa.data.manifest import PUBLISHED_COUNTS, read_counts
 from afa.data.palette import MaskPalette
@@ -49,6 +49,7 @@ REMEDIES: Mapping[str, str] = {
     "mask-values": "use 0 for background, 1 to K for the classes, dataset.ignore_index for pixels of no class",
     "mask-size": "make image and mask the same size (has one of them been resized or turned?)",
     "labels-file": "correct the file, or make a new one with 'afa prepare labels'",
+    "class-folders": "let each image lie in the folder of its one class",
     "unlabelled-image": "add the image to the labels file, or make a new one with 'afa prepare labels'",
     "label-contradiction": "correct the labels, or make them from the masks with 'afa prepare labels'",
     "absent-class": "harmless where the object is ignored or tiny; else correct labels or mask",
@@ -196,30 +197,32 @@ def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,)
     if passed_over := layout.passed_over():
         report.problems.append(Problem("passed-over", "", str(layout.images), passed_over))
     _check_counts(layout, splits, report)
-    labels = _labels(layout, report)
+    labels = {split: _labels(layout, split, names, report) for split, names in splits.items()}
+    told = layout.labels is not None or layout.class_folders is not None
     if config.saliency is not None:
         needs = list(dict.fromkeys((*needs, _SALIENCY)))
-    inputs = _inputs(config, needs, splits[config.train_split], layout, labels, report)
+    inputs = _inputs(config, needs, splits[config.train_split], layout, labels[config.train_split], report)
     jobs = []
     for split, names in splits.items():
         is_training = split == config.train_split
         has_masks = bool(names) and layout.has_masks(split)
         labels_needed = is_training and _CLASS_LABELS in needs
-        if names and not has_masks and (not is_training or (labels_needed and layout.labels is None)):
+        if names and not has_masks and (not is_training or (labels_needed and not told)):
             kind = "no-labels" if is_training else "no-masks"
             message = "there is no labels file, and there are no masks" if is_training else "there are no masks"
             report.problems.append(Problem(kind, split, str(layout.split_masks(split)), message))
         for name in names:
-            if labels_needed and labels is not None and name not in labels:
+            of_split = labels[split]
+            if labels_needed and of_split is not None and name not in of_split:
                 report.problems.append(Problem("unlabelled-image", split, str(layout.labels), f"lacks '{name}'"))
-            ids = labels.get(name) if labels is not None else None
+            ids = of_split.get(name) if of_split is not None else None
             jobs.append(
                 _Job(
                     split=split,
                     name=name,
                     image=layout.image(name, split),
                     mask=layout.mask(name, split) if has_masks else None,
-                    mask_needed=not is_training or (labels_needed and layout.labels is None),
+                    mask_needed=not is_training or (labels_needed and not told),
                     labels=ids,
                     is_training=is_training,
                     labels_needed=labels_needed,
@@ -258,8 +261,11 @@ def check_data(config: DatasetConfig, *, needs: Sequence[str] = (_CLASS_LABELS,)
 
 def _origin(layout: Layout, split: str, config: DatasetConfig) -> str:
     """Where the classes of a split's images come from."""
-    of_file = split == config.train_split and layout.labels is not None
-    return str(layout.labels if of_file else layout.split_masks(split))
+    if split == config.train_split and layout.labels is not None:
+        return str(layout.labels)
+    if split == config.train_split and layout.class_folders is not None:
+        return str(layout.class_folders_parent)
+    return str(layout.split_masks(split))
 
 
 def _names(layout: Layout, split: str, report: Report) -> list[str]:
@@ -291,14 +297,17 @@ def _is_published(layout: Layout) -> bool:
     return layout.num_classes == {"voc": 20, "coco": 80}.get(layout.type)
 
 
-def _labels(layout: Layout, report: Report) -> dict[str, tuple[int, ...]] | None:
-    """Image name -> class ids; None where there is no usable labels file."""
-    if layout.labels is None:
-        return None
+def _labels(layout: Layout, split: str, names: Sequence[str], report: Report) -> dict[str, tuple[int, ...]] | None:
+    """Image name -> class ids; None where there are no usable labels."""
     try:
-        labels = read_labels(layout.labels, layout.class_names)
+        labels = layout.told_labels(split, names)
     except UserError as error:
-        report.problems.append(Problem("labels-file", "", str(layout.labels), str(error)))
+        kind = "class-folders" if layout.labels is None else "labels-file"
+        problem = Problem(kind, "", str(layout.labels or layout.class_folders_parent), str(error))
+        if problem not in report.problems:
+            report.problems.append(problem)
+        return None
+    if labels is None:
         return None
     return {name: tuple(int(index) + 1 for index in np.flatnonzero(vector)) for name, vector in labels.items()}
 

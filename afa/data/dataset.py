@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import Dataset
 
 from afa.config.settings import MAX_PIXELS
+from afa.data.class_folders import described
 from afa.data.files import beside_missing, missing_files, read_json, write_json
 from afa.data.images import DamagedImage, read_image, read_mask
 from afa.data.inputs import Inputs, is_named
-from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted, read_labels
+from afa.data.labels import classes_in_mask, is_class_id, one_hot, quoted
 from afa.data.layout import HOW_TO_PREPARE, Layout, find_layout
 from afa.data.names import two_of_each
 from afa.data.notices import say
@@ -133,9 +134,9 @@ class Split:
                 self.config.ignore_index,
                 max_pixels=self.config.max_pixels,
             )
-        if self.layout.labels is None:
+        known = self.layout.told_labels(self.split, self.names)
+        if known is None:
             return {}
-        known = read_labels(self.layout.labels, self.layout.class_names)
         return {name: known[name] for name in self.names if name in known}
 
 
@@ -219,6 +220,9 @@ class TrainingImages(Dataset[dict[str, Any]]):
         if not self._classes_needed:
             return
         layout, names, split = self.images.layout, self.images.names, f"'{self.images.split}'"
+        if layout.class_folders is not None:
+            classes = layout.classes_of_folders(self.images.split, names) or {}
+            say(described(classes, layout.class_names, layout.class_folders_parent), logging.INFO)
         class_labels = self.class_labels
         counts = [int(count) for count in class_labels.sum(axis=0).tolist()]
         shown = [count for count in counts if count]
@@ -385,7 +389,7 @@ def find_labels(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> Mapping[str, np.ndarray]:
-    """Image-level labels of a split: from the labels file, or, where the data set has none, from its masks.
+    """Image-level labels of a split: from the labels file or class folders, or, where there are none, from its masks.
 
     Labels from masks are kept in ``ROOT/.class_labels_from_masks/SPLIT.json`` for the next time, where the folder may
     be written to, until a mask's size or time of change is another.
@@ -403,8 +407,8 @@ def find_labels(
     Raises:
         UserError: There is neither a labels file nor masks, or an image is in neither.
     """
-    if layout.labels is not None:
-        labels = read_labels(layout.labels, layout.class_names)
+    labels = layout.told_labels(split, names)
+    if labels is not None:
         missing = [name for name in names if name not in labels]
         if missing:
             wanted = set(names)
@@ -418,8 +422,8 @@ def find_labels(
     if not layout.has_masks(split):
         folder = layout.split_masks(split)
         raise UserError(
-            f"{layout.root} has no image-level labels (class_labels.json, .csv, .txt or cls_labels_onehot.npy) and no "
-            f"masks in {folder} to take them from: {HOW_TO_PREPARE[layout.type]}"
+            f"{layout.root} has no image-level labels (class_labels.json, .csv, .txt or cls_labels_onehot.npy, or "
+            f"folders called as the classes) and no masks in {folder} to take them from: {HOW_TO_PREPARE[layout.type]}"
         )
     return _labels_from_masks(layout, split, names, ignore_index, max_pixels)
 

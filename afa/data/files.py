@@ -25,6 +25,8 @@ MAX_TEXT_BYTES = 2**28
 _UNFINISHED = ".part"
 # Only these can stand for a number that a float cannot hold.
 _HUGE_NUMBER = re.compile(r"[eE]\+?\d{3}|\d{309}")
+# No text in JSON holds a line break: what has one between brackets is a list.
+_NUMBERS = re.compile(r"\[\n([-+0-9.eE,\s]+)\]")
 
 
 @contextmanager
@@ -370,9 +372,11 @@ def write_lines(path: Path, lines: list[str]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically; equal content gives equal bytes.
 
-    Names that are not UTF-8 are escaped, as JSON allows; they are read as they were.
+    Names that are not UTF-8 are escaped, as JSON allows; they are read as they were. A list of numbers takes one line.
     """
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", surrogates="backslashreplace")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_text(path, text + "\n", surrogates="backslashreplace")
 
 
 def open_plain(path: str | Path) -> BinaryIO:

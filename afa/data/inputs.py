@@ -50,7 +50,12 @@ class Inputs:
             elif kind == SALIENCY:
                 self._saliency = _folder(config.saliency, SALIENCY)
             elif kind == MAPS:
-                self._maps[name] = _open_maps(_folder(config.maps, MAPS), output)
+                self._maps[name] = opened = _open_maps(_folder(config.maps, MAPS), output)
+                if opened[0].bits < 32:
+                    raise UserError(
+                        f"the maps in {opened[0].root} have {opened[0].bits} bits, which are for looking, and what "
+                        "reads dataset.maps holds thresholds against them: write them again without --maps-bits 8"
+                    )
             elif kind != CLASS_LABELS:
                 raise ValueError(f"nobody knows the input '{name}'")
         for kind, folder in [(PIXEL_LABELS, self._labels), *((MAPS, folder) for folder, _ in self._maps.values())]:

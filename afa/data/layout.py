@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from afa.data.class_folders import class_names_of, class_of, folders_of_split, known_classes, refuse_twins
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
 from afa.data.files import FilesBelow, files_below
-from afa.data.labels import LABEL_FILES
+from afa.data.labels import LABEL_FILES, one_hot, read_labels
 from afa.data.lists import read_list
 from afa.data.names import IMAGE_SUFFIXES, MASK_SUFFIXES, passed_over
 from afa.data.palette import MaskPalette, read_palette
@@ -42,6 +46,9 @@ class Layout:
         class_names: K names, background left out.
         by_split: Images and masks lie in one sub-folder per split (COCO).
         palette: For masks that are colour images: which colour is which class.
+        train_split: Name of the training list.
+        class_folders: Training images lie in a folder per class, and nothing else tells their classes: image name ->
+            name of its folder. None: the labels file or masks tell them.
         notes: What the user should know of the files that were found so far.
 
     An image or mask of a name may have any suffix that is read, and spell the name in its own way, see
@@ -57,6 +64,8 @@ class Layout:
     class_names: tuple[str, ...]
     by_split: bool = False
     palette: MaskPalette | None = None
+    train_split: str = ""
+    class_folders: Mapping[str, str] | None = None
     notes: list[str] = field(default_factory=list, compare=False, repr=False)
     _files: dict[Path, FilesBelow] = field(default_factory=dict, compare=False, repr=False)
     _names: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
@@ -65,6 +74,71 @@ class Layout:
     def num_classes(self) -> int:
         """Number of foreground classes K."""
         return len(self.class_names)
+
+    @property
+    def images_below(self) -> FilesBelow:
+        """The images, of all splits."""
+        return self._below(self.images, IMAGE_SUFFIXES)
+
+    def is_listed(self, split: str) -> bool:
+        """Whether a list names a split's images; else, in an own folder, they are those below ``images/SPLIT``."""
+        return self.list_file(split).exists()
+
+    @property
+    def class_folders_parent(self) -> Path:
+        """Where the class folders lie."""
+        return self.images if self.is_listed(self.train_split) else self.images / self.train_split
+
+    def classes_of_folders(self, split: str, names: Sequence[str]) -> dict[str, str] | None:
+        """The class of each image by its folder, where nothing else tells it; None where folders do not tell it.
+
+        Args:
+            split: Name of the list. Of training images the folders count, of others only where they have no masks.
+            names: Of its images.
+
+        Raises:
+            UserError: A training image lies in two class folders. Or some images of another split lie in folders of
+                classes, others do not.
+        """
+        if self.class_folders is None:
+            return None
+        if split == self.train_split:
+            classes = known_classes({name: self.class_folders[name] for name in names}, self.class_names)
+            refuse_twins(classes, self.images_below)
+            return classes
+        if self.has_masks(split):
+            return None
+        where = None if self.is_listed(split) else split
+        folders = {name: folder for name in names if (folder := class_of(name, where)) is not None}
+        classes = known_classes(folders, self.class_names)
+        without = [name for name in names if name not in classes]
+        if classes and without:
+            raise UserError(
+                f"{self.image(without[0], split)} lies in no folder of a class, unlike other images of '{split}': the "
+                f"classes are the folders in {self.class_folders_parent}"
+            )
+        return classes or None
+
+    def told_labels(self, split: str, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+        """The image-level labels that somebody gave: in a labels file, or by folders that are called as the classes.
+
+        Args:
+            split: Name of the list.
+            names: Its image names.
+
+        Returns:
+            Image name -> float32 [K]; a labels file may lack some, and hold others. None where nobody gave any.
+
+        Raises:
+            UserError: The file is not as it should be, or see :meth:`classes_of_folders`.
+        """
+        if self.labels is not None:
+            return read_labels(self.labels, self.class_names)
+        classes = self.classes_of_folders(split, names)
+        if classes is None:
+            return None
+        ids = {name: number for number, name in enumerate(self.class_names, 1)}
+        return {name: one_hot([ids[class_name]], self.num_classes) for name, class_name in classes.items()}
 
     def image(self, name: str, split: str) -> Path:
         """The image of a name in the lists; where it would be, if there is none.
@@ -182,16 +256,7 @@ def find_layout(config: DatasetConfig) -> Layout:
     lists = root if config.type == "folder" else root / LISTS
     if config.name_list_dir is not None:
         lists = _below(root, config.name_list_dir)
-    class_names = find_class_names(config)
-    if 1 <= config.ignore_index <= len(class_names):
-        raise UserError(
-            f"dataset.ignore_index={config.ignore_index} is the id of the class "
-            f"'{class_names[config.ignore_index - 1]}': take a value above {len(class_names)}, or 0"
-        )
     labels, others = _label_files(config, root, lists)
-    palette = None
-    if config.mask_palette is not None:
-        palette = read_palette(_below(root, config.mask_palette), class_names, config.ignore_index)
     layout = Layout(
         type=config.type,
         root=root,
@@ -199,11 +264,22 @@ def find_layout(config: DatasetConfig) -> Layout:
         masks=_mask_folder(config, root),
         lists=lists,
         labels=labels,
-        class_names=class_names,
+        class_names=_named_classes(config) or (),
         by_split=config.type == "coco",
-        palette=palette,
+        train_split=config.train_split,
         _files={images: files_below(images, IMAGE_SUFFIXES).checked()} if config.type == "folder" else {},
     )
+    if config.type == "folder":
+        layout = _with_class_folders(layout)
+    class_names = layout.class_names
+    if 1 <= config.ignore_index <= len(class_names):
+        raise UserError(
+            f"dataset.ignore_index={config.ignore_index} is the id of the class "
+            f"'{class_names[config.ignore_index - 1]}': take a value above {len(class_names)}, or 0"
+        )
+    if config.mask_palette is not None:
+        palette = read_palette(_below(root, config.mask_palette), class_names, config.ignore_index)
+        layout = dataclasses.replace(layout, palette=palette)
     if others:
         unread = ", ".join(map(str, others))
         layout.notes.append(
@@ -213,19 +289,62 @@ def find_layout(config: DatasetConfig) -> Layout:
 
 
 def find_class_names(config: DatasetConfig) -> tuple[str, ...]:
-    """The class names of a configured data set: its setting, else ``ROOT/classes.txt``, else the known ones.
+    """The class names of a data set: its setting's, else ``ROOT/classes.txt``, else known ones, else class folders'.
 
     Raises:
-        UserError: There is no such file, or an own folder has none.
+        UserError: There is no such file, or an own folder has none of these.
     """
+    return _named_classes(config) or find_layout(config).class_names
+
+
+def _named_classes(config: DatasetConfig) -> tuple[str, ...] | None:
+    """The class names that a file or the kind of the data set tells; None where neither does."""
     root = Path(config.root)
     if config.class_names is not None:
         return read_class_names(_below(root, config.class_names))
     if (root / CLASS_NAMES_FILE).is_file():
         return read_class_names(root / CLASS_NAMES_FILE)
-    if config.type not in _KNOWN_NAMES:
-        raise UserError(f"{root / CLASS_NAMES_FILE} is missing: write one class name per line, background left out")
-    return _KNOWN_NAMES[config.type]
+    return _KNOWN_NAMES.get(config.type)
+
+
+def _with_class_folders(layout: Layout) -> Layout:
+    """The layout of an own folder with the classes that its class folders tell, where nothing else tells them.
+
+    Raises:
+        UserError: There are no class names, and class folders do not give them: there are none, or it is uncertain what
+            they mean.
+    """
+    split, named = layout.train_split, bool(layout.class_names)
+    needed = UserError(
+        f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, background left out; or, without "
+        f"such a file, put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
+    )
+    if layout.labels is not None:
+        if named:
+            return layout
+        raise UserError(
+            f"{layout.root / CLASS_NAMES_FILE} is missing, and {layout.labels} is there: write the class names, "
+            "one per line, background left out; or, where folders are to tell the classes, take the labels file away"
+        )
+    try:
+        names = layout.names(split)
+    except UserError as error:
+        if named:
+            return layout  # reported by whoever wants the split
+        raise (error if layout.is_listed(split) else needed) from None
+    if named and layout.has_masks(split):
+        return layout
+    files, listed = layout.images_below, layout.is_listed(split)
+    if named:  # Other folders than those of classes are allowed, but tell nothing.
+        own = {name: folder for name in names if (folder := class_of(name, None if listed else split)) is not None}
+        known = len(known_classes(own, layout.class_names)) == len(names)
+        return dataclasses.replace(layout, class_folders=own) if known else layout
+    folders = folders_of_split(files, names, split, listed=listed)
+    if folders is None:
+        raise needed
+    class_names = class_names_of(folders, layout.class_folders_parent)
+    classes = {name: class_names[folder] for name, folder in folders.items()}
+    return dataclasses.replace(layout, class_names=tuple(class_names.values()), class_folders=classes)
 
 
 def _how(config: DatasetConfig) -> str:

@@ -3,7 +3,8 @@
 A label folder holds ``label.json`` (what made it), ``maps/OUTPUT/NAME.npz`` and ``labels/OUTPUT/NAME.png``, and
 ``manifest.json``, which is written last. NAME is the image's name in the lists and may hold ``/``. A file of maps holds
 ``scores`` float [m, h, w], ``class_ids`` [m] (0 background, 1..K classes, rising) and ``size`` [2], the (H, W) of its
-image.
+image. The maps may be smaller than their image: who reads them resizes them. Of maps of 8 bits, which are for looking,
+``scores`` are uint8, and the file holds ``scale`` and ``offset`` as well: a score is ``scores * scale + offset``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from afa.data.classes import MAX_CLASSES
 from afa.data.files import read_bytes, replacing
 from afa.errors import UserError
 from afa.maps import Maps
+from afa.ops.cam import long_side_size
 
 LABEL_FACTS = "label.json"
 LABEL_MANIFEST = "manifest.json"
@@ -85,7 +88,23 @@ def label_path(root: Path, output: str, name: str) -> Path:
     return root / LABELS_FOLDER / output / f"{inside(name)}.png"
 
 
-def write_maps(path: Path, maps: Maps, size: Sequence[int], *, compress: bool) -> None:
+class StoredForm(NamedTuple):
+    """How maps are stored.
+
+    Attributes:
+        long_side: Larger maps are shrunk to this long side (the mean of the area); 0: they stay as they are.
+        bits: 32: as float32, which a threshold may meet. 8: rounded to 256 steps between the least score (0 at most)
+            and the highest (1 at least), for looking.
+    """
+
+    long_side: int = 0
+    bits: int = 32
+
+
+AS_THEY_ARE = StoredForm()
+
+
+def write_maps(path: Path, maps: Maps, size: Sequence[int], *, compress: bool, form: StoredForm = AS_THEY_ARE) -> None:
     """Write the maps of one image, at once or not at all. Equal maps give equal bytes.
 
     Args:
@@ -94,6 +113,7 @@ def write_maps(path: Path, maps: Maps, size: Sequence[int], *, compress: bool) -
             threshold may lie closer to 1 than float16 can tell.
         size: (H, W) of the image, whatever size the maps have.
         compress: Whether to deflate: smaller, and slower to write and read.
+        form: Size and precision.
 
     Raises:
         UserError: A score is not finite.
@@ -109,10 +129,31 @@ def write_maps(path: Path, maps: Maps, size: Sequence[int], *, compress: bool) -
     with replacing(path) as temporary:
         save(
             temporary,
-            scores=scores.numpy(),
+            **stored_scores(scores.numpy(), form),  # type: ignore[arg-type]
             class_ids=maps.class_ids[0].cpu()[counted].numpy(),
             size=np.array(size, np.int64),
         )
+
+
+def stored_scores(scores: np.ndarray, form: StoredForm) -> dict[str, np.ndarray]:
+    """Scores [m, h, w], finite, as a file holds them: ``scores``, and for 8 bits ``scale`` and ``offset``."""
+    height, width = scores.shape[1:]
+    if form.long_side and max(height, width) > form.long_side:
+        smaller = long_side_size((height, width), form.long_side)
+        whole = torch.from_numpy(np.ascontiguousarray(scores, np.float32))[None]
+        if len(scores):
+            scores = F.interpolate(whole, size=smaller, mode="area")[0].numpy()
+        else:  # an image without classes: PyTorch resizes no empty tensor
+            scores = scores[:, : smaller[0], : smaller[1]]
+    if form.bits == 32:
+        return {"scores": scores}
+    low, high = np.float32(min(0.0, scores.min(initial=0))), np.float32(max(1.0, scores.max(initial=1)))
+    scale = (high - low) / np.float32(255)
+    return {
+        "scores": np.rint((scores.astype(np.float32) - low) / scale).clip(0, 255).astype(np.uint8),
+        "scale": np.array(scale, np.float32),
+        "offset": np.array(low, np.float32),
+    }
 
 
 def read_maps(path: Path) -> StoredMaps:
@@ -131,6 +172,11 @@ def read_maps(path: Path) -> StoredMaps:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             scores, class_ids, size = (_read_array(archive, key) for key in ("scores", "class_ids", "size"))
+            if scores.dtype == np.uint8:
+                scale, offset = (_read_array(archive, key) for key in ("scale", "offset"))
+                if scale.shape or offset.shape or scale.dtype.kind != "f" or offset.dtype.kind != "f":
+                    raise ValueError("scale and offset are not one number each")
+                scores = scores * scale.astype(np.float32) + offset.astype(np.float32)
     except _BROKEN as error:
         reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise UserError(f"the file of maps {path} cannot be read: {reason}") from error

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,6 +96,24 @@ class MapFolder:
             status = path.stat()
             digest.update(json.dumps([name, status.st_size, status.st_mtime_ns]).encode("ascii"))
         return digest.hexdigest()
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What a label folder says of itself; nothing of others."""
+        facts = read_json(self.root / LABEL_FACTS, "the file") if self.kind == "label folder" else None
+        return facts if isinstance(facts, dict) else {}
+
+    @property
+    def split(self) -> str | None:
+        """The list whose images a label folder is of, where it says so."""
+        split = self._facts.get("split")
+        return split if isinstance(split, str) else None
+
+    @property
+    def bits(self) -> int:
+        """Of the scores in its maps: 8 for those that were written for looking, else 32."""
+        form = self._facts.get("maps")
+        return 8 if isinstance(form, dict) and form.get("bits") == 8 else 32
 
     @property
     def needs_class_labels(self) -> bool:

@@ -12,9 +12,8 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from afa.errors import UserError
+from afa.progress import live_line
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -48,7 +47,7 @@ def map_files(
         OSError: The function raised it, and the system gave the reason.
     """
     function = partial(_do, function, description)
-    with tqdm(total=len(jobs), desc=description, unit="file", disable=None) as bar:
+    with live_line(len(jobs), description, "file", stays=True) as bar:
         if workers <= 1 or len(jobs) < _WORTH_PROCESSES:
             for job in jobs:
                 yield function(job)

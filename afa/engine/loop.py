@@ -19,10 +19,13 @@ from afa.data.images import DamagedImage
 from afa.data.loader import LOST_LOADER, LoadingStopped, training_loader
 from afa.data.samples import Sample
 from afa.engine.checkpoint import CheckpointStore, restore, software_versions
+from afa.engine.ending import next_commands, whereabouts
 from afa.engine.held_out import HeldOutLosses
+from afa.engine.log import RunLog
+from afa.engine.memory import peak_gpu_memory
 from afa.engine.optimisation import learning_rates
 from afa.engine.output import finished_step, locked, write_config, write_result
-from afa.engine.records import Progress, RunRecords, clock
+from afa.engine.records import Progress, RunRecords
 from afa.engine.runtime import ProcessRuntime
 from afa.engine.signals import StopSignals
 from afa.engine.trainer import Trainer
@@ -31,13 +34,15 @@ from afa.methods.base import Batch, Method
 from afa.prediction.evaluate import EvaluationStopped, Samples, evaluate
 from afa.prediction.predictor import Predictor
 from afa.prediction.sheet import output_sheet
+from afa.progress import clock
 
 logger = logging.getLogger(__name__)
 
 # What the processes agree on before each step; the greatest number wins.
 _GO_ON, _STOP, _FAIL = range(3)
 
-_MOST_PICTURES, _PICTURE_WIDTH = 4, 160
+IMAGES_SHOWN, IMAGE_WIDTH = 4, 160
+"""In TensorBoard: how many images of a batch, and how wide each is."""
 
 
 class Validation(NamedTuple):
@@ -60,6 +65,7 @@ class TrainingRun:
         output: Folder of the run.
         facts: What a checkpoint says about the run beside its state.
         stop: Where a request to stop is noted.
+        log: The text log, which the main process opens in the folder.
     """
 
     def __init__(
@@ -73,16 +79,17 @@ class TrainingRun:
         output: Path,
         facts: dict[str, Any],
         stop: StopSignals,
+        log: RunLog,
     ) -> None:
         self.config, self.method, self.runtime = config, method, runtime
         self.images, self.validation, self.held_out = images, validation, held_out
-        self.output, self.stop = output, stop
+        self.output, self.stop, self.log = output, stop, log
         self.facts = {**facts, "world_size": runtime.world_size, "versions": software_versions()}
         self.trainer = Trainer(config, method, runtime, output)
         self.store = CheckpointStore(output, keep=config.train.keep_checkpoints)
         self.records: RunRecords | None = None  # the main process's
         self.predictor: Predictor | None = None
-        self.progress = Progress(0, config.train.steps, seconds_before=0, enabled=False)
+        self.progress = Progress(0, config.train.steps, seconds_before=0, device=runtime.device, enabled=False)
         self.mark = (0, time.monotonic())
         self.best: float | None = None
         self.best_step: int | None = None
@@ -107,10 +114,14 @@ class TrainingRun:
                 start,
                 self.config.train.steps,
                 seconds_before=float(saved.get("seconds", 0)),
+                device=self.runtime.device,
                 enabled=self.runtime.is_main,
             )
             self.trainer.wrap()
+            seconds = float(saved.get("seconds_since_record", 0))
+            self.mark = (int(saved.get("recorded_step", start)), time.monotonic() - seconds)
             try:
+                self.progress.open()
                 return self._loop(start, batches, recorded=recorded)
             finally:
                 if self.records is not None:
@@ -120,7 +131,6 @@ class TrainingRun:
     def _loop(self, start: int, batches: Iterator[dict[str, Any]], *, recorded: bool) -> int:
         settings = self.config.train
         self.method.network.train()
-        self.mark = (start, time.monotonic())
         if not recorded and not self._record(start):
             return self._leave(start, None, saved=True, failed=False)
         for step in range(start, settings.steps):
@@ -131,8 +141,7 @@ class TrainingRun:
                 self.trainer.guard.settle()
                 saved = (step == start and recorded) or self._save(step, recorded=True)
                 return self._leave(step, failure, saved=saved, failed=verdict == _FAIL)
-            self.trainer.step(step, micro_batches)
-            self.progress.step()
+            self.progress.step(self.trainer.step(step, micro_batches))
             done = step + 1
             if done == settings.steps:
                 self.trainer.guard.settle()
@@ -173,7 +182,7 @@ class TrainingRun:
         settings = self.config.train
         pictured = settings.pictures_every and done % settings.pictures_every == 0
         if batch is not None and pictured and self.records is not None:
-            self.records.pictures(done, self._pictures(batch["name"]))
+            self.records.pictures(done, self._pictures(done, batch["name"]))
         if done % settings.log_every and done != settings.steps and not self._validates(done):
             return True
         values = self.trainer.meter.means(self.runtime.mean)
@@ -182,7 +191,11 @@ class TrainingRun:
         values["time/seconds"] = self.progress.seconds()
         since, then = self.mark
         if done > since:
-            values["time/seconds_per_step"] = (time.monotonic() - then) / (done - since)
+            seconds = values["time/seconds_per_step"] = (time.monotonic() - then) / (done - since)
+            values["time/images_per_second"] = self.facts["global_batch"] / seconds
+        gigabytes = peak_gpu_memory(self.runtime.device)
+        if gigabytes is not None:
+            values["memory/gpu_peak_gb"] = gigabytes
         self.progress.record(done, values)
         if self._validates(done):
             try:
@@ -228,18 +241,21 @@ class TrainingRun:
             values["cls_f1"] = self.table["cls_f1"]
         score = list(rows.values())[-1]
         if self.runtime.is_main:
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            texts = [f"{name} {100 * miou:.1f}" for name, miou in rows.items()]
+            shown = f"mIoU in %: {', '.join(texts)}"
+            if "cls_f1" in values:
+                shown += f"; F1 of the image-level labels in %: {100 * values['cls_f1']:.1f}"
             logger.info("validation at step %d: %s", done, shown)
             if (self.best is None or score > self.best) and self.store.mark_best(done):
                 self.best, self.best_step = score, done
         return {f"validation/{name}": value for name, value in values.items()}
 
-    def _pictures(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def _pictures(self, done: int, names: Sequence[str]) -> dict[str, Tensor]:
         """What the method says about a batch's first images, for TensorBoard; changes no state."""
         if self.predictor is None:
             return {}
         samples: list[tuple[Sample, Tensor | None]] = []
-        for name in names[:_MOST_PICTURES]:
+        for name in names[:IMAGES_SHOWN]:
             try:
                 samples.append((self.images.images.read(name), None))
             except DamagedImage:
@@ -248,7 +264,7 @@ class TrainingRun:
         training = network.training
         network.eval()
         try:
-            sheet = output_sheet(self.predictor, samples, heading="", cell=_PICTURE_WIDTH)
+            sheet = output_sheet(self.predictor, samples, heading=f"step {done}", cell=IMAGE_WIDTH)
         finally:
             network.train(training)
         return {"outputs": torch.from_numpy(sheet).permute(2, 0, 1)} if samples else {}
@@ -265,6 +281,8 @@ class TrainingRun:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": self.progress.seconds(),
+            "recorded_step": self.mark[0],
+            "seconds_since_record": time.monotonic() - self.mark[1],
             **state,
         }
         return self.store.save(done, self.method.network, self.trainer.optimiser, facts)
@@ -302,6 +320,7 @@ class TrainingRun:
         """Say in the folder what the run is, and open its records: the main process's work."""
         remove_unfinished(self.output)
         write_config(self.output, self.facts["config"])
+        self.log.open(self.output)
         self.records = RunRecords(self.output, first_step=first_record)
         if self.config.train.pictures_every:
             try:
@@ -341,7 +360,13 @@ class TrainingRun:
             )
         result = {"step": steps, "seconds": self.progress.seconds(), "best": self.best, "best_step": self.best_step}
         write_result(self.output, {**result, "validation": self.table})
+        self.progress.close()
         logger.info("trained %d steps in %s: %s", steps, clock(self.progress.seconds()), self.output)
+        for line in whereabouts(self.output, self.best_step):
+            logger.info("  %s", line)
+        logger.info("next:")
+        for line in next_commands(self.output, self.method, has_masks=self.validation is not None):
+            logger.info("  %s", line)
 
 
 def killed_loader() -> UserError:

@@ -1,9 +1,11 @@
-"""The process's memory on the CPU."""
+"""The process's memory."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -27,3 +29,8 @@ def keep_freed_memory() -> bool:
         return False
     # -1 switches trimming off.
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def peak_gpu_memory(device: torch.device) -> float | None:
+    """The most that tensors of this process took on a GPU so far, in GB (10^9 bytes); None on other devices."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None

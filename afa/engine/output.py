@@ -13,11 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from afa.config import TestConfig, config_differences, config_to_dict, config_to_yaml
+from afa.config.values import declared_settings
 from afa.data.dataset import SETTINGS_OF_PLACES
 from afa.data.files import write_json, write_text
 from afa.engine.checkpoint import CheckpointStore
 from afa.errors import UserError
-from afa.methods import config_from_dict, load_config
+from afa.methods import config_class, config_from_dict, load_config
 from afa.weights.facts import read_facts
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,11 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
     new = _comparable(facts)
     ended, wanted = old["train"]["steps"], new["train"]["steps"]
     extended = ended < wanted and finished_step(output) == ended
+    grown: list[str] = []
     if extended:
         old["train"]["steps"] = wanted
+    if extended and old["method"] == new["method"]:
+        grown = _take_schedule(old, new)
     compared = [key for key in old if key in new and key != _IMAGES]
     lines = config_differences({key: old[key] for key in compared}, {key: new[key] for key in compared})
     if lines:
@@ -90,8 +94,8 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
         )
     if extended:
         logger.info(
-            "%s ended at step %d and is extended to %d: its weights stay, and the schedule of %d steps holds from here",
-            output, ended, wanted, wanted,
+            "%s ended at step %d and is extended to %d: its weights stay, and the schedule of %d steps holds from "
+            "here%s", output, ended, wanted, wanted, f" ({'; '.join(grown)})" if grown else "",
         )  # fmt: skip
     return bool(steps)
 
@@ -167,6 +171,17 @@ def _earlier_run(output: Path, store: CheckpointStore) -> dict[str, Any] | None:
         return _comparable({"config": config_to_dict(load_config(output / CONFIG))})
     except UserError:
         return None
+
+
+def _take_schedule(old: dict[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Let settings that count steps differ, as shares of the steps do when these grow; returns lines that say which."""
+    lines = []
+    for key, declared in declared_settings(config_class(str(new["method"]))).items():
+        section, _, name = key.partition(".")
+        if declared.of_steps and name in old.get(section, ()) and name in new[section]:
+            lines += config_differences({name: old[section][name]}, {name: new[section][name]}, f"{section}.")
+            old[section][name] = new[section][name]
+    return lines
 
 
 def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,20 +6,21 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from afa.data.files import replacing
 from afa.engine.board import EventFile
+from afa.engine.memory import peak_gpu_memory
 from afa.engine.runtime import ProcessRuntime
 from afa.errors import UserError
+from afa.progress import Bar, clock, live_line
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ METRICS = "metrics.jsonl"
 
 # Beside the scalars of a step, the meter counts the steps themselves under this name.
 _STEPS = "steps"
+
+_SECONDS_BETWEEN_FIGURES = 2.0
+
+# What a line of the log says beside losses and learning rate.
+_FIGURES = {
+    "gradient_norm": "gradient norm {:.3g}",
+    "time/seconds_per_step": "{:.3g} s/step",
+    "time/images_per_second": "{:.1f} images/s",
+    "memory/gpu_peak_gb": "{:.1f} GB",
+}
 
 
 class RunRecords:
@@ -164,60 +175,99 @@ class Meter:
 
 
 class Progress:
-    """A bar with loss, speed and time left on a terminal; plain lines otherwise.
+    """One live line on a terminal, and a log line for each record.
 
     Args:
         first: Steps done before.
         steps: Steps in all.
         seconds_before: Time that earlier starts of this run took.
+        device: Whose memory is told, where it is a GPU.
         enabled: False on processes that do not speak.
     """
 
-    def __init__(self, first: int, steps: int, *, seconds_before: float, enabled: bool) -> None:
+    def __init__(self, first: int, steps: int, *, seconds_before: float, device: torch.device, enabled: bool) -> None:
         self._first, self._steps = first, steps
         self._seconds_before = seconds_before
-        self._start = time.monotonic()
-        self._enabled = enabled
-        self._bar = (
-            tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, file=sys.stderr, smoothing=0.05)
-            if enabled and sys.stderr.isatty()
-            else None
+        self._start = self._shown = time.monotonic()
+        self._device, self._enabled = device, enabled
+        self._bar: Bar | None = None
+        self._stack = ExitStack()
+
+    def open(self) -> None:
+        """Show the live line from now on."""
+        self._bar = self._stack.enter_context(
+            live_line(
+                self._steps,
+                "",
+                "step",
+                initial=self._first,
+                seconds_before=self._seconds_before,
+                per_item=True,
+                stays=True,
+                enabled=self._enabled,
+            )
         )
 
     def seconds(self) -> float:
         """Time this run took, earlier starts included as far as their last checkpoint."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def step(self) -> None:
-        """One step is done."""
+    def step(self, losses: Mapping[str, Tensor]) -> None:
+        """One step is done.
+
+        Args:
+            losses: Of the step, ``total`` among them, on the device. They are read every few seconds, because a GPU
+                has to be waited for.
+        """
+        if self._bar is None or self._bar.disable:
+            return
+        now = time.monotonic()
+        if now - self._shown >= _SECONDS_BETWEEN_FIGURES:
+            self._shown = now
+            self._say({name: float(value) for name, value in losses.items()})
         self._on_bar(lambda bar: bar.update())
 
     def record(self, done: int, values: Mapping[str, float]) -> None:
-        """Show a training record."""
-        shown = " ".join(
-            f"{name.removeprefix('loss/')} {value:.4f}" for name, value in values.items() if name.startswith("loss/")
-        )
-        if self._bar is not None:
-            self._on_bar(lambda bar: bar.set_postfix_str(shown))
-        elif self._enabled:
-            now = time.monotonic()
-            if done > self._first:
-                left = clock((now - self._start) / (done - self._first) * (self._steps - done))
-            else:
-                left = "unknown"
-            logger.info("step %d/%d  %s  %s gone, %s left", done, self._steps, shown, clock(self.seconds()), left)
+        """Log a training record."""
+        losses = {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
+        self._say(losses)
+        if not self._enabled:
+            return
+        total, others = _shown_losses(losses)
+        figures = [f"{total} ({', '.join(others)})" if others else total]
+        rates = [value for name, value in values.items() if name.startswith("lr/")]
+        figures += [f"lr {rates[0]:.2g}"] if rates else []
+        for name, form in _FIGURES.items():
+            figures += [form.format(values[name])] if name in values else []
+        now = time.monotonic()
+        left = (now - self._start) / (done - self._first) * (self._steps - done) if done > self._first else None
+        times = f"{clock(self.seconds())} elapsed, {clock(left)} remaining"
+        logger.info("step %d/%d  %s", done, self._steps, "  ".join([*filter(None, figures), times]))
 
     def close(self) -> None:
-        """Finish the bar."""
-        self._on_bar(lambda bar: bar.close())
+        """Finish the line."""
+        with suppress(OSError):
+            self._stack.close()
 
-    def _on_bar(self, act: Callable[[tqdm[Any]], object]) -> None:
+    def _say(self, losses: Mapping[str, float]) -> None:
+        total, others = _shown_losses(losses)
+        gigabytes = peak_gpu_memory(self._device)
+        memory = [] if gigabytes is None else [f"{gigabytes:.1f} GB"]
+        self._on_bar(lambda bar: bar.say(total, [*memory, *others]))
+
+    def _on_bar(self, act: Callable[[Bar], object]) -> None:
         try:
             if self._bar is not None:
                 act(self._bar)
         except OSError:
             # The terminal is gone; the run is not.
             self._bar = None
+
+
+def _shown_losses(losses: Mapping[str, float]) -> tuple[str, list[str]]:
+    """The total loss, and the single ones, as texts."""
+    total = f"loss {losses['total']:.4f}" if "total" in losses else ""
+    return total, [f"{name} {value:.4f}" for name, value in losses.items() if name != "total"]
 
 
 def _merged(
@@ -229,13 +279,6 @@ def _merged(
     spread[0, [merged.index(name) for name in names]] = values
     spread[1, [merged.index(name) for name in other_names]] = other_values
     return merged, spread[0], spread[1]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _keep_lines_before(first_step: int, path: Path) -> None:

@@ -59,12 +59,15 @@ class Trainer:
             moved[key] = value
         return moved
 
-    def step(self, step: int, micro_batches: Sequence[Batch]) -> None:
+    def step(self, step: int, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimisation step over ``train.accumulate`` micro-batches.
 
         Args:
             step: Counted from 0.
             micro_batches: Of this process, on its device.
+
+        Returns:
+            Its losses, ``total`` among them, of this process, on the device.
 
         Raises:
             UserError: A loss or gradient is not finite, and ``train.non_finite`` says stop.
@@ -94,6 +97,9 @@ class Trainer:
             self.scaler.update()
         self.method.after_step(step, flag)
         self.meter.add({**scalars, "gradient_norm": norm}, left_out=flag)
+        return {
+            name.removeprefix("loss/"): value.detach() for name, value in scalars.items() if name.startswith("loss/")
+        }
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, beside weights and optimiser; all processes take part."""

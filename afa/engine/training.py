@@ -13,6 +13,7 @@ from afa.data.dataset import Split, TrainingImages
 from afa.data.layout import Layout, find_class_names
 from afa.data.loader import LOST_LOADER, evaluation_loader
 from afa.engine.held_out import HeldOutLosses
+from afa.engine.log import RunLog
 from afa.engine.loop import TrainingRun, Validation, killed_loader
 from afa.engine.output import check_output
 from afa.engine.runtime import ProcessRuntime, compile_network, is_lost_process
@@ -43,6 +44,12 @@ def train(config: RunConfig) -> int:
     Raises:
         UserError: Anything that the user can mend.
     """
+    with RunLog() as log:
+        return _trained(config, log)
+
+
+def _trained(config: RunConfig, log: RunLog) -> int:
+    """:func:`train`, where what it says is kept."""
     remarks = check_training(config)
     try:
         with (
@@ -51,7 +58,7 @@ def train(config: RunConfig) -> int:
         ):
             for remark in remarks if runtime.is_main else ():
                 logger.warning("%s", remark)
-            return _prepare(config, runtime, stop).go()
+            return _prepare(config, runtime, stop, log).go()
     except (MemoryError, RuntimeError) as error:
         if LOST_LOADER in str(error):
             raise UserError(f"{killed_loader()}; the same command goes on from the last checkpoint") from error
@@ -69,7 +76,7 @@ def train(config: RunConfig) -> int:
         return LOST_PROCESS_EXIT_CODE
 
 
-def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> TrainingRun:
+def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals, log: RunLog) -> TrainingRun:
     """Check and build everything. Nothing is written yet."""
     settings = config.train
     class_names = list(find_class_names(config.dataset))
@@ -106,7 +113,7 @@ def _prepare(config: RunConfig, runtime: ProcessRuntime, stop: StopSignals) -> T
     if settings.compile:
         compile_network(network)
     validation, held_out = _validation(config, method, runtime, images.images.layout, stop)
-    return TrainingRun(config, method, runtime, images, validation, held_out, output, facts, stop)
+    return TrainingRun(config, method, runtime, images, validation, held_out, output, facts, stop, log)
 
 
 def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:

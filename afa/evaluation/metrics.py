@@ -42,12 +42,30 @@ class Counts:
         """The four, in this order."""
         return self.intersection, self.labelled, self.predicted, self.left_open
 
+    @property
+    def union(self) -> Tensor:
+        """int64 [..., C], pixels of a class or predicted as it."""
+        return self.labelled + self.predicted - self.intersection
+
     def total(self) -> Counts:
         """The sum over the first axis: of all images."""
         return Counts(*(part.sum(dim=0) for part in self.parts))
 
     def __getitem__(self, index: int) -> Counts:
         return Counts(*(part[index] for part in self.parts))
+
+    def image_miou(self) -> float | None:
+        """The mIoU of one image, of counts [C]: the mean of the IoU over the classes that its truth or its label has.
+
+        A class that is predicted and not there counts as 0, unlike in :meth:`scores`, which many images share.
+
+        Returns:
+            0 to 1; None where no pixel has a true class.
+        """
+        if not self.labelled.any():
+            return None
+        shown = self.union > 0
+        return float((self.intersection[shown].double() / self.union[shown]).mean())
 
     def scores(self, class_names: Sequence[str], *, absent: AbsentClass = "skip") -> dict[str, Any]:
         """Scores from 0 to 1 of counts [C].
@@ -72,7 +90,7 @@ class Counts:
         right, labelled, predicted, left_open = (part.cpu().double() for part in self.parts)
         if not labelled.any():
             raise UserError("there is nothing to score: the true masks have not one pixel of a class or the background")
-        union = labelled + predicted - right
+        union = self.union.cpu().double()
         occurs = labelled > 0
         values = {"iou": right / union, "fp": (predicted - right) / union, "fn": (labelled - right) / union}
         recall = right / labelled

@@ -96,6 +96,8 @@ class ThresholdSweep:
         self._right = torch.zeros(num_classes, bins, dtype=torch.int64)
         self._labelled = torch.zeros(num_classes, dtype=torch.int64)
         self._true_background = torch.zeros(bins, dtype=torch.int64)
+        # (True class, class of the highest score) -> its histogram: of the pairs that occur, which are few.
+        self._pairs: dict[int, Tensor] = {}
         self._images: list[tuple[str, _ImageHistogram]] | None = [] if per_image else None
 
     def add(self, name: str, truth: Tensor, maps: Maps) -> None:
@@ -121,6 +123,11 @@ class ThresholdSweep:
         size = self.num_classes * bins
         predicted = torch.bincount(place, minlength=size).view(-1, bins)
         right = torch.bincount(place[winner == truth], minlength=size).view(-1, bins)
+        pairs, numbers = torch.unique(truth * self.num_classes + winner, return_inverse=True)
+        histograms = torch.bincount(numbers * bins + above, minlength=len(pairs) * bins).view(-1, bins)
+        for pair, histogram in zip(pairs.tolist(), histograms, strict=True):
+            known = self._pairs.get(pair)
+            self._pairs[pair] = histogram.clone() if known is None else known + histogram
         labelled = torch.bincount(truth, minlength=self.num_classes)
         true_background = torch.bincount(above[truth == 0], minlength=bins)
         self._predicted += predicted
@@ -135,6 +142,20 @@ class ThresholdSweep:
     def counts(self) -> Counts:
         """Pixels of each class at each threshold, [thresholds, C]."""
         return _at_thresholds(self._predicted, self._right, self._labelled, self._true_background)
+
+    def confusion_at(self, index: int) -> Tensor:
+        """The confusion matrix at one threshold, int64 [C, C + 1] as :attr:`ConfusionMatrix.counts` has it.
+
+        Args:
+            index: Of the threshold.
+        """
+        matrix = torch.zeros(self.num_classes, self.num_classes + 1, dtype=torch.int64)
+        for pair, histogram in self._pairs.items():
+            true, winner = divmod(pair, self.num_classes)
+            foreground = histogram[index + 1 :].sum()
+            matrix[true, winner] += foreground
+            matrix[true, 0] += histogram.sum() - foreground
+        return matrix
 
     def images_at(self, index: int) -> ImageCounts:
         """Each image's counts at one threshold.

@@ -2,7 +2,9 @@
 
 ``evaluation.json`` is ``{"evaluations": [ENTRY, ...]}``. An entry holds ``protocol`` (what was done, see
 :func:`protocol_key`), ``partial`` (whether only the first images were scored), ``per_image`` (the file with each
-image's counts, or null) and ``table`` (the scores). A flat file, as it was written before, is read as one entry.
+image's counts, or null), ``table`` (the scores), and for each row of it ``confusion`` (:func:`confusion_rows`) and
+``image_iou`` (:func:`image_iou`). A flat file, as it was written before, is read as one entry; entries of before lack
+the last two.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.files import read_json, replacing, write_json
+from afa.data.files import read_json, replacing, write_json, write_text
 from afa.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from afa.evaluation.metrics import ImageCounts
 
 _MEANS = {"miou": "mIoU", "pacc": "pAcc", "macc": "mAcc"}
@@ -89,6 +93,7 @@ def write_entry(
     key: Mapping[str, Any],
     table: Mapping[str, Any],
     per_image: Mapping[str, ImageCounts] | None = None,
+    confusion: Mapping[str, torch.Tensor] | None = None,
 ) -> Path | None:
     """Put a table into an ``evaluation.json``, in the place of one of the same protocol; others stay.
 
@@ -98,6 +103,7 @@ def write_entry(
         table: Scores, JSON.
         per_image: Row of the table -> each image's counts, where they were kept; written to ``evaluation_HASH.npz``
             beside the file.
+        confusion: Row of the table -> confusion matrix [C, C + 1].
 
     Returns:
         The file of the images' counts, if there is one.
@@ -118,6 +124,8 @@ def write_entry(
             "partial": key.get("limit") is not None,
             "per_image": None if beside is None else beside.name,
             "table": dict(table),
+            "confusion": {row: confusion_rows(matrix) for row, matrix in (confusion or {}).items()},
+            "image_iou": {row: image_iou(images, list(table[row]["iou"])) for row, images in (per_image or {}).items()},
         }
         places = [index for index, old in enumerate(entries) if _canonical(old["protocol"]) == _canonical(key)]
         if places:
@@ -187,6 +195,92 @@ def read_image_counts(path: Path) -> tuple[dict[str, ImageCounts], tuple[str, ..
     return rows, names
 
 
+def confusion_rows(matrix: torch.Tensor) -> list[list[int]]:
+    """A confusion matrix for JSON.
+
+    Args:
+        matrix: [C, C + 1], as :attr:`afa.evaluation.metrics.ConfusionMatrix.counts` has it.
+
+    Returns:
+        C rows, one for each true class, background first. Number j of a row counts its pixels that are predicted as
+        class j; the last number, those that are predicted as no class (255).
+    """
+    return [[int(count) for count in row] for row in matrix.tolist()]
+
+
+def image_iou(images: ImageCounts, class_names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """IoU of each image apart. Pixels whose true value is 255 count for nothing.
+
+    Args:
+        images: Each image's counts.
+        class_names: C names, background first.
+
+    Returns:
+        Image -> ``iou``: name -> TP / union of each class that the true mask or the prediction shows; and ``miou``: the
+        mean over these, so a class that is predicted and not there counts as 0. None for an image without a labelled
+        pixel. Values from 0 to 1, of six decimals.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, counts in zip(images.names, images.counts, strict=True):
+        right, labelled, predicted = (part.tolist() for part in counts.parts[:3])
+        values = {
+            class_name: hits / (true + said - hits)
+            for class_name, hits, true, said in zip(class_names, right, labelled, predicted, strict=True)
+            if true + said > 0
+        }
+        miou = counts.image_miou()
+        rounded = {class_name: round(value, 6) for class_name, value in values.items()}
+        found[name] = None if miou is None else {"miou": round(miou, 6), "iou": rounded}
+    return found
+
+
+def confusion_csv(rows: Mapping[str, torch.Tensor], class_names: Sequence[str]) -> str:
+    """Confusion matrices as CSV, counts of pixels.
+
+    Args:
+        rows: What was scored -> confusion matrix [C, C + 1].
+        class_names: C names, background first.
+
+    Returns:
+        A header, and per output one line for each true class; the columns are the predicted classes, the last one
+        pixels that are predicted as no class.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["output", "true class", *class_names, _OPEN])
+    for row, matrix in rows.items():
+        for class_name, counts in zip(class_names, confusion_rows(matrix), strict=True):
+            writer.writerow([row, class_name, *counts])
+    return buffer.getvalue()
+
+
+def write_csv(
+    path: Path,
+    per_image: Mapping[str, ImageCounts],
+    totals: Mapping[str, Mapping[str, Any]],
+    confusion: Mapping[str, torch.Tensor],
+) -> list[Path]:
+    """Write IoU of each class and image, and beside it the confusion matrices.
+
+    Args:
+        path: ``NAME.csv``, see :func:`image_counts_csv`; the matrices go to ``NAME_confusion.csv``.
+        per_image: What was scored -> each image's counts.
+        totals: The same -> scores over all images.
+        confusion: The same -> confusion matrix [C, C + 1].
+
+    Returns:
+        Both files.
+
+    Raises:
+        OSError: One cannot be written.
+    """
+    beside = path.with_name(f"{path.stem}_confusion{path.suffix}")
+    class_names = list(next(iter(totals.values()))["iou"]) if totals else []
+    write_text(path, image_counts_csv(per_image, totals), surrogates="backslashreplace")
+    write_text(beside, confusion_csv(confusion, class_names), surrogates="backslashreplace")
+    return [path, beside]
+
+
 def image_counts_csv(rows: Mapping[str, ImageCounts], totals: Mapping[str, Mapping[str, Any]]) -> str:
     """IoU of each class, over all images and image by image, as CSV: 0 to 1, empty where a class does not occur.
 
@@ -195,8 +289,8 @@ def image_counts_csv(rows: Mapping[str, ImageCounts], totals: Mapping[str, Mappi
         totals: The same -> scores over all images, as :meth:`Counts.scores` gives them.
 
     Returns:
-        A header, and per row of the table one line for all images (the image is called ``*``) and one per image; an
-        image's mIoU is the mean over the classes that its true mask shows.
+        A header, and per row of the table one line for all images (the image is called ``*``) and one per image, as
+        :func:`image_iou` says.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -206,12 +300,9 @@ def image_counts_csv(rows: Mapping[str, ImageCounts], totals: Mapping[str, Mappi
         if number == 0:
             writer.writerow(["output", "image", "miou", *names])
         writer.writerow([row, "*", _six(total["miou"]), *(_six(value) for value in total["iou"].values())])
-        for name, counts in zip(images.names, images.counts, strict=True):
-            if counts.labelled.any():
-                scores = counts.scores(names)
-                writer.writerow([row, name, _six(scores["miou"]), *(_six(value) for value in scores["iou"].values())])
-            else:
-                writer.writerow([row, name, "", *("" for _ in names)])
+        for image, found in image_iou(images, names).items():
+            mean, values = (None, {}) if found is None else (found["miou"], found["iou"])
+            writer.writerow([row, image, _six(mean), *(_six(values.get(name)) for name in names)])
     return buffer.getvalue()
 
 

@@ -52,7 +52,7 @@ class ReleasedOptimiserConfig(OptimiserConfig):
         minimum=0,
         below=1,
     )
-    warmup_steps: int = setting(0, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = setting(0, "steps of linear warm-up", minimum=0, of_steps=True)
     power: float = setting(0.9, "exponent of the polynomial decay", minimum=0)
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from afa.models.base import AttentiveEncoder, RawAttention
 from afa.models.decoder import SegFormerDecoder
-from afa.models.mit import MixTransformer, RawAttention
 
 
 class AFAOutput(NamedTuple):
@@ -21,7 +21,8 @@ class AFAOutput(NamedTuple):
 
     Attributes:
         cls_logits: [B, K].
-        seg_logits: [B, C, H/4, W/4], None where the decoder was left out.
+        seg_logits: [B, C, *, *] on the grid of the encoder's finest map (MiT: H/4, W/4), None where the decoder was
+            left out.
         affinity: [B, N, N] in 0..1, None where it was left out.
         cam: [B, K, h, w], detached, before ReLU.
     """
@@ -41,8 +42,8 @@ class AFANet(nn.Module):
         pooling: Before the classifier: ``gmp`` global max, ``gap`` mean.
         decoder_width: Channels of the decoder.
         decoder_dropout: Dropout2d before the decoder's last layer.
-        affinity_blocks: How many last blocks hand their raw attention to the affinity head. They must have spatial
-            reduction 1 and share the last token grid.
+        affinity_blocks: How many last blocks hand their raw attention to the affinity head; see
+            :meth:`afa.models.base.AttentiveEncoder.attention_maps`.
 
     Raises:
         ValueError: Fewer than two classes, unknown pooling, or blocks without square attention.
@@ -51,7 +52,7 @@ class AFANet(nn.Module):
     def __init__(
         self,
         *,
-        encoder: MixTransformer,
+        encoder: AttentiveEncoder,
         num_classes: int,
         pooling: str = "gmp",
         decoder_width: int = 256,
@@ -70,8 +71,12 @@ class AFANet(nn.Module):
         self.decoder = SegFormerDecoder(
             widths=encoder.channels, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
         )
-        self.attn_proj = nn.Conv2d(_affinity_maps(encoder, affinity_blocks), 1, kernel_size=1)
+        maps = encoder.attention_maps(affinity_blocks)
+        self.attn_proj = nn.Conv2d(maps, 1, kernel_size=1)
         nn.init.kaiming_normal_(self.attn_proj.weight, a=5**0.5, mode="fan_out")
+        if encoder.centred_attention:
+            with torch.no_grad():
+                self.attn_proj.weight.div_(maps**0.5)  # the released fan_out leaves the number of maps out
         self.classifier = nn.Conv2d(encoder.channels[-1], num_classes - 1, kernel_size=1, bias=False)
 
     def forward(self, image: Tensor, *, decode: bool = True, with_affinity: bool = True) -> AFAOutput:
@@ -109,7 +114,7 @@ class AFANet(nn.Module):
         return self.class_activation(features[-1]), self.affinity(attention) if affinity_of else None
 
     def segment(self, image: Tensor) -> Tensor:
-        """Segmentation logits [B, C, H/4, W/4] of normalised images [B, 3, H, W]."""
+        """Segmentation logits [B, C, *, *] of normalised images [B, 3, H, W], on the grid of the finest map."""
         return self.decoder(self.encoder(image).features)
 
     def classify(self, feature: Tensor) -> Tensor:
@@ -126,7 +131,7 @@ class AFANet(nn.Module):
 
         The convolution is a weighted sum over the heads, and S = q k^T: the sum over all heads of all blocks is one
         matrix product of the weighted queries with the keys, all heads' channels side by side. Neither S nor S + S^T
-        of a head is ever formed.
+        of a head is ever formed. Where the encoder asks for it, S is each query's logits less their mean.
 
         Args:
             attention: Raw attention of the last blocks, on one token grid, earlier blocks first.
@@ -149,6 +154,8 @@ class AFANet(nn.Module):
                 dim=2,
             )
             key = torch.cat([_join_heads(raw.key.float()) for raw in attention], dim=2)
+            if self.encoder.centred_attention:
+                key = key - key.mean(dim=1, keepdim=True)  # q (k - mean k) = q k - mean (q k)
             total = query @ key.transpose(1, 2)
             return (total + total.transpose(1, 2)).add_(self.attn_proj.bias.float()).sigmoid_()
 
@@ -156,13 +163,3 @@ class AFANet(nn.Module):
 def _join_heads(tokens: Tensor) -> Tensor:
     """[B, heads, N, d] -> [B, N, heads * d]."""
     return tokens.transpose(1, 2).flatten(2)
-
-
-def _affinity_maps(encoder: MixTransformer, blocks: int) -> int:
-    """How many attention maps the last blocks give together."""
-    stages = [stage for stage, depth in enumerate(encoder.depths) for _ in range(depth)][-blocks:]
-    if len(stages) < blocks or any(encoder.reductions[stage] != 1 for stage in stages):
-        raise ValueError(f"the last {blocks} blocks must have spatial reduction 1: the affinity needs square attention")
-    if encoder.strides[stages[0]] != encoder.strides[-1]:
-        raise ValueError(f"the last {blocks} blocks lie on different token grids")
-    return sum(encoder.heads[stage] for stage in stages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,7 +16,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         channels: C_i of the feature maps, finest first.
         strides: Of the feature maps over the image: an image of H x W pixels gives maps of about H / s x W / s, where
-            odd sides are rounded as the encoder's convolutions do it.
+            odd sides are rounded as the encoder does it.
         mean, std: The normalisation that it is trained with, of R, G, B in 0..255.
         channels_last_on_cpu: Whether ``train.channels_last`` works on the CPU.
         norms_are_frozen: Whether :meth:`freeze_released` was called.
@@ -64,3 +64,68 @@ class Encoder(nn.Module, ABC):
 
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (module for module in self.modules() if isinstance(module, _BatchNorm))
+
+
+class RawAttention(NamedTuple):
+    """One block's raw attention between the positions of its grid as its two factors: logits = query key^T.
+
+    Whoever needs only a weighted sum over the heads gets it from the factors without forming the logits.
+    """
+
+    query: Tensor  # [n, heads, N, d]
+    key: Tensor  # [n, heads, M, d]
+
+    def logits(self) -> Tensor:
+        """[n, heads, N, M]."""
+        return self.query @ self.key.transpose(-2, -1)
+
+
+class EncoderOutput(NamedTuple):
+    """Feature maps [B, C_i, h_i, w_i], finest first, and the raw attention of the blocks asked for."""
+
+    features: list[Tensor]
+    attention: list[RawAttention]
+
+    @property
+    def attention_logits(self) -> list[Tensor]:
+        """Logits q k^T [n, heads, N, N] of the blocks asked for, formed on each call."""
+        return [attention.logits() for attention in self.attention]
+
+
+class AttentiveEncoder(Encoder):
+    """An encoder that also tells what its last blocks attend to, on the grid of its last feature map.
+
+    Attributes:
+        centred_attention: Whether whoever learns from its logits should take each query's less their mean over the
+            keys, which the softmax does not notice.
+    """
+
+    centred_attention: bool = False
+
+    @abstractmethod
+    def attention_maps(self, blocks: int) -> int:
+        """How many attention maps, one for each head, the last blocks give together.
+
+        Args:
+            blocks: How many of the last blocks.
+
+        Raises:
+            ValueError: There are fewer, or they do not attend from all positions of the last grid to all others.
+        """
+
+    @abstractmethod
+    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
+        """Encode images.
+
+        Args:
+            image: Normalised, [B, 3, H, W].
+            attention_of: Of how many of the first images the raw attention is wanted.
+            attention_blocks: Of how many of the last blocks, see :meth:`attention_maps`.
+
+        Returns:
+            Feature maps, finest first, and the raw attention, earlier blocks first.
+        """
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """See :class:`Encoder`."""
+        return self(images).features

@@ -56,16 +56,23 @@ class SegFormerDecoder(nn.Module):
         """Four maps [B, C_i, h_i, w_i], finest first -> logits [B, num_classes, h_1, w_1]."""
         projections = (self.linear_c4, self.linear_c3, self.linear_c2, self.linear_c1)
         shares = self.linear_fuse.conv.weight.flatten(1).split(self.width, dim=1)  # of f4, f3, f2, f1
-        sums: dict[tuple[int, int], Tensor] = {}  # stages of one size are added before they are upsampled
+        # Stages of one size are added before they are upsampled. Lists: while it is exported, sizes have no hash.
+        sizes: list[tuple[int, int]] = []
+        sums: list[Tensor] = []
         for feature, projection, share in zip(reversed(features), projections, shares, strict=True):
             weight = share @ projection.proj.weight
             bias = share @ projection.proj.bias
             contribution = _linear(feature, weight, bias)
             size = (feature.shape[-2], feature.shape[-1])
-            sums[size] = sums[size] + contribution if size in sums else contribution
+            if size in sizes:
+                place = sizes.index(size)
+                sums[place] = sums[place] + contribution
+            else:
+                sizes.append(size)
+                sums.append(contribution)
         full_size = (features[0].shape[-2], features[0].shape[-1])
-        total = sums.pop(full_size)
-        for contribution in sums.values():
+        total = sums.pop(sizes.index(full_size))
+        for contribution in sums:
             total = total + F.interpolate(contribution, size=full_size, mode="bilinear", align_corners=False)
         fused = F.relu(self.linear_fuse.bn(total), inplace=True)
         return _linear(self.dropout(fused), self.linear_pred.weight.flatten(1), self.linear_pred.bias)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from afa.config.encoders import TIMM, EncoderConfig, encoder_family, encoder_variant, mit_problems, name_problem
+from afa.config.encoders import (
+    TIMM,
+    EncoderConfig,
+    attention_problems,
+    encoder_family,
+    encoder_variant,
+    name_problem,
+)
 from afa.errors import UserError
-from afa.models.base import Encoder
+from afa.models.base import AttentiveEncoder, Encoder
 from afa.models.mit import MixTransformer
 from afa.models.resnet38 import ResNet38
 from afa.models.timm_cnn import TimmCNN
+from afa.models.timm_vit import TimmViT
 
 
 def build_encoder(settings: EncoderConfig, *, last_relu: bool = True) -> Encoder:
@@ -20,9 +28,9 @@ def build_encoder(settings: EncoderConfig, *, last_relu: bool = True) -> Encoder
     Raises:
         UserError: No encoder has this name, or timm has no such network.
     """
+    _require_name(settings)
     family = encoder_family(settings)
     if family == "timm":
-        _require_name(settings)
         return TimmCNN(settings.encoder.removeprefix(TIMM), output_stride=settings.output_stride)
     if family == "resnet38":
         return ResNet38(
@@ -31,18 +39,35 @@ def build_encoder(settings: EncoderConfig, *, last_relu: bool = True) -> Encoder
             dropout=settings.block_dropout,
             last_relu=last_relu,
         )
-    return build_mit(settings)
+    return _vit(settings) if family == "vit" else _mit(settings)
 
 
-def build_mit(settings: EncoderConfig) -> MixTransformer:
-    """As :func:`build_encoder`, for networks that need a Mix Transformer's attention.
+def build_attentive_encoder(settings: EncoderConfig, blocks: int) -> AttentiveEncoder:
+    """As :func:`build_encoder`, for networks that read the attention of the last blocks.
+
+    Args:
+        settings: The ``model`` section.
+        blocks: How many of them, ``model.affinity_blocks``.
 
     Raises:
-        UserError: No Mix Transformer has this name.
+        UserError: No such encoder, one without attention that can be read, or with fewer such blocks.
     """
     _require_name(settings)
-    for problem in mit_problems(settings, "this network"):
+    for problem in attention_problems(settings, "this network"):
         raise UserError(problem)
+    encoder = _vit(settings) if encoder_family(settings) == "vit" else _mit(settings)
+    try:
+        encoder.attention_maps(blocks)
+    except ValueError as error:
+        raise UserError(f"model.affinity_blocks={blocks} does not suit {settings.encoder}: {error}") from error
+    return encoder
+
+
+def _vit(settings: EncoderConfig) -> TimmViT:
+    return TimmViT(settings.encoder.removeprefix(TIMM), drop_path=settings.drop_path)
+
+
+def _mit(settings: EncoderConfig) -> MixTransformer:
     shape = encoder_variant(settings)
     return MixTransformer(
         widths=shape.widths,

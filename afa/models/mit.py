@@ -9,38 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afa.models.base import Encoder
-
-
-class RawAttention(NamedTuple):
-    """One block's raw attention, before scale and softmax, as its two factors: logits = query key^T.
-
-    Whoever needs only a weighted sum over the heads gets it from the factors without forming the logits.
-    """
-
-    query: Tensor  # [n, heads, N, d]
-    key: Tensor  # [n, heads, M, d]
-
-    def logits(self) -> Tensor:
-        """[n, heads, N, M]."""
-        return self.query @ self.key.transpose(-2, -1)
-
-
-class EncoderOutput(NamedTuple):
-    """Feature maps [B, C_i, h_i, w_i] of the four stages, and the raw attention of the blocks asked for."""
-
-    features: list[Tensor]
-    attention: list[RawAttention]
-
-    @property
-    def attention_logits(self) -> list[Tensor]:
-        """Logits q k^T [n, heads, N, N] of the blocks asked for, formed on each call."""
-        return [attention.logits() for attention in self.attention]
+from afa.models.base import AttentiveEncoder, EncoderOutput, RawAttention
 
 
 class Attention(nn.Module):
@@ -78,7 +51,7 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(1, 2).flatten(2)), raw
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return tokens.view(tokens.shape[0], tokens.shape[1], self.heads, -1).transpose(1, 2)
 
     def _reduce(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.reduction == 1:
@@ -175,7 +148,7 @@ class PatchEmbedding(nn.Module):
         return self.norm(to_tokens(embedded)), (embedded.shape[-2], embedded.shape[-1])
 
 
-class MixTransformer(Encoder):
+class MixTransformer(AttentiveEncoder):
     """The four-stage encoder.
 
     Args:
@@ -245,7 +218,8 @@ class MixTransformer(Encoder):
             attention_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
 
         Returns:
-            Feature maps at strides 4, 8, 16, 16 (with the default strides) and the raw attention, earlier blocks first.
+            Feature maps at strides 4, 8, 16, 16 (with the default strides) and the raw attention before scale and
+            softmax, as the released program takes it, earlier blocks first.
         """
         features: list[Tensor] = []
         attention: list[RawAttention] = []
@@ -263,9 +237,16 @@ class MixTransformer(Encoder):
             features.append(maps)
         return EncoderOutput(features, attention)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """See :class:`afa.models.base.Encoder`."""
-        return self(images).features
+    def attention_maps(self, blocks: int) -> int:
+        """See :class:`afa.models.base.AttentiveEncoder`: the blocks need reduction 1 and the last token grid."""
+        stages = [stage for stage, depth in enumerate(self.depths) for _ in range(depth)][-blocks:]
+        if len(stages) < blocks or any(self.reductions[stage] != 1 for stage in stages):
+            raise ValueError(
+                f"the last {blocks} blocks must have spatial reduction 1: the affinity needs square attention"
+            )
+        if self.strides[stages[0]] != self.strides[-1]:
+            raise ValueError(f"the last {blocks} blocks lie on different token grids")
+        return sum(self.heads[stage] for stage in stages)
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Those whose name holds ``norm``, as the released AFA program has it."""
@@ -279,7 +260,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, N, C] -> [B, C, h, w], a view (channels-last in memory)."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return tokens.transpose(1, 2).view(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def to_tokens(maps: Tensor) -> Tensor:

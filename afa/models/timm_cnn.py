@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from afa.config.encoders import timm_normalisation
 from afa.errors import UserError
 from afa.models.base import Encoder
+from afa.models.timm_names import BUILD_ERRORS, require_timm_network
 
 _MAPS = 3
 _FROZEN_STRIDE = 4
 _WHICH = (
-    "those that can be dilated to it do, such as resnet50, resnext50_32x4d, convnext_tiny and tf_efficientnet_lite0; "
-    "Vision Transformers do not"
+    "those that can be dilated to it do, such as resnet50, resnext50_32x4d, convnext_tiny and tf_efficientnet_lite0"
 )
 
 
@@ -46,24 +46,12 @@ class TimmCNN(Encoder):
         super().__init__()
         import timm
 
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=1)
-            hint = f"; did you mean 'timm/{near[0]}'?" if near else ""
-            raise UserError(f"model.encoder: timm has no network '{name}'{hint}")
+        require_timm_network(name)
         try:
             self.cnn = timm.create_model(name, pretrained=False, features_only=True, output_stride=output_stride)
             info: Any = self.cnn.feature_info
             strides, channels, layers = list(info.reduction()), list(info.channels()), list(info.module_name())
-        # What timm raises depends on the network: it does not know features_only, or output_stride, or this stride.
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AssertionError,
-            NotImplementedError,
-            AttributeError,
-            KeyError,
-        ) as error:
+        except BUILD_ERRORS as error:
             raise _unsuitable(name, output_stride) from error
         if len(strides) < _MAPS or strides[-1] != output_stride or any(output_stride % s for s in strides[-_MAPS:]):
             raise _unsuitable(name, output_stride)
@@ -77,8 +65,7 @@ class TimmCNN(Encoder):
         self._reductions = [output_stride // stride for stride in strides[-_MAPS:]]
         self.channels = tuple(channels[-_MAPS:])
         self.strides = (output_stride,) * _MAPS
-        facts = timm.models.PretrainedCfg() if (known := timm.get_pretrained_cfg(name)) is None else known
-        self.mean, self.std = _in_bytes(facts.mean), _in_bytes(facts.std)
+        self.mean, self.std = timm_normalisation(name)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> three maps [B, C_i, ceil(H / s), ceil(W / s)]."""
@@ -98,12 +85,6 @@ class TimmCNN(Encoder):
             if reached and not f"{name}.".startswith(f"{self._last_frozen}."):
                 return
             yield from module.parameters(recurse=False)
-
-
-def _in_bytes(values: tuple[float, ...]) -> tuple[float, float, float]:
-    """0..1 -> 0..255."""
-    red, green, blue = (255 * value for value in values)
-    return red, green, blue
 
 
 def _unsuitable(name: str, output_stride: int) -> UserError:

@@ -25,7 +25,7 @@ from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
 from afa.methods.base import Method, Output, SegmentationProtocol, scored_outputs
 from afa.prediction.batching import by_size
-from afa.prediction.progress import track
+from afa.progress import track
 
 # Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
 Refinement = Callable[[Tensor, Tensor], Tensor]
@@ -44,10 +44,12 @@ class Evaluation(NamedTuple):
         table: Output's name -> scores, as :meth:`afa.evaluation.metrics.Counts.scores` gives them, ``background``
             first; ``NAME_crf`` for a refined output; ``cls_f1`` where the method has a classifier; and ``images``.
         per_image: The same rows -> counts of each image.
+        confusion: The same rows -> confusion matrix, int64 [C, C + 1].
     """
 
     table: dict[str, Any]
     per_image: dict[str, ImageCounts]
+    confusion: dict[str, Tensor]
 
 
 class Samples(Protocol):
@@ -160,7 +162,7 @@ def evaluate(
         # Rounded once, at the end: the sum does not depend on the order.
         table["cls_f1"] = math.fsum(all_f1) / len(all_f1)
     table["images"] = images
-    return Evaluation(table, per_image)
+    return Evaluation(table, per_image, {row: matrix.counts.cpu() for row, matrix in matrices.items()})
 
 
 def _refined_output(method: Method) -> Output:

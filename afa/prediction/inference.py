@@ -18,17 +18,27 @@ from tqdm import tqdm
 from afa.data.files import replacing, write_json
 from afa.data.images import read_image
 from afa.data.inputs import Inputs
+from afa.data.map_files import StoredForm, stored_scores
 from afa.data.names import image_key, two_of_each
 from afa.data.palette import palette_image
 from afa.errors import UserError, is_out_of_memory
 from afa.ops.cam import long_side_size
 from afa.prediction.images import Picture, free_name
 from afa.prediction.predictor import Prediction, Predictor
-from afa.prediction.progress import track
 from afa.prediction.results import WantedResults
-from afa.visual import map_heat, overlay_heat, overlay_label, write_gif, write_picture
+from afa.progress import track
+from afa.visual import (
+    class_legend,
+    fitted_label,
+    overlay_label,
+    prediction_grid,
+    with_legend,
+    write_gif,
+    write_picture,
+)
 
 _OVERLAY_LONG_SIDE = 1024
+_MAP_WIDTH = 400
 # What keeps every result from being written, not one alone.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -162,7 +172,7 @@ class Inference:
                 class_labels or None,
                 inputs=[read.inputs for read in group],
                 maps=[] if self.wanted.maps is None else [self.wanted.maps],
-                labels=list(self.wanted.pseudo_labels.values()),
+                labels=self._labels(),
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -178,6 +188,14 @@ class Inference:
         else:
             for read in group:
                 yield from self._work_off([read])
+
+    def _labels(self) -> list[str]:
+        """The outputs whose labels are needed: those that are written, and that of the maps that are drawn."""
+        needed = list(self.wanted.pseudo_labels.values())
+        maps = self.wanted.maps
+        if maps is not None and self.wanted.overlays and self.predictor.method.output(maps).threshold is not None:
+            needed.append(maps)
+        return list(dict.fromkeys(needed))
 
     def _too_large(self, picture: Picture) -> None:
         self._fail(f"the image {picture.path} is too large for the memory: give --long-side")
@@ -228,17 +246,16 @@ class Inference:
             write_picture(path, palette_image(prediction.labels[output]))
         height, width = long_side_size(image.shape[:2], min(_OVERLAY_LONG_SIDE, max(image.shape[:2])))
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        overlay = overlay_label(small, cv2.resize(prediction.mask, (width, height), interpolation=cv2.INTER_NEAREST))
+        overlay = overlay_label(small, fitted_label(prediction.mask, (height, width)))
         if wanted.maps is not None:
             cams = prediction.maps[wanted.maps]
             if wanted.write_maps:
                 self._write_cams(self.out / "cams" / f"{name}.npz", prediction, cams)
             if wanted.overlays:
-                strongest = map_heat(cams, prediction.background.get(wanted.maps))
-                heat = cv2.resize(strongest, (width, height), interpolation=cv2.INTER_AREA)
-                write_picture(self.out / "cam_overlays" / f"{name}.jpg", overlay_heat(small, heat))
+                write_picture(self.out / "cam_overlays" / f"{name}.jpg", self._map_panels(image, prediction))
         if wanted.overlays:
-            write_picture(self.out / "overlays" / f"{name}.jpg", overlay)
+            legend = class_legend(np.unique(prediction.mask).tolist(), prediction.all_class_names)
+            write_picture(self.out / "overlays" / f"{name}.jpg", with_legend(overlay, legend))
         scores = prediction.scores
         classes = zip(prediction.class_names, prediction.class_ids, strict=True)
         self.done[name] = {
@@ -250,13 +267,35 @@ class Inference:
         }
         return overlay
 
-    @staticmethod
-    def _write_cams(path: Path, prediction: Prediction, cams: np.ndarray) -> None:
+    def _map_panels(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
+        """The image beside each class's map."""
+        assert self.wanted.maps is not None
+        output = self.predictor.method.output(self.wanted.maps)
+
+        def titled(of_outputs: Mapping[str, Any]) -> dict[str, Any]:
+            return {output.title: of_outputs[output.name]} if output.name in of_outputs else {}
+
+        return prediction_grid(
+            image,
+            titled(prediction.maps),
+            titled(prediction.backgrounds),
+            prediction.class_ids,
+            prediction.all_class_names,
+            labels=titled(prediction.labels),
+            cell=_MAP_WIDTH,
+        )
+
+    def _write_cams(self, path: Path, prediction: Prediction, cams: np.ndarray) -> None:
         index = np.array(prediction.class_ids, np.int64)
+        form = self.wanted.maps_form or StoredForm(bits=16)
+        stored = stored_scores(cams, form if form.bits == 8 else form._replace(bits=32))
+        values = stored.pop("scores")
         with replacing(path) as temporary:
             np.savez_compressed(
                 temporary,
-                cams=cams,
+                cams=values if form.bits == 8 else values.astype(np.float16),
+                **stored,  # type: ignore[arg-type]
+                size=np.array(prediction.image.shape[:2], np.int64),
                 class_ids=index,
                 class_names=np.array(prediction.class_names, dtype=np.str_),
                 scores=np.zeros(0, np.float32) if prediction.scores is None else prediction.scores[index - 1],

@@ -15,7 +15,15 @@ import torch
 
 from afa.config import config_differences
 from afa.data.files import read_json, remove_unfinished, replacing, write_json
-from afa.data.map_files import LABEL_FACTS, LABEL_MANIFEST, label_path, maps_path, write_maps
+from afa.data.map_files import (
+    AS_THEY_ARE,
+    LABEL_FACTS,
+    LABEL_MANIFEST,
+    StoredForm,
+    label_path,
+    maps_path,
+    write_maps,
+)
 from afa.data.palette import palette_image
 from afa.errors import UserError
 from afa.maps import Maps
@@ -34,13 +42,22 @@ class LabelFolder:
         outputs: What is written.
         maps: Whether maps are written beside the labels made of them.
         compress: Whether maps are compressed.
+        form: Size and precision of maps. Where it is not the usual one, the facts say so.
     """
 
     def __init__(
-        self, root: Path, facts: Mapping[str, Any], outputs: Sequence[Output], *, maps: bool, compress: bool
+        self,
+        root: Path,
+        facts: Mapping[str, Any],
+        outputs: Sequence[Output],
+        *,
+        maps: bool,
+        compress: bool,
+        form: StoredForm = AS_THEY_ARE,
     ) -> None:
-        self.root, self.facts, self.outputs = root, facts, tuple(outputs)
-        self.maps, self.compress = maps, compress
+        self.root, self.outputs = root, tuple(outputs)
+        self.facts = dict(facts) if form == AS_THEY_ARE else {**facts, "maps": form._asdict()}
+        self.maps, self.compress, self.form = maps, compress, form
 
     def begin(self) -> None:
         """Make the folder, or find that it is this one.
@@ -81,7 +98,7 @@ class LabelFolder:
             seen = found.outputs[output.name]
             if self.maps and isinstance(seen, Maps):
                 path = maps_path(self.root, output.name, name)
-                write_maps(path, seen, size, compress=self.compress)
+                write_maps(path, seen, size, compress=self.compress, form=self.form)
             label = output.label(seen, size).to(torch.uint8).cpu().numpy()
             with replacing(label_path(self.root, output.name, name)) as temporary:
                 palette_image(label).save(temporary)

@@ -18,6 +18,7 @@ from afa.data.images import DamagedImage
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_layout
 from afa.data.loader import split_loader
+from afa.data.map_files import AS_THEY_ARE, StoredForm
 from afa.data.names import two_of_each
 from afa.data.notices import say
 from afa.data.samples import Sample
@@ -26,7 +27,7 @@ from afa.methods.base import Output
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
 from afa.prediction.model import Model, scored_class_names
-from afa.prediction.progress import track
+from afa.progress import track
 from afa.weights.reading import file_checksum
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def label_split(
     limit: int | None,
     workers: int,
     processes: Processes,
+    form: StoredForm = AS_THEY_ARE,
 ) -> Labelled:
     """Label the images of a split that are not labelled yet.
 
@@ -102,13 +104,15 @@ def label_split(
         limit: The first images of the list only.
         workers: Loader processes.
         processes: Who shares the images.
+        form: Size and precision of the maps.
 
     Raises:
         UserError: Something of the data set is missing, the folder holds other labels, or the disk is too small.
     """
     scored_class_names(model)
     images = _images(model, split, outputs, limit)
-    folder = LabelFolder(output, _facts(model, images, outputs, limit), outputs, maps=maps, compress=compress)
+    facts = _facts(model, images, outputs, limit)
+    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)
     mine = [name for name in images.names[processes.rank :: processes.world_size] if not folder.is_done(name)]
@@ -226,7 +230,7 @@ def _check_disk(folder: LabelFolder, bytes_of_one: int, images: int) -> None:
     if images:
         logger.info("about %.2f GB for %d more images, judged by the first", needed / 1e9, images)
     if needed + _SPARE_BYTES > free:
-        advice = "" if folder.compress or not folder.maps else ", give --compress or --no-maps"
+        advice = "" if folder.compress or not folder.maps else ", give --compress, --maps-size or --no-maps"
         raise UserError(
             f"about {needed / 1e9:.1f} GB are needed in {folder.root}, {free / 1e9:.1f} GB are free: make room there, "
             f"name fewer --outputs{advice}; the same command goes on from here"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,6 +42,9 @@ class Prediction:
         maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W]. Of an output that gives
             logits they are probabilities: the softmax over all classes and the background.
         background: Output's name -> score of the background, float16 [H, W], for outputs that have one.
+        rivals: Output's name -> the highest probability of the background and of all classes that are not in
+            ``class_ids``, float16 [H, W], for outputs that give logits.
+        thresholds: Output's name -> the background score of its label, for outputs without a background.
         labels: Output's name -> uint8 [H, W], 255 where the label is left open.
         all_class_names: K names.
     """
@@ -54,17 +57,32 @@ class Prediction:
     unrefined_mask: np.ndarray | None = None
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     background: dict[str, np.ndarray] = field(default_factory=dict)
+    rivals: dict[str, np.ndarray] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     all_class_names: tuple[str, ...] = ()
 
+    @property
+    def backgrounds(self) -> dict[str, np.ndarray | float]:
+        """Name of an output with maps -> what its classes must beat: a map [H, W], or the threshold of its label."""
+        return {**self.thresholds, **self.background, **self.rivals}
+
     def plot(self) -> Image:
-        """The image, each class's map and the mask side by side, as a PIL image."""
+        """The image, each class's map against the background score, and the mask side by side, as a PIL image."""
         from PIL import Image
 
-        from afa.visual import prediction_strip
+        from afa.visual import prediction_grid
 
         return Image.fromarray(
-            prediction_strip(self.image, self.mask, self.maps, self.class_names, self.all_class_names)
+            prediction_grid(
+                self.image,
+                self.maps,
+                self.backgrounds,
+                self.class_ids,
+                self.all_class_names,
+                mask=self.mask,
+                labels=self.labels,
+            )
         )
 
 
@@ -216,8 +234,14 @@ class Predictor:
             scores=scores,
             mask=own if self.crf is None else self._refined(seen, detail, size),
             unrefined_mask=own if unrefined_mask else None,
-            maps={name: scores_of_classes for name, (_, scores_of_classes) in of_classes.items()},
-            background={name: values for name, (values, _) in of_classes.items() if values is not None},
+            maps={name: own_maps.scores for name, own_maps in of_classes.items()},
+            background={name: own.background for name, own in of_classes.items() if own.background is not None},
+            rivals={name: own.rival for name, own in of_classes.items() if own.rival is not None},
+            thresholds={
+                output.name: output.threshold
+                for output in map(self.method.output, maps)
+                if output.threshold is not None and of_classes[output.name].background is None
+            },
             labels={
                 name: _enlarge(_to_uint8(self.method.output(name).label(seen.outputs[name], detail.shape[:2])), size)
                 for name in labels
@@ -251,10 +275,16 @@ class Predictor:
         return _enlarge(_to_uint8(marginals[0].argmax(dim=0)), size)
 
 
-def _native_maps(
-    output: Output, found: object, class_ids: Sequence[int], size: tuple[int, int]
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Background [H, W] if any, and scores [m, H, W] of some classes; one class at a time: a photo's maps are large."""
+class _NativeMaps(NamedTuple):
+    """Float16 scores [m, H, W] of some classes; background [H, W] if any; the others' highest, where there are more."""
+
+    scores: np.ndarray
+    background: np.ndarray | None
+    rival: np.ndarray | None
+
+
+def _native_maps(output: Output, found: object, class_ids: Sequence[int], size: tuple[int, int]) -> _NativeMaps:
+    """One class at a time: a photo's maps are large."""
     if not isinstance(found, Maps):
         raise ValueError("only outputs of the kind 'maps' have maps")
     ids, channels = found.class_ids[0].tolist(), found.scores.float().split(1, dim=1)
@@ -264,12 +294,18 @@ def _native_maps(
 
     # Probabilities are exp(logit - log of the sum of all exp(logit)).
     total = reduce(torch.logaddexp, map(native, range(len(ids)))) if output.logits else None
+
+    def score(values: Tensor) -> np.ndarray:
+        return (values if total is None else (values - total).exp()).half().cpu().numpy()
+
     chosen = {}
     for class_id in ([0] if found.has_background else []) + list(class_ids):
-        scores = native(ids.index(class_id))
-        chosen[class_id] = (scores if total is None else (scores - total).exp()).half().cpu().numpy()
+        chosen[class_id] = score(native(ids.index(class_id)))
     background = chosen.pop(0, None)
-    return background, np.stack(list(chosen.values())) if chosen else np.zeros((0, *size), np.float16)
+    others = [channel for channel, class_id in enumerate(ids) if class_id not in class_ids]
+    rival = score(reduce(torch.maximum, map(native, others))) if output.logits and others else None
+    scores = np.stack(list(chosen.values())) if chosen else np.zeros((0, *size), np.float16)
+    return _NativeMaps(scores, background, rival)
 
 
 def _shrunk(inputs: Mapping[str, Any], size: tuple[int, int], detail: tuple[int, ...]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """What lies in a folder of results, NAME being the image's own name without suffix:
 
 - ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
-- ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
-  ``scores`` float32 [m], the classifier's probabilities (none where there is no classifier); only the m classes that
-  count for the image.
-- ``overlays/NAME.jpg``, ``cam_overlays/NAME.jpg``: to look at, at most 1024 pixels long.
+- ``cams/NAME.npz``: ``cams`` float16 [m, h, w] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m], ``scores``
+  float32 [m], the classifier's probabilities (none where there is no classifier), and ``size`` [2], the image's height
+  and width; only the m classes that count for the image. An image with a side above 1024 pixels has smaller maps
+  (--maps-size N; 0: of its own size). With --maps-bits 8 ``cams`` are uint8, and a score is ``cams * scale + offset``.
+- ``overlays/NAME.jpg``: the mask over the image, at most 1024 pixels long, with the names of its classes below.
+- ``cam_overlays/NAME.jpg``: each class's CAM over the image, with a colour bar: grey where the background wins. At most
+  six classes, those with the highest scores.
 - ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
-- ``FOLDER.gif``: the overlays of a folder's frames.
+- ``FOLDER.gif``: the overlays of a folder's frames, without names; images that were named one by one are in none.
 - ``pictures.json``: NAME -> the image's path and its classes with their scores.
 """
 
@@ -14,6 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from afa.data.map_files import StoredForm
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class WantedResults:
     Attributes:
         maps: The output whose maps count as CAMs; None: there are none, or they are not wanted.
         write_maps: Write them.
+        maps_form: Their size and precision; None: as they are, in float16.
         overlays: Images to look at.
         pseudo_labels: KIND, the name of a folder -> the output whose labels go there.
         gif: An animated GIF per folder that was given.
@@ -32,6 +40,7 @@ class WantedResults:
 
     maps: str | None = None
     write_maps: bool = True
+    maps_form: StoredForm | None = None
     overlays: bool = True
     pseudo_labels: Mapping[str, str] = field(default_factory=dict)
     gif: bool = False

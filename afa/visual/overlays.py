@@ -1,13 +1,17 @@
-"""Labels and heat maps as colours, alone or over the image."""
+"""Labels as colours, alone or over the image."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
+from afa.config.settings import IGNORE
 from afa.data.palette import voc_palette
 
 _OUTLINE_SHARE = 1 / 250
+_STRIPES = 8  # pixels from one stripe to the next
+_STRIPE = 3  # pixels of its width
+_LIGHT, _DARK = np.array([235, 235, 225], np.uint8), np.array([70, 70, 76], np.uint8)
 
 
 def colour_label(label: np.ndarray) -> np.ndarray:
@@ -27,7 +31,7 @@ def overlay_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
     Args:
         image: uint8 RGB [H, W, 3].
-        label: Integers [H, W]; 0 background, 255 ignored (a pale tint).
+        label: Integers [H, W]; 0 background, 255 ignored, which is hatched.
 
     Returns:
         uint8 RGB [H, W, 3].
@@ -40,33 +44,22 @@ def overlay_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     # A pixel next to another value belongs to the outline of its object.
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     edge = (cv2.erode(labels, kernel) != labels) | (cv2.dilate(labels, kernel) != labels)
-    outline = edge & (labels != 0) & (labels != 255)
+    outline = edge & (labels != 0) & (labels != IGNORE)
     shown[outline] = colours[outline]
+    ignored = labels == IGNORE
+    shown[ignored] = (0.3 * image[ignored] + 0.7 * hatching(labels.shape)[ignored]).astype(np.uint8)
     return shown
 
 
-def heat_map(values: np.ndarray) -> np.ndarray:
-    """Values from 0 (blue) to 1 (red) as colours.
+def hatching(size: tuple[int, ...]) -> np.ndarray:
+    """Diagonal stripes, which stand for ignored pixels.
 
     Args:
-        values: Floats [H, W]; clipped to 0..1.
+        size: (H, W).
 
     Returns:
         uint8 RGB [H, W, 3].
     """
-    levels = (np.clip(values, 0, 1) * 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-
-
-def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Scores as heat over the image; where they are low, it is fainter, so that the image stays visible.
-
-    Args:
-        image: uint8 RGB [H, W, 3].
-        heat: Floats in 0..1, [H, W].
-
-    Returns:
-        uint8 RGB [H, W, 3].
-    """
-    alpha = (np.float32(0.6) * (0.5 + 0.5 * heat.clip(0, 1))).astype(np.float32)[:, :, None]
-    return (image * (1 - alpha) + heat_map(heat) * alpha).astype(np.uint8)
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    is_stripe = (rows + columns) % _STRIPES < _STRIPE
+    return np.where(is_stripe[:, :, None], _DARK, _LIGHT)

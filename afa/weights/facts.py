@@ -100,6 +100,8 @@ def check_facts(facts: Mapping[str, Any], source: str) -> None:
         ("best_step", lambda value: value is None or _is_step(value), "a number of steps"),
         ("recorded", lambda value: isinstance(value, bool), "true or false"),
         ("seconds", lambda value: _is_number(value) and 0 <= value < math.inf, "a time in seconds"),
+        ("recorded_step", _is_step, "a number of steps"),
+        ("seconds_since_record", lambda value: _is_number(value) and 0 <= value < math.inf, "a time in seconds"),
         ("world_size", lambda value: _is_step(value) and value > 0, "a number of processes"),
         ("global_batch", lambda value: _is_step(value) and value > 0, "a number of images"),
         ("versions", lambda value: isinstance(value, Mapping), "an object"),

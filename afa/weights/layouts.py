@@ -3,10 +3,10 @@
 Names inside the project are those of the released programs, the encoder's below ``encoder.*``. AFA has ``decoder.*``,
 ``attn_proj.*`` and ``classifier.*`` besides; PSA's classifier is ``fc8.*``, its AffinityNet ``f8_3.*``, ``f8_4.*``,
 ``f8_5.*`` and ``f9.*``; EDAM has ``mask_layer.*``, ``d_d.*``, ``embedding.*``, ``trans_list.*`` and ``fc_list.*``; the
-released files of both hold the ResNet-38 without prefix. MXNet's file of that encoder, and timm's
-of its networks, have names of their own. SegFormer's ImageNet files hold the encoder without its prefix. Hugging Face's
-library has names of its own and keeps keys and values apart, which AFA stacks in one matrix, keys first.
-mmsegmentation's first SegFormer has the released names below ``backbone.*`` and ``decode_head.*``.
+released files of both hold the ResNet-38 without prefix. MXNet's file of that encoder has names of its own, and so have
+files for timm's networks (:mod:`afa.weights.timm_layouts`). SegFormer's ImageNet files hold the encoder without its
+prefix. Hugging Face's library has names of its own and keeps keys and values apart, which AFA stacks in one matrix,
+keys first. mmsegmentation's first SegFormer has the released names below ``backbone.*`` and ``decode_head.*``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from afa.errors import UserError
 from afa.methods.afa.config import ModelConfig
 from afa.models.edam import position_code
 from afa.weights.files import shown
+from afa.weights.timm_layouts import EFFICIENTNET_STEM, HUGGINGFACE_VIT
 
 _BLOCK_PARTS = {
     "norm1": "layer_norm_1",
@@ -72,6 +73,8 @@ _OUR_BLOCK = re.compile(r"encoder\.block(\d)\.(\d+)\.(.+)", re.ASCII)
 _OUR_EMBEDDING = re.compile(r"encoder\.patch_embed(\d)\.(proj|norm)", re.ASCII)
 _OUR_NORM = re.compile(r"encoder\.norm(\d)", re.ASCII)
 _OUR_PROJECTION = re.compile(r"decoder\.linear_c(\d)\.proj", re.ASCII)
+
+_OUR_VIT = "encoder.vit.patch_embed.proj.weight"
 
 PSA_HEADS = ("fc8.", "f8_3.", "f8_4.", "f8_5.", "f9.")
 """What PSA's networks have besides their encoder."""
@@ -159,6 +162,9 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
             family = "Hugging Face SegformerModel"
     elif "encoder.patch_embed1.proj.weight" in tensors:
         family = "AFA checkpoint" if "classifier.weight" in tensors else "part of an AFA checkpoint"
+    elif _OUR_VIT in tensors:
+        kind = "AFA checkpoint" if "attn_proj.weight" in tensors else "segmentation network"
+        family = f"{kind} with a Vision Transformer"
     elif any(name in tensors for name in ("conv1a.weight", "encoder.conv1a.weight", "arg:conv1a_weight")):
         return _recognise_resnet38(tensors)
     else:
@@ -265,6 +271,10 @@ def describe_network(tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, int]:
     seen = recognise(tensors)
     head, fusion = seen.tensors.get("attn_proj.weight"), seen.tensors.get("decoder.linear_fuse.conv.weight")
     encoder = seen.encoder
+    if _OUR_VIT in seen.tensors:
+        raise UserError(
+            "its Vision Transformer cannot be told from its weights; give the configuration it was trained with"
+        )
     if (
         not isinstance(encoder, EncoderShape)
         or seen.num_classes is None
@@ -318,31 +328,6 @@ def describe_resnet38(seen: Recognised) -> dict[str, Any] | None:
         return None
     shape = {"base_width": seen.encoder.base_width, "depths": list(seen.encoder.depths)}
     return {"method": method, "model": {"encoder": "resnet38", **shape, **attention}}
-
-
-def from_timm(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Translate the names of a timm file, or torchvision's of the same network, for an encoder made of that network.
-
-    Args:
-        tensors: Of the whole network.
-        wanted: The encoder's, below ``encoder.cnn.``; of the network's containers some lie beside them there.
-
-    Returns:
-        The tensors in our names, and the names of those left out: layers after the last feature map, of which the
-        encoder has no part. What is missing or does not belong there keeps its name.
-    """
-    translated: dict[str, Tensor] = {}
-    dropped: list[str] = []
-    parts = {name.split(".")[2] for name in wanted}
-    parts |= {part.partition("_")[0] for part in parts}
-    for name, tensor in tensors.items():
-        places = [f"encoder.cnn.{name}", f"encoder.cnn.{name.replace('.', '_', 1)}"]
-        place = next((place for place in places if place in wanted), None)
-        if place is None and name.partition(".")[0] not in parts:
-            dropped.append(name)
-        else:
-            translated[place or name] = tensor
-    return translated, dropped
 
 
 def to_released_resnet38(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -475,8 +460,12 @@ def _foreign_kind(tensors: Mapping[str, Tensor]) -> str:
         return f"ResNet-{depths[counts]}" if counts in depths else "ResNet"
     if "backbone.layers.0.0.projection.weight" in names:
         return "SegFormer trained with mmsegmentation"
-    if "cls_token" in names and "blocks.0.attn.qkv.weight" in names:
+    if names & {"cls_token", "patch_embed.proj.weight"} and "blocks.0.attn.qkv.weight" in names:
         return "Vision Transformer (ViT, DeiT)"
+    if any(name.endswith(HUGGINGFACE_VIT) for name in names):
+        return "Vision Transformer (ViT, DINOv2) with Hugging Face's names"
+    if EFFICIENTNET_STEM in names:
+        return "EfficientNet"
     if any(name.endswith("relative_position_bias_table") for name in names):
         return "Swin Transformer"
     if "features.0.weight" in names:

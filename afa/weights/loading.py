@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from afa.errors import UserError
-from afa.models import AFANet, CAMNetwork, EDAMNetwork, TimmCNN
+from afa.models import AFANet, CAMNetwork, EDAMNetwork, TimmCNN, TimmViT
 from afa.weights.files import shown
 from afa.weights.layouts import (
     EDAM_HEADS,
@@ -19,15 +19,16 @@ from afa.weights.layouts import (
     ResNet38Shape,
     article,
     encoder_shape,
-    from_timm,
     recognise,
 )
 from afa.weights.reading import WeightsFile, file_checksum, find_pretrained, find_weights, read_source
+from afa.weights.timm_layouts import for_timm_cnn, for_timm_vit
 from afa.weights.versions import listed
 
 logger = logging.getLogger(__name__)
 
 _NAMED = 6
+_OUR_TIMM = ("encoder.cnn.", "encoder.vit.")
 _HEADS = ("decoder.", "attn_proj.", "classifier.", *PSA_HEADS, *EDAM_HEADS)
 
 
@@ -36,9 +37,10 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> None:
 
     Args:
         encoder: The encoder of a network, changed in place.
-        source: SegFormer's ImageNet files, Hugging Face Segformers, ResNet-38 of MXNet, PSA or EDAM, timm's files for
-            an encoder of timm, or checkpoints of ours (their encoder): a file, a folder, or a name on the Hugging Face
-            hub such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY`` names one of several versions in a file.
+        source: SegFormer's ImageNet files, Hugging Face Segformers, ResNet-38 of MXNet, PSA or EDAM, for an encoder of
+            timm what :mod:`afa.weights.timm_layouts` names, or checkpoints of ours (their encoder): a file, a folder,
+            or a name on the Hugging Face hub such as ``nvidia/mit-b1``. Heads are left out. ``FILE#ENTRY`` names one of
+            several versions in a file.
 
     Raises:
         UserError: As :func:`afa.weights.read_tensors`; another variant, another network, missing or left-over tensors.
@@ -48,8 +50,11 @@ def load_encoder(encoder: nn.Module, source: str | Path) -> None:
     seen = recognise(file.tensors)
     wanted = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     found = {name: tensor for name, tensor in seen.tensors.items() if not name.startswith(_HEADS)}
-    if isinstance(encoder, TimmCNN) and not any(name.startswith("encoder.") for name in found):
-        found, dropped = from_timm(found, wanted)
+    if isinstance(encoder, (TimmCNN, TimmViT)) and not any(name.startswith(_OUR_TIMM) for name in seen.tensors):
+        if isinstance(encoder, TimmCNN):
+            found, dropped = for_timm_cnn(seen.tensors, encoder)
+        else:
+            found, dropped = for_timm_vit(seen.tensors, encoder)
         seen = seen._replace(dropped=[*seen.dropped, *dropped])
     fitting = _fitting(wanted, found, seen, file.path, num_classes=None)
     encoder.load_state_dict(_below("encoder.", fitting))

@@ -22,11 +22,12 @@ from afa.errors import UserError, is_out_of_memory
 from afa.weights.facts import CHECKPOINTS_FOLDER, WEIGHTS_FILE
 from afa.weights.files import UnreadableError, file_mode, parse_json, require_file, shown
 from afa.weights.mxnet import MXNET_BEGINNING, read_mxnet
+from afa.weights.onnx_files import ONNX_SUFFIX, read_onnx
 from afa.weights.versions import choose, listed, split_entry
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".params")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".params", ONNX_SUFFIX)
 LARGEST_FILE = 8 << 30
 """Bytes. A training of the largest encoder, its optimiser and an average of its weights take a fifth of it."""
 
@@ -40,7 +41,6 @@ _WAY_OUT = (
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _OTHER_KINDS = {
-    ".onnx": "an ONNX model",
     ".h5": "a Keras (HDF5) file",
     ".hdf5": "a Keras (HDF5) file",
     ".keras": "a Keras model",
@@ -129,9 +129,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read named tensors without running code that a file may hold.
 
     Args:
-        path: A safetensors file, one that ``torch.save`` wrote (.pth, .pt, .bin, .ckpt), or MXNet's parameters
-            (.params). Entries around the tensors such as ``state_dict`` and prefixes of all names such as ``module.``
-            are taken off. ``FILE#ENTRY`` names one of several versions, for example ``model.pth#model_ema``.
+        path: A safetensors file, one that ``torch.save`` wrote (.pth, .pt, .bin, .ckpt), MXNet's parameters (.params),
+            or an ONNX file (.onnx). Entries around the tensors such as ``state_dict`` and prefixes of all names such as
+            ``module.`` are taken off. ``FILE#ENTRY`` names one of several versions, for example
+            ``model.pth#model_ema``.
 
     Returns:
         Name -> tensor on the CPU.
@@ -172,6 +173,9 @@ def read_weights_file(path: Path, entry: str | None = None) -> WeightsFile:
     elif head.startswith(MXNET_BEGINNING):
         metadata = {}
         chosen = choose(read_mxnet(path, most_arrays=_MOST_TENSORS), entry, path)
+    elif path.suffix.lower() == ONNX_SUFFIX:
+        metadata = {}
+        chosen = choose(_read_onnx(path), entry, path)
     else:
         unpickled, metadata = _read_torch(path, head, size), {}
         if not isinstance(unpickled, Mapping):
@@ -413,6 +417,13 @@ def _read_torch(path: Path, head: bytes, size: int) -> object:
         if head[:1] == b"\x80" and "Weights only" in text:
             raise UserError(f"{path} is a pickle that could run code, which is refused; {_WAY_OUT}") from error
         raise _damaged(path, head, error, "no weights file") from error
+
+
+def _read_onnx(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_onnx(path, most_tensors=_MOST_TENSORS)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _check_archive(path: Path, size: int) -> None:

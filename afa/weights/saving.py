@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from afa.data.files import replacing
 from afa.errors import UserError
-from afa.models import AFANet, AffinityNetwork, CAMNetwork, EDAMNetwork, ResNet38
+from afa.models import AFANet, AffinityNetwork, CAMNetwork, EDAMNetwork, MixTransformer, ResNet38
 from afa.weights.layouts import to_huggingface, to_released_resnet38
 from afa.weights.reading import with_checksum
 
@@ -48,7 +48,7 @@ def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, st
 
 def layouts_of(network: nn.Module) -> tuple[str, ...]:
     """The layouts in which a network can be written, see ``afa convert --format``."""
-    if isinstance(network, AFANet):
+    if isinstance(network, AFANet) and isinstance(network.encoder, MixTransformer):
         return ("afa", "released", "huggingface")
     return ("afa", "released") if _is_released_resnet38(network) else ("afa",)
 
@@ -89,8 +89,8 @@ def save_huggingface(
         UserError: The folder holds something else.
         ValueError: The number of names is not the network's, or the network has no such layout.
     """
-    if not isinstance(network, AFANet):
-        raise ValueError(f"a {type(network).__name__} has no such layout")
+    if not isinstance(network, AFANet) or not isinstance(network.encoder, MixTransformer):
+        raise ValueError(f"a {type(network).__name__} with this encoder has no such layout")
     if len(class_names) != network.num_classes - 1:
         raise ValueError(f"{len(class_names)} class names for {network.num_classes - 1} classes without background")
     target = Path(folder)
@@ -134,6 +134,7 @@ def flush(path: Path) -> None:
 
 def _huggingface_config(network: AFANet, class_names: Sequence[str]) -> dict[str, Any]:
     encoder = network.encoder
+    assert isinstance(encoder, MixTransformer)  # layouts_of
     labels = ["background", *class_names]
     ratios = [
         encoder.get_submodule(f"block{stage}.0.mlp.fc1").out_features / width  # type: ignore[operator]

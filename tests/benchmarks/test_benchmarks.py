@@ -21,7 +21,7 @@ from afa.ops.par import PAR
 TINY = {
     command: arguments.split()
     for command, arguments in {
-        "step": "--encoder mit_b0 --crop 64 --batch-size 2 --repeats 1",
+        "step": "--encoder mit_b0 --crop 64 --batch-size 2 --repeats 1 train.pictures_every=0",
         "par": "--size 24 --repeats 1",
         "growth": "--encoder mit_b0 --batch-size 1 --repeats 1 --vary crop --values 32 64",
         "crf": "--size 24 32 --classes 4 --present 2 --iterations 2 --repeats 1 --threads 1",
@@ -60,7 +60,12 @@ def bench(run_tool: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A configuration whose network takes no time."""
     path = tmp_path_factory.mktemp("benchmarks") / "mine.yaml"
-    settings = {"model": SMALL_MODEL, "augmentation": {"crop_size": 32}, "train": {"batch_size": 1}}
+    settings = {
+        "model": SMALL_MODEL,
+        "augmentation": {"crop_size": 32},
+        "train": {"batch_size": 1, "pictures_every": 0},
+        "test": {"long_side": 32},
+    }
     path.write_text(yaml.safe_dump(settings))
     return str(path)
 
@@ -79,6 +84,7 @@ def test_step(bench: Bench) -> None:
     assert (figures["crop"], figures["batch"], figures["classes"]) == (64, 2, 21)
     assert figures["images_per_s"] == pytest.approx(2 / figures["step_s"])
     assert 0 < figures["care_s"] < figures["step_s"]
+    assert figures["sheet_s"] is None
     assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
     # The step repeats none of the floor's work: it even takes one pass from the training forward.
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
@@ -108,9 +114,11 @@ def test_operators_add_up(bench: Bench, small_model: str) -> None:
 
 
 def test_step_of_a_configuration(bench: Bench, small_model: str) -> None:
-    done = bench("step", "--config", small_model, "--repeats", "1", "--classes", "4")
+    options = ["--repeats", "1", "--classes", "4", "--set", "train.pictures_every=10"]
+    done = bench("step", "--config", small_model, *options)
     assert done.returncode == 0, done.stderr
     assert "custom, crop 32, batch 1, 4 classes" in done.stdout
+    assert "for TensorBoard, every 10 steps: " in done.stdout
 
 
 def test_par(bench: Bench) -> None:
@@ -180,7 +188,7 @@ def test_floor_counts_the_published_arithmetic() -> None:
 @pytest.mark.parametrize("name", ["1_cam", "2_affinity", "3_segment"])
 def test_a_step_of_every_stage_of_psa_is_measured(name: str, bench: Bench) -> None:
     config = Path(__file__).parents[2] / "configs" / "psa" / f"{name}.yaml"
-    small = ["model.base_width=2", "model.depths=[1,1,1,1]", "model.pretrained=null"]
+    small = ["model.base_width=2", "model.depths=[1,1,1,1]", "model.pretrained=null", "train.pictures_every=0"]
     sizes = ["--crop", "80", "--batch-size", "2", "--repeats", "1", "--threads", "1"]
     figures = bench.figures("step", "--config", str(config), *sizes, *small)
     assert figures["encoder"] == "resnet38" and 0 < figures["floor_gflop"] <= 1.01 * figures["step_gflop"]

@@ -46,14 +46,17 @@ def test_depths_of_resnet38() -> None:
             {"encoder": "resnet38", "drop_path": 0.2},
             "model.drop_path is a setting of a Mix Transformer, but",
         ),
-        ({"encoder": "resnet38", "output_stride": 16}, "model.output_stride is a setting of a network of timm"),
+        (
+            {"encoder": "resnet38", "output_stride": 16},
+            "model.output_stride is a setting of a convolutional network of timm",
+        ),
         ({"encoder": "timm/resnet50", "depths": [1, 1, 1, 1]}, "model.depths is a setting of a Mix Transformer"),
         ({"encoder": "timm/resnet50", "base_width": 8}, "model.base_width is a setting of ResNet-38"),
         ({"encoder": "mit_b0", "block_dropout": [0, 0]}, "model.block_dropout is a setting of ResNet-38, but 'mit_b0'"),
         ({"encoder": "resnet38", "depths": [1, 1, 1]}, "model.depths needs four values, one each for b2 to b5"),
         ({"encoder": "resnet38", "block_dropout": [0.5]}, "model.block_dropout needs two values"),
         ({"encoder": "timm/resnet50", "output_stride": 12}, "12 is none of 8, 16, 32"),
-        ({"encoder": "resnet38"}, "segformer needs the four feature maps of a Mix Transformer, and resnet38 has three"),
+        ({"encoder": "resnet38"}, "segformer needs the four feature maps of .*, and resnet38 has three"),
         (
             {"encoder": "timm/resnet50", "output_stride": 32, "decoder": "dilated"},
             "model.output_stride: dilated needs features of stride 8 or 16, not 32; set 8 or 16",
@@ -67,7 +70,7 @@ def test_what_does_not_fit_is_one_line(model: dict[str, Any], words: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_afa_needs_a_mix_transformer() -> None:
-    for name in ("resnet38", "timm/resnet50"):
-        with pytest.raises(UserError, match=rf"AFA needs the attention of a Mix Transformer, which '{name}' does not"):
-            config_from_dict({"model": {"encoder": name}})
+@pytest.mark.parametrize("name", ["resnet38", "timm/resnet50", "timm/swin_tiny_patch4_window7_224"])
+def test_afa_needs_an_encoder_with_attention(name: str) -> None:
+    with pytest.raises(UserError, match=rf"AFA needs the attention of .*, which '{name}' does not have; set mit_b0"):
+        config_from_dict({"model": {"encoder": name}})

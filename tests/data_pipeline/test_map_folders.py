@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from afa.data.map_files import LABEL_FACTS, LABEL_MANIFEST, label_path, maps_path, read_maps, write_maps
+from afa.data.map_files import (
+    LABEL_FACTS,
+    LABEL_MANIFEST,
+    StoredForm,
+    label_path,
+    maps_path,
+    read_maps,
+    write_maps,
+)
 from afa.data.map_folders import MapFolder
 from afa.data.palette import palette_image
 from afa.errors import UserError
@@ -391,3 +399,38 @@ def test_a_folder_that_could_be_anything_is_refused(tmp_path: Path, fill: Callab
     fill(root)
     with pytest.raises(UserError, match=said):
         MapFolder(root)
+
+
+def test_maps_of_8_bits_are_near_and_small(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(1, 2, 30, 40, generator=generator)
+    for low, high in ((0.0, 1.0), (-3.0, 9.0)):
+        ids = torch.tensor([[1, 3]])
+        maps = Maps(scores * (high - low) + low, ids, torch.ones_like(ids, dtype=torch.bool), False)
+        write_maps(tmp_path / "a.npz", maps, (30, 40), compress=False, form=StoredForm(bits=8))
+        found, size = read_maps(tmp_path / "a.npz")
+        assert size == (30, 40) and found.class_ids.tolist() == [[1, 3]] and found.scores.dtype == torch.float32
+        torch.testing.assert_close(found.scores, maps.scores, atol=(high - low) / 509, rtol=0)
+    ends = Maps(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[1]]), torch.tensor([[True]]), False)
+    write_maps(tmp_path / "b.npz", ends, (1, 2), compress=False, form=StoredForm(bits=8))
+    assert read_maps(tmp_path / "b.npz").maps.scores.flatten().tolist() == [0, 1]
+    with np.load(tmp_path / "a.npz") as arrays:
+        content = dict(arrays)
+    for broken in ({"scale": None}, {"scale": np.zeros(3, np.float32)}, {"offset": np.array(np.inf, np.float32)}):
+        np.savez(tmp_path / "c.npz", **{k: v for k, v in {**content, **broken}.items() if v is not None})
+        with pytest.raises(UserError, match=r"c\.npz"):
+            read_maps(tmp_path / "c.npz")
+
+
+def test_larger_maps_are_stored_small_with_their_images_size(tmp_path: Path) -> None:
+    scores = torch.arange(48.0).view(1, 1, 6, 8) / 48
+    maps = Maps(scores, torch.tensor([[2]]), torch.tensor([[True]]), False)
+    write_maps(tmp_path / "a.npz", maps, (60, 80), compress=False, form=StoredForm(long_side=4))
+    found, size = read_maps(tmp_path / "a.npz")
+    assert size == (60, 80) and found.size == (3, 4)
+    torch.testing.assert_close(found.scores, scores.view(1, 1, 3, 2, 4, 2).mean(dim=(3, 5)))
+    write_maps(tmp_path / "b.npz", maps, (60, 80), compress=False, form=StoredForm(long_side=9))
+    assert torch.equal(read_maps(tmp_path / "b.npz").maps.scores, scores)
+    without = Maps(scores, torch.tensor([[2]]), torch.tensor([[False]]), False)
+    write_maps(tmp_path / "c.npz", without, (60, 80), compress=False, form=StoredForm(4, 8))
+    assert not read_maps(tmp_path / "c.npz").maps.counted.any() and read_maps(tmp_path / "c.npz").maps.size == (3, 4)

@@ -12,6 +12,7 @@ from afa.evaluation.metrics import ConfusionMatrix, ImageCounts
 from afa.evaluation.tables import (
     format_table,
     image_counts_csv,
+    image_iou,
     protocol_key,
     read_entries,
     read_image_counts,
@@ -102,6 +103,24 @@ def test_each_images_counts_lie_beside(tmp_path: Path) -> None:
     beside.write_bytes(beside.read_bytes()[:-30])
     with pytest.raises(UserError, match="cannot be read"):
         read_image_counts(beside)
+
+
+def test_an_entry_holds_confusion_and_the_iou_of_images(tmp_path: Path) -> None:
+    table, per_image = scored()
+    path = tmp_path / "evaluation.json"
+    matrix = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    write_entry(path, key(), table, per_image, {"segmentation": matrix})
+    (entry,) = read_entries(path)
+    assert entry["confusion"] == {"segmentation": matrix.tolist()}
+    half = {"miou": 0.5, "iou": {"background": 0.5, "cat": 0.5}}
+    assert entry["image_iou"] == {"segmentation": {"a/b": half, "\u00e9": None}}
+    assert "[1, 1, 0, 0]" in path.read_text(), "a row of the matrix takes one line"
+
+
+def test_a_class_that_is_said_and_not_there_counts_for_its_image() -> None:
+    matrix, images = ConfusionMatrix(3), ImageCounts()
+    images.add("a", matrix.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 2, 1, 1]])))
+    assert image_iou(images, NAMES) == {"a": {"miou": 0.5, "iou": {"background": 0.5, "cat": 1.0, "dog": 0.0}}}
 
 
 def test_a_table_tells_what_it_is_of() -> None:

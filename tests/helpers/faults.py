@@ -360,7 +360,8 @@ def outcome(output: Path, step: int = STEPS) -> dict[str, Any]:
         "weights": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
         "training": hashlib.sha256((folder / "training.safetensors").read_bytes()).hexdigest(),
         "records": [
-            {key: value for key, value in record.items() if not key.startswith("time/")} for record in records(output)
+            {key: value for key, value in record.items() if not key.startswith(("time/", "memory/"))}
+            for record in records(output)
         ],
         "facts": {key: facts[key] for key in ("step", "best", "best_step", "meters", "non_finite")},
     }

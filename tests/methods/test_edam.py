@@ -270,7 +270,7 @@ def test_pairs_are_for_methods_that_train_on_pairs(data: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"encoder": "mit_b0"}}, "EDAM takes no Mix Transformer"),
+        ({"model": {"encoder": "mit_b0"}}, "EDAM needs a convolutional network"),
         ({"model": {**MODEL, "attention_heads": 3}}, "8 channels cannot be shared out among"),
     ],
 )

@@ -235,7 +235,7 @@ def test_settings_that_contradict_each_other_are_one_line(settings: dict[str, ob
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("encoder", "mit_b1", "EDAM takes no Mix Transformer"),
+        ("encoder", "mit_b1", "EDAM needs a convolutional network"),
         ("attention_heads", 3, "cannot be shared out"),
         ("attention_width", 126, None),
         ("attention_width", 129, "is odd"),

@@ -297,7 +297,7 @@ def test_what_the_released_program_freezes_does_not_move(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sections", "message"),
     [
-        ("psa_cam", {"model": {"encoder": "mit_b0"}}, "model.encoder: PSA needs three feature maps of one stride"),
+        ("psa_cam", {"model": {"encoder": "mit_b0"}}, "model.encoder: PSA needs a convolutional network"),
         ("psa_cam", {"model": {"encoder": "resnet83"}}, "did you mean 'resnet38'"),
         ("psa_cam", {"crf": {"low_alpha": 40.0}}, "crf.low_alpha 40.0 is not below crf.high_alpha 32.0"),
         ("psa_cam", {"augmentation": {"long_side_min": 600}}, "long_side_min 600 is above long_side_max 512"),

@@ -11,7 +11,7 @@ import torch
 
 from afa.config.encoders import EncoderConfig
 from afa.errors import UserError
-from afa.models import SegmentationNetwork, build_decoder, build_encoder, build_mit
+from afa.models import SegmentationNetwork, build_attentive_encoder, build_decoder, build_encoder
 from afa.models.deeplab import ASPP, Dilated, LargeFOV
 
 TINY = {"encoder": "custom", "widths": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "heads": [1, 2, 5, 8]}
@@ -172,9 +172,12 @@ def test_unknown_decoder() -> None:
         build_decoder("fcn", build_encoder(ENCODERS["mit, stride 8"]), 3, width=1, dropout=0.0, rates=())
 
 
-def test_networks_that_need_attention_take_a_mix_transformer_alone() -> None:
-    with pytest.raises(UserError, match=r"needs the attention of a Mix Transformer, which 'resnet38' does not have"):
-        build_mit(EncoderConfig(encoder="resnet38"))
+@pytest.mark.parametrize("name", ["resnet38", "timm/resnet50", "timm/swin_tiny_patch4_window7_224"])
+def test_networks_that_need_attention_take_transformers_alone(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"attention of a Mix Transformer or of a plain .*, which '{name}' does not have"
+    ):
+        build_attentive_encoder(EncoderConfig(encoder=name), 2)
 
 
 def test_segformer_s_decoder_needs_four_maps() -> None:
@@ -186,7 +189,6 @@ def test_segformer_s_decoder_needs_four_maps() -> None:
     ("name", "stride", "words"),
     [
         ("timm/resnet5", 8, "timm has no network 'resnet5'; did you mean 'timm/resnet5"),
-        ("timm/vit_tiny_patch16_224", 16, "three feature maps at model.output_stride=16; .*Vision Transformers do not"),
         ("timm/vgg11", 8, "three feature maps at model.output_stride=8"),
         ("timm/xception41", 8, "three feature maps at model.output_stride=8"),
         ("timm/hf-hub:somebody/model", 8, "names no network of timm"),

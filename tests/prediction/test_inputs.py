@@ -159,8 +159,8 @@ def test_a_sheet_shows_what_is_there_and_names_the_rest(
 ) -> None:
     shown: dict[str, Any] = {}
 
-    def lay_out(rows: Any, titles: Sequence[str], *, heading: str, **_: Any) -> np.ndarray:
-        shown.update(titles=list(titles), heading=heading)
+    def lay_out(rows: Any, titles: Sequence[str], *, notes: Sequence[str], **_: Any) -> np.ndarray:
+        shown.update(titles=list(titles), notes=list(notes))
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr("afa.prediction.sheet.contact_sheet", lay_out)
@@ -169,13 +169,13 @@ def test_a_sheet_shows_what_is_there_and_names_the_rest(
     done = run_tool(*arguments, f"dataset.saliency={data / 'saliency'}")
     assert done.returncode == 0, done.stderr
     assert shown["titles"] == ["image", "ground truth", "CAM", "cut-out"]
-    assert shown["heading"].endswith(", without walked CAM (needs maps/cam)")
+    assert shown["notes"][-1] == "without walked CAM (needs maps/cam)"
     assert done.stdout.endswith("sheet.png, without walked CAM (needs maps/cam)\n")
     assert f"note: maps/cam: dataset.maps: there is no folder {tmp_path / 'gone'}" in done.stderr
     done = run_tool(*arguments, "dataset.maps=null")
     assert done.returncode == 0 and "note" not in done.stderr
     assert shown["titles"] == ["image", "ground truth", "CAM"]
-    assert shown["heading"].endswith(", without walked CAM (needs maps/cam), cut-out (needs saliency)")
+    assert shown["notes"][-1] == "without walked CAM (needs maps/cam), cut-out (needs saliency)"
 
 
 def test_images_of_people_get_inputs_by_name(data: Path, tmp_path: Path, run_tool: RunTool) -> None:

@@ -18,8 +18,11 @@ from run_tool import Result, RunTool
 from scored import CLASS_NAMES, SIZES, small_config, write_checkpoint
 
 from afa.data.dataset import EvaluationImages
+from afa.data.inputs import Inputs
 from afa.data.map_folders import MapFolder
 from afa.data.palette import voc_palette
+from afa.errors import UserError
+from afa.methods import config_from_dict
 from afa.methods.base import Found, SegmentationProtocol
 from afa.prediction.labelling import label_split
 from afa.prediction.model import Model, load
@@ -301,3 +304,33 @@ def test_processes_share_the_images_out(place: Path) -> None:
 def test_the_protocol_is_that_of_the_test_settings(place: Path) -> None:
     model = load(place / "run", device="cpu", overrides=["test.scales=[1, 0.5]", "test.long_side=48"])
     assert model.protocol == replace(SegmentationProtocol(), long_side=48, scales=(1.0, 0.5))
+
+
+def test_small_maps_for_looking_are_no_ones_input(label: RunTool, place: Path, run_tool: RunTool) -> None:
+    small = ("--outputs", "cam", "--maps-size", 16, "--maps-bits", 8)
+    assert label(*small, output="small").returncode == 0
+    assert label("--outputs", "cam", output="whole").returncode == 0
+    small_folder, whole = MapFolder(place / "small"), MapFolder(place / "whole")
+    for name, size in zip(NAMES, SIZES, strict=True):
+        few, many = (folder.read(name, size=size) for folder in (small_folder, whole))
+        assert max(few.size) == 16 and many.size == size
+        shrunk = torch.nn.functional.interpolate(many.scores, size=few.size, mode="area")
+        torch.testing.assert_close(few.scores, shrunk, atol=1 / 500, rtol=0)
+        # Labels are made of the whole maps.
+        assert np.array_equal(small_folder.read_label(name), whole.read_label(name))
+    assert small_folder.bits == 8 and whole.bits == 32
+    assert json.loads((place / "small/label.json").read_text())["maps"] == {"long_side": 16, "bits": 8}
+    assert "maps" not in json.loads((place / "whole/label.json").read_text())
+    again = label("--outputs", "cam", output="small")
+    assert again.returncode == 2 and "holds labels made otherwise" in again.stderr
+    config = config_from_dict({}, overrides=[f"dataset.root={place / 'shapes'}"]).dataset
+    for folder, refused in (("small", True), ("whole", False)):
+        config.maps = str(place / folder)
+        if refused:
+            with pytest.raises(UserError, match="have 8 bits, which are for looking"):
+                Inputs(config, ["maps/cam"], CLASS_NAMES)
+        else:
+            Inputs(config, ["maps/cam"], CLASS_NAMES)
+    scored = run_tool("score.py", "maps", place / "small", f"dataset.root={place / 'shapes'}", "--split", "train")
+    assert scored.returncode == 0 and "have 8 bits: a score is off by up to half a step" in scored.stderr
+    assert label("--maps-size", -1, output="other").returncode == 2 and not (place / "other").exists()

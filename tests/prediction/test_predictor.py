@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from afa.maps import present_classes
 from afa.methods.afa.config import AFAConfig
 from afa.methods.afa.method import AFA
 from afa.ops.cam import multi_scale_cam
-from afa.prediction.predictor import Predictor
+from afa.prediction.predictor import Prediction, Predictor
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -70,6 +71,20 @@ def test_maps_of_logits_are_probabilities(predictor: Predictor) -> None:
     # Whichever classes are asked for, the others share in the sum.
     one = predictor.predict(picture(48, 64), np.array([0, 1, 0], np.float32), maps=["segmentation"])
     assert (one.maps["segmentation"][0] == seen.maps["segmentation"][1]).all()
+    # A class must beat the others, too, also those that nobody asked for.
+    assert (one.backgrounds["segmentation"] == seen_maximum(seen, [0, 1, 3])).all()
+    assert (seen.backgrounds["segmentation"] == seen.background["segmentation"]).all()
+
+
+def seen_maximum(seen: Prediction, class_ids: Sequence[int]) -> np.ndarray:
+    scores = np.concatenate([seen.background["segmentation"][None], seen.maps["segmentation"]])
+    return scores[list(class_ids)].max(axis=0)
+
+
+def test_what_a_class_must_beat_is_the_threshold_or_the_background(predictor: Predictor, config: AFAConfig) -> None:
+    seen = predictor.predict(picture(48, 64), np.ones(3, np.float32), maps=["cam", "propagated_cam"])
+    assert seen.backgrounds["cam"] == seen.thresholds["cam"] == config.cam.background
+    assert seen.backgrounds["propagated_cam"] is seen.background["propagated_cam"]
 
 
 def test_without_labels_the_classifier_decides(predictor: Predictor, method: AFA, config: AFAConfig) -> None:

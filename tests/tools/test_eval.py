@@ -73,6 +73,8 @@ def test_table_and_json_of_a_run(run: Path, config: AFAConfig, method: AFA) -> N
     assert 0 < table["segmentation"]["miou"] < 1
     test = {"long_side": 64, "scales": [1.0, 0.5, 0.75], "mirror": True}
     assert entry["protocol"] == {"split": "val", "step": 7, **test, "crf": None, "limit": None}
+    assert [len(row) for row in entry["confusion"]["segmentation"]] == [5] * 4
+    assert set(entry["image_iou"]["cam"]) == {f"image_{number}" for number in range(5)}
     counts, names = read_image_counts(run / entry["per_image"])
     assert names == ("background", *CLASS_NAMES)
     for row in ("cam", "propagated_cam", "segmentation"):

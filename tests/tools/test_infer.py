@@ -222,6 +222,33 @@ def test_gif_in_the_order_of_the_frames(infer: RunTool, checkpoint: Path, tmp_pa
         assert gif.size == (56, 40)
 
 
+def test_images_given_as_files_are_in_no_gif_and_that_is_said(infer: RunTool, checkpoint: Path, tmp_path: Path) -> None:
+    alone, of_folder = save(tmp_path / "a.png"), save(tmp_path / "clip/b.png")
+    options = ("--out", tmp_path / "out", "--no-cams", "--no-overlays", "--gif")
+    said = infer(checkpoint, alone, *options).stderr.splitlines()
+    assert "note: --gif makes a GIF of each folder; 1 of 1 images were given as files and are in none" in said
+    assert not list((tmp_path / "out").glob("*.gif"))
+    said = infer(checkpoint, alone, of_folder.parent, *options).stderr.splitlines()
+    assert "note: --gif makes a GIF of each folder; 1 of 2 images were given as files and are in none" in said
+    assert [path.name for path in (tmp_path / "out").glob("*.gif")] == ["clip.gif"]
+    assert "GIF" not in infer(checkpoint, of_folder.parent, *options).stderr
+
+
+def test_overlays_name_their_classes_and_maps_show_the_background(
+    infer: RunTool, checkpoint: Path, tmp_path: Path
+) -> None:
+    path, out = save(tmp_path / "a.png", 200, 300), tmp_path / "out"
+    assert infer(checkpoint, path, "--out", out, "cam.background=1").returncode == 0
+    with Image.open(out / "masks/a.png") as mask, Image.open(out / "overlays/a.jpg") as overlay:
+        assert set(np.unique(np.array(mask))) - {0}, "the mask shows a class"
+        assert overlay.width == 300 and overlay.height > 200
+    with Image.open(out / "cam_overlays/a.jpg") as shown:
+        panels = np.array(shown).astype(int)
+    # No CAM exceeds 1: below the title, the panel beside the image has no colour.
+    panel = panels[60:300, 20 + 400 + 10 + 10 : 20 + 2 * 400]
+    assert np.ptp(panel, axis=2).max() < 12  # JPEG rounds
+
+
 @pytest.mark.parametrize("orientation", [1, 6, 8, 3])
 def test_exif_orientation(infer: RunTool, checkpoint: Path, tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
@@ -296,3 +323,24 @@ def test_results_that_cannot_be_written(infer: RunTool, checkpoint: Path, tmp_pa
     result = infer(checkpoint, picture, "--output", tmp_path / "out")
     assert result.returncode == 2
     assert result.stderr.startswith("error: results cannot be written to")
+
+
+def test_maps_of_a_large_image_are_small_and_say_its_size(checkpoint: Path, tmp_path: Path, infer: RunTool) -> None:
+    save(tmp_path / "wide.jpg", 40, 1600, quality=80)
+    options = ("--no-overlays", "--long-side", 64, "--scales", 1)
+    for name, more, shape, kind in (
+        ("usual", (), (25, 1024), np.float16),
+        ("bits", ("--maps-bits", 8), (25, 1024), np.uint8),
+        ("whole", ("--maps-size", 0), (40, 1600), np.float16),
+        ("small", ("--maps-size", 160), (4, 160), np.float16),
+    ):
+        assert infer(checkpoint, tmp_path / "wide.jpg", "--out", tmp_path / name, *options, *more).returncode == 0
+        with np.load(tmp_path / name / "cams/wide.npz") as found:
+            assert found["cams"].shape == (len(found["class_ids"]), *shape) and found["cams"].dtype == kind
+            assert found["size"].tolist() == [40, 1600]
+            if kind == np.uint8:
+                rounded = found["cams"] * found["scale"] + found["offset"]
+                with np.load(tmp_path / "usual/cams/wide.npz") as usual:
+                    assert (
+                        np.abs(rounded - usual["cams"].astype(np.float32)).max() <= 1 / 400
+                    )  # half a step, and what float16 rounds

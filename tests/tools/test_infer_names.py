@@ -22,7 +22,7 @@ from afa.prediction.images import Found, find_pictures
 from afa.prediction.inference import Inference
 from afa.prediction.model import load
 from afa.prediction.results import WantedResults
-from afa.visual import contact_sheet
+from afa.visual import Cell, Row, contact_sheet
 from afa.weights import pack_metadata, save_network
 
 NAMES = [
@@ -196,4 +196,4 @@ def test_the_summary_is_written_where_the_work_ends_early(
 
 def test_titles_of_a_sheet_may_be_any_name() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
-    contact_sheet([[picture]], ["line\nbreak"], row_titles=["no utf-8 \udcff\n"], cell=60)
+    contact_sheet([Row([Cell(picture, "\r")], "no utf-8 \udcff\n")], ["line\nbreak"], heading="\0", cell=60)

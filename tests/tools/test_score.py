@@ -15,7 +15,9 @@ from run_tool import RunTool
 
 from afa.commands.score import main
 from afa.data.map_files import label_path, maps_path, write_maps
+from afa.data.map_folders import MapFolder
 from afa.data.palette import palette_image
+from afa.data.true_masks import TrueMasks
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix
 from afa.maps import Maps
@@ -85,6 +87,30 @@ def scored(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     return json.loads(output.read_text())
 
 
+def assert_confusion(rows: list[list[int]], label: Callable[[str], np.ndarray]) -> None:
+    """As counted pixel by pixel; the last column is of open pixels."""
+    counts = np.zeros((4, 5), int)
+    for name in NAMES:
+        for true, said in zip(truth_of(name).flat, label(name).flat, strict=True):
+            if true != 255:
+                counts[true, 4 if said == 255 else said] += 1
+    assert rows == counts.tolist()
+
+
+def assert_image_iou(found: dict[str, Any], label: Callable[[str], np.ndarray]) -> None:
+    """As sets of pixels of each image have it, of the classes that truth or prediction shows."""
+    assert list(found) == list(NAMES)
+    for name in NAMES:
+        truth, said = truth_of(name), label(name)
+        values = {}
+        for class_id, class_name in enumerate(("background", *CLASSES)):
+            true, predicted = truth == class_id, (said == class_id) & (truth != 255)
+            if (true | predicted).any():
+                values[class_name] = (true & predicted).sum() / (true | predicted).sum()
+        assert found[name]["iou"] == pytest.approx(values, abs=1e-6)
+        assert found[name]["miou"] == pytest.approx(np.mean(list(values.values())), abs=1e-6)
+
+
 @pytest.mark.parametrize("colours", [True, False])
 def test_masks_made_elsewhere(tmp_path: Path, truth: list[str], colours: bool, capsys: Any) -> None:
     folder = save_masks(tmp_path / "found", prediction_of, colours)
@@ -93,9 +119,19 @@ def test_masks_made_elsewhere(tmp_path: Path, truth: list[str], colours: bool, c
     assert (content["kind"], content["images"], content["absent_class"]) == ("masks", 3, "skip")
     printed = capsys.readouterr()
     assert f"{100 * content['rows']['found']['miou']:.1f}" in printed.out and "left open" in printed.out
-    assert printed.err.splitlines()[-1] == f"written to {tmp_path / 'scores/scores.json'}, {tmp_path / 'iou.csv'}"
+    files = (tmp_path / "scores/scores.json", tmp_path / "iou.csv", tmp_path / "iou_confusion.csv")
+    assert printed.err.splitlines()[-1] == f"written to {', '.join(map(str, files))}"
     rows = list(csv.DictReader((tmp_path / "iou.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == ["*", *NAMES]
+    assert_confusion(content["confusion"]["found"], prediction_of)
+    matrix = list(csv.reader((tmp_path / "iou_confusion.csv").read_text().splitlines()))
+    assert matrix[0] == ["output", "true class", "background", *CLASSES, "left open"]
+    assert [list(map(int, line[2:])) for line in matrix[1:]] == content["confusion"]["found"]
+    assert_image_iou(content["image_iou"]["found"], prediction_of)
+    for row in rows[1:]:
+        values = content["image_iou"]["found"][row["image"]]
+        assert float(row["miou"]) == values["miou"]
+        assert {name: float(row[name]) for name in ("background", *CLASSES) if row[name]} == values["iou"]
     assert float(rows[0]["dog"]) == pytest.approx(content["rows"]["found"]["iou"]["dog"], abs=1e-6)
 
 
@@ -124,6 +160,8 @@ def test_the_masks_of_a_configuration(tmp_path: Path, capsys: Any) -> None:
     content = scored(tmp_path, "masks", folder, "--config", config, "--split", "all", *settings)
     assert content["rows"]["found"] == expected(prediction_of)
     capsys.readouterr()
+    without = scored(tmp_path, "masks", folder, "dataset.type=folder", *settings, "--split", "all")
+    assert without == content
     content = scored(tmp_path, "masks", folder, *settings, "--config", config, "--list", tmp_path / "some.txt")
     assert content["images"] == 1 and "2 further files" in capsys.readouterr().err
 
@@ -161,6 +199,8 @@ def test_maps_over_thresholds(tmp_path: Path, truth: list[str], own: bool, capsy
         ]
     best = row["best"]["threshold"]
     assert row["best"] == {"threshold": best, **expected(label(best))} and row["best"]["miou"] == max(row["miou"])
+    assert_confusion(content["confusion"]["cam"], label(best))
+    assert_image_iou(content["image_iou"]["cam"], label(best))
     captured = capsys.readouterr()
     assert "note:" not in captured.err
     printed = captured.out
@@ -172,6 +212,23 @@ def test_maps_over_thresholds(tmp_path: Path, truth: list[str], own: bool, capsy
     assert f"best: mIoU {100 * row['best']['miou']:.1f} at {best:g}" in plot.read_text()
     (total,) = [line for line in csv.DictReader(table.read_text().splitlines()) if line["image"] == "*"]
     assert float(total["miou"]) == pytest.approx(row["best"]["miou"], abs=1e-6)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_all_thresholds_come_of_one_look_at_each_file(
+    tmp_path: Path, truth: list[str], background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_dictionaries(tmp_path / "cam", background=background)
+    read: list[tuple[type, str]] = []
+    for kind in (MapFolder, TrueMasks):
+
+        def counting(self: Any, name: str, *rest: Any, original: Any = kind.read, **named: Any) -> Any:
+            read.append((type(self), name))
+            return original(self, name, *rest, **named)
+
+        monkeypatch.setattr(kind, "read", counting)
+    scored(tmp_path, "maps", folder, *truth)
+    assert sorted(read, key=str) == sorted(((kind, name) for kind in (MapFolder, TrueMasks) for name in NAMES), key=str)
 
 
 def test_small_maps_are_resized_to_the_truth(tmp_path: Path, truth: list[str]) -> None:
@@ -279,9 +336,9 @@ def unlabelled(tmp_path: Path) -> list[str]:
             "--thresholds is for maps",
         ),
         (lambda tmp_path: ["masks", str(tmp_path / "truth"), "--csv", "iou.txt"], r"iou.txt: give a \.csv file"),
-        (lambda tmp_path: ["masks", str(tmp_path / "truth"), "a.b=1"], "'a.b=1': settings need --config"),
+        (lambda tmp_path: ["masks", str(tmp_path / "truth"), "a.b=1"], "'a.b=1': settings are of a data set"),
         (lambda tmp_path: ["masks", str(tmp_path / "truth"), "--list", "x.txt"], r"list x\.txt is missing"),
-        (lambda tmp_path: ["masks", str(tmp_path / "truth"), "--split", "val"], "--split belongs to --config"),
+        (lambda tmp_path: ["masks", str(tmp_path / "truth"), "--split", "val"], "--split belongs to a data set"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, truth: list[str], make: Any, said: str) -> None:
@@ -292,9 +349,10 @@ def test_a_mistake_is_one_line(tmp_path: Path, truth: list[str], make: Any, said
 
 
 def test_the_truth_must_be_named(tmp_path: Path, truth: list[str]) -> None:
-    for arguments in ([], ["--config", "a.yaml", *truth]):
-        with pytest.raises(UserError, match="give --config FILE, or --truth FOLDER"):
-            main(["masks", str(tmp_path), *arguments])
+    with pytest.raises(UserError, match=r"give dataset\.root=FOLDER .*--config FILE, or --truth FOLDER"):
+        main(["masks", str(tmp_path)])
+    with pytest.raises(UserError, match="--truth and --config both name"):
+        main(["masks", str(tmp_path), "--config", "a.yaml", *truth])
     with pytest.raises(UserError, match="--truth needs --class-names"):
         main(["masks", str(tmp_path), *truth[:2]])
     (tmp_path / "truth" / "a.png").unlink()

@@ -215,7 +215,6 @@ def test_two_names_for_one_place_are_left_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("m.onnx", b"\x08\x07\x12\x07pytorch", "an ONNX model"),
         ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(64), "a Keras"),
         ("m.pth", b"\x89HDF\r\n\x1a\n" + bytes(64), "a Keras"),
         ("model.ckpt.index", bytes(64), "a TensorFlow checkpoint"),

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from afa.config.encoders import EncoderConfig, encoder_problems, encoder_variant, mit_problems
+from afa.config.encoders import EncoderConfig, attention_problems, encoder_family, encoder_problems, encoder_variant
 from afa.config.settings import AugmentationConfig, Renamed, RunConfig, ValidationConfig, scale_problems, setting
 
 
 @dataclass
 class ModelConfig(EncoderConfig):
-    """Mix Transformer encoder, classifier, affinity head and MLP decoder (sec. 3.1-3.3)."""
+    """Encoder (Mix Transformer or Vision Transformer), classifier, affinity head and MLP decoder (sec. 3.1-3.3)."""
 
     pooling: str = setting("gmp", "pooling before the classifier: global max or mean", choices=("gmp", "gap"))
     decoder_width: int = setting(256, "channels of the decoder", minimum=1, maximum=8192)
@@ -88,8 +88,10 @@ class LossConfig:
 class ScheduleConfig:
     """Which losses and labels are used when. Step s counts from 0."""
 
-    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1)
-    refined_until: int = setting(6000, "while s <= this, the refined label supervises the decoder, then the propagated")
+    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1, of_steps=True)
+    refined_until: int = setting(
+        6000, "while s <= this, the refined label supervises the decoder, then the propagated", of_steps=True
+    )
     affinity_label_switches: bool = setting(
         False, "from then on the affinity label, too, comes from the propagated label (COCO)"
     )
@@ -127,9 +129,10 @@ class AFAConfig(RunConfig):
 
     def problems(self) -> Iterator[str]:
         """See :meth:`RunConfig.problems`."""
-        yield from mit_problems(self.model, "AFA")
+        yield from attention_problems(self.model, "AFA")
         yield from encoder_problems(self.model, crop_size=self.augmentation.crop_size)
-        yield from self._affinity_problems()
+        if encoder_family(self.model) == "mit":
+            yield from self._affinity_problems()
         yield from super().problems()
         yield from scale_problems("cam.scales", self.cam.scales)
         crop = self.augmentation.crop_size

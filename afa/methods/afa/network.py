@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afa.methods.afa.config import ModelConfig
-from afa.models import AFANet, build_mit
+from afa.models import AFANet, build_attentive_encoder
 
 
 def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
@@ -12,9 +12,12 @@ def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
     Args:
         settings: The ``model`` section; widths, depths and heads left out are those of the variant.
         num_classes: C, background included.
+
+    Raises:
+        UserError: No such encoder, or none whose attention can be read.
     """
     return AFANet(
-        encoder=build_mit(settings),
+        encoder=build_attentive_encoder(settings, settings.affinity_blocks),
         num_classes=num_classes,
         pooling=settings.pooling,
         decoder_width=settings.decoder_width,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems
+from afa.config.encoders import EncoderConfig, convolution_problems, encoder_problems
 from afa.config.settings import RunConfig, scale_problems, setting
 from afa.methods.cam_config import CAMAugmentationConfig, CRFConfig, ReleasedOptimiserConfig
 
@@ -42,7 +42,7 @@ class EDAMOptimiserConfig(ReleasedOptimiserConfig):
         0.001, "learning rate of the encoder and of the transformers (the released program's default is 0.01)", above=0
     )
     momentum: float = setting(0.9, "SGD's momentum", minimum=0, below=1)
-    warmup_steps: int = setting(2000, "steps of linear warm-up", minimum=0)
+    warmup_steps: int = setting(2000, "steps of linear warm-up", minimum=0, of_steps=True)
     warmup_ratio: float = setting(0.1, "factor of the learning rate at step 0", above=0, maximum=1)
     decay_from: str = setting(
         "warmup",
@@ -129,8 +129,7 @@ class EDAMConfig(RunConfig):
     def problems(self) -> Iterator[str]:
         """See :meth:`RunConfig.problems`."""
         model = self.model
-        if encoder_family(model) == "mit":
-            yield f"model.encoder: EDAM takes no Mix Transformer such as '{model.encoder}'; set resnet38 or timm/NAME"
+        yield from convolution_problems(model, "EDAM")
         yield from encoder_problems(model)
         if model.attention_width % model.attention_heads:
             yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems, encoder_stride, name_problem
+from afa.config.encoders import EncoderConfig, convolution_problems, encoder_problems, encoder_stride, name_problem
 from afa.config.settings import RunConfig, ValidationConfig, scale_problems, setting
 from afa.methods.cam_config import CAMAugmentationConfig, CRFConfig, JitteredCropConfig, ReleasedOptimiserConfig
 
@@ -164,9 +164,5 @@ def _encoder_problems(model: PSAModelConfig) -> Iterator[str]:
     problem = name_problem(model.encoder)
     if problem is not None:
         yield problem
-    if encoder_family(model) == "mit":
-        yield (
-            f"model.encoder: PSA needs three feature maps of one stride, which '{model.encoder}' does not have; set "
-            "resnet38 or timm/NAME"
-        )
+    yield from convolution_problems(model, "PSA")
     yield from encoder_problems(model)

@@ -145,19 +145,26 @@ class SegmentConfig(RunConfig):
         if not published.rates:
             if model.decoder_rates is not None:
                 yield f"model.decoder_rates: {model.decoder} has no dilations; leave it out"
-            if encoder_family(model) != "mit":
+            if encoder_family(model) not in ("mit", "vit"):
                 yield (
-                    f"model.decoder: segformer needs the four feature maps of a Mix Transformer, and {model.encoder} "
-                    "has three; set dilated, deeplab_largefov or deeplab_v2"
+                    "model.decoder: segformer needs the four feature maps of a Mix Transformer or Vision Transformer, "
+                    f"and {model.encoder} has three; set dilated, deeplab_largefov or deeplab_v2"
                 )
             return
         stride = encoder_stride(model)
         if stride not in (8, 16):
-            of_timm = encoder_family(model) == "timm"
-            yield (
-                f"model.{'output_stride' if of_timm else 'strides'}: {model.decoder} needs features of stride 8 or 16, "
-                f"not {stride}; set {'8 or 16' if of_timm else '[4, 2, 1, 1] or [4, 2, 2, 1]'}"
-            )
+            family = encoder_family(model)
+            if family == "vit":
+                yield (
+                    f"model.decoder: {model.decoder} needs features of stride 8 or 16, and {model.encoder} has patches "
+                    f"of {stride} pixels; set model.decoder=segformer, or a network with patches of 8 or 16"
+                )
+            else:
+                of_timm = family == "timm"
+                yield (
+                    f"model.{'output_stride' if of_timm else 'strides'}: {model.decoder} needs features of stride 8 or "
+                    f"16, not {stride}; set {'8 or 16' if of_timm else '[4, 2, 1, 1] or [4, 2, 2, 1]'}"
+                )
         rates = decoder_shape(model).rates
         if not rates:
             yield "model.decoder_rates is empty"

@@ -1,0 +1,193 @@
+"""Plain Vision Transformers of the library timm as encoders (Dosovitskiy et al., ICLR 2021, and what follows it).
+
+Shapes: B images, H x W pixels, p side of a patch, h x w patches, N = h * w, t class and register tokens, C channels, d
+channels per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afa.config.encoders import TIMM, timm_normalisation
+from afa.errors import UserError
+from afa.models.base import AttentiveEncoder, EncoderOutput, RawAttention
+from afa.models.mit import to_map
+from afa.models.timm_names import BUILD_ERRORS, require_timm_network
+from afa.ops.cam import resize
+
+_MAPS = 4
+
+
+class TimmViT(AttentiveEncoder):
+    """Four feature maps of a timm Vision Transformer, and the attention of its last blocks.
+
+    The maps are the patches' tokens after a quarter, half, three quarters and all of the blocks, each through the
+    network's last norm; of networks that norm only after pooling, that norm is used. All have the stride of the patch.
+    Class and register tokens take part in the attention and are left out of all that is given.
+
+    Images go to the nearest multiple of the patch, bilinearly: the maps have max(1, round(H / p)) x max(1, round(W /
+    p)) positions, halves rounded up, and cover the whole image. Learned positions are interpolated to that grid, as
+    timm does it with ``dynamic_img_size`` (bicubic, antialiased).
+
+    The attention is read where it is asked for; everywhere else, and for the values, PyTorch's fused attention runs.
+
+    Weights are the library's initial ones: nothing is downloaded.
+
+    Args:
+        name: Of the network in timm, perhaps with the tag of its weights, whose normalisation then counts:
+            ``vit_base_patch16_224.augreg_in21k``.
+        drop_path: Stochastic depth of the last block; it rises linearly from 0.
+
+    Attributes:
+        vit: The network without its classifier.
+        prefix_tokens: t.
+        position_prefix: How many rows of the table of positions belong to class and register tokens.
+        grid: (h, w) of the table of positions.
+
+    Raises:
+        UserError: timm has no such network, or it is no plain Vision Transformer.
+    """
+
+    # A pretrained network's logits have means of 5 to 20 in its last block, each head another: summed over the heads,
+    # they drive the affinity's sigmoid to 0 or 1 everywhere, where nothing is learned.
+    centred_attention = True
+
+    vit: Any  # the library's modules have attributes of all kinds
+
+    def __init__(self, name: str, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        import timm
+        from timm.models.vision_transformer import VisionTransformer
+
+        require_timm_network(name)
+        try:
+            vit: Any = timm.create_model(
+                name,
+                pretrained=False,
+                num_classes=0,
+                global_pool="",
+                fc_norm=False,
+                dynamic_img_size=True,
+                drop_path_rate=drop_path,
+            )
+        except BUILD_ERRORS as error:
+            raise _unsuitable(name, "it is of another class") from error
+        if type(vit) is not VisionTransformer:
+            raise _unsuitable(name, f"it is of the class {type(vit).__name__}")
+        problem = _unknown_part(vit)
+        if problem is not None:
+            raise _unsuitable(name, problem)
+        self.vit = vit
+        self.prefix_tokens: int = vit.num_prefix_tokens
+        self.position_prefix = 0 if vit.no_embed_class else self.prefix_tokens
+        height, width = vit.patch_embed.grid_size
+        self.grid: tuple[int, int] = (height, width)
+        depth = len(vit.blocks)
+        self._taken = [-(-depth * part // _MAPS) - 1 for part in range(1, _MAPS + 1)]
+        self.channels = (vit.embed_dim,) * _MAPS
+        self.strides = (vit.patch_embed.patch_size[0],) * _MAPS
+        self.mean, self.std = timm_normalisation(name)
+
+    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
+        """See :class:`afa.models.base.AttentiveEncoder`.
+
+        The raw attention is what the softmax is taken of, its query with the factor d ** -0.5, between patches alone.
+        """
+        vit, patch = self.vit, self.strides[-1]
+        image = resize(image, [max(1, (side + patch // 2) // patch) * patch for side in image.shape[-2:]])
+        patches = vit.patch_embed(image)  # [B, h, w, C]
+        grid = (patches.shape[1], patches.shape[2])
+        tokens = vit.norm_pre(vit.patch_drop(self._with_positions(patches.flatten(1, 2), grid)))
+        features: list[Tensor] = []
+        attention: list[RawAttention] = []
+        first_read = len(vit.blocks) - attention_blocks if attention_of else len(vit.blocks)
+        for index, block in enumerate(vit.blocks):
+            if index < first_read:
+                tokens = block(tokens)
+            else:
+                tokens, query, key = _attend(block, tokens)
+                query, key = (part[:attention_of, :, self.prefix_tokens :] for part in (query, key))
+                attention.append(RawAttention(query * block.attn.scale, key))
+            if index in self._taken:
+                features.append(to_map(vit.norm(tokens)[:, self.prefix_tokens :], grid))
+        return EncoderOutput(features, attention)
+
+    def attention_maps(self, blocks: int) -> int:
+        """See :class:`afa.models.base.AttentiveEncoder`."""
+        depth = len(self.vit.blocks)
+        if blocks > depth:
+            raise ValueError(f"there are {depth} blocks, not {blocks}")
+        return sum(block.attn.num_heads for block in self.vit.blocks[depth - blocks :])
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """Those whose name holds ``norm``, as the released AFA program has it for its encoder."""
+        return (parameter for name, parameter in self.named_parameters() if "norm" in name)
+
+    def _with_positions(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens of patches [B, N, C] -> class, register and patch tokens [B, t + N, C] with their positions."""
+        from timm.layers import resample_abs_pos_embed
+
+        vit = self.vit
+        prefix = [
+            token.expand(len(tokens), -1, -1)
+            for token in (vit.cls_token, getattr(vit, "reg_token", None))
+            if token is not None
+        ]
+        if vit.pos_embed is None:
+            return torch.cat([*prefix, tokens], dim=1)
+        positions = resample_abs_pos_embed(
+            vit.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=self.position_prefix
+        )
+        if self.position_prefix:
+            return vit.pos_drop(torch.cat([*prefix, tokens], dim=1) + positions)
+        return vit.pos_drop(torch.cat([*prefix, tokens + positions], dim=1))
+
+
+def _attend(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of timm, which also gives its queries and keys.
+
+    Args:
+        block: Of the kind that :func:`_unknown_part` lets pass.
+        tokens: [B, t + N, C].
+
+    Returns:
+        The tokens behind the block, its queries and its keys [B, heads, t + N, d].
+    """
+    attention = block.attn
+    parts = attention.qkv(block.norm1(tokens)).unflatten(-1, (3, attention.num_heads, -1))
+    query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    attended = attention.norm(attended) if hasattr(attention, "norm") else attended
+    tokens = tokens + block.drop_path1(block.ls1(attention.proj(attended)))
+    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), query, key
+
+
+def _unknown_part(vit: Any) -> str | None:
+    """What a network has that is not computed here, in words; None: it is a plain Vision Transformer."""
+    from timm.models.vision_transformer import Attention, Block, PatchEmbed
+
+    if type(vit.patch_embed) is not PatchEmbed:
+        return f"its patches come from a {type(vit.patch_embed).__name__}"
+    if len(set(vit.patch_embed.patch_size)) > 1:
+        return "its patches are not square"
+    if len(vit.blocks) < _MAPS:
+        return f"it has fewer than {_MAPS} blocks"
+    for block in vit.blocks:
+        if type(block) is not Block:
+            return f"its blocks are of the class {type(block).__name__}"
+        if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+            return f"its attention is another ({type(block.attn).__name__})"
+    return None
+
+
+def _unsuitable(name: str, reason: str) -> UserError:
+    return UserError(
+        f"model.encoder: {TIMM}{name} is no plain Vision Transformer: {reason}; set one of timm's class "
+        "VisionTransformer, such as vit_small_patch14_dinov2, vit_base_patch16_224 or deit_small_patch16_224"
+    )

@@ -1,0 +1,584 @@
+"""Comparison of runs: seeds of one recipe as mean and deviation, recipes by a paired bootstrap over images.
+
+A group is the runs of one recipe: the same settings but the seed and the output places. A row is one output of a group
+under one protocol. What is compared is the mIoU over all images, as :meth:`afa.evaluation.metrics.Counts.scores`
+computes it; between two groups it is computed anew for each resample from the images' counts, so that it is the mIoU
+itself that is resampled, and not a mean of images' IoU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afa.config import config_to_dict
+from afa.data.dataset import SETTINGS_OF_PLACES
+from afa.data.files import read_json
+from afa.data.map_files import LABEL_FACTS
+from afa.errors import UserError
+from afa.evaluation.metrics import Counts, ImageCounts
+from afa.evaluation.tables import read_entries, read_image_counts
+from afa.methods import load_config
+from afa.weights import last_checkpoint
+from afa.weights.facts import FACTS_FILE, read_facts
+
+EVALUATION, CONFIG = "evaluation.json", "config.yaml"
+RESAMPLES = 10_000
+
+# What tells two runs of one recipe apart, and what does not shape the scores: how a run goes about its work. What an
+# evaluation is stands in its protocol.
+_NO_RECIPE = {
+    "dataset": {*SETTINGS_OF_PLACES, "val_split"},
+    "train": {
+        "seed", "output", "workers", "device", "threads", "compile", "channels_last", "deterministic", "log_every",
+        "pictures_every", "checkpoint_every", "keep_checkpoints", "resume", "init",
+    },
+    "validation": {"every", "outputs", "batch_size"},
+    "test": None,
+}  # fmt: skip
+_INPUTS = ("pixel_labels", "maps", "saliency", "pairs")
+_CHUNK = 4_000_000
+_SEED_NAME = re.compile(r"(?:[_.-]?seed)?[_.-]?\d*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one run scored in one output under one protocol.
+
+    Attributes:
+        output: Name of the output; ``NAME_crf`` after DenseCRF.
+        protocol: As :func:`afa.evaluation.tables.protocol_key` gives it, without the step; of an output that DenseCRF
+            does not touch without ``crf``.
+        step: Of the checkpoint.
+        miou: 0 to 1.
+        images: How many were scored; None where the file does not say.
+        counts: The file with each image's counts; None where there is none.
+    """
+
+    output: str
+    protocol: Mapping[str, Any]
+    step: int | None
+    miou: float
+    images: int | None
+    counts: Path | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What two scores must share to be compared."""
+        return self.output, json.dumps(self.protocol, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        path: As it was named.
+        settings: Of the recipe, flat: key with dots -> value.
+        recipe: Tells its recipe from others.
+        method: Name of its method; None where there is no configuration.
+        seed: Likewise.
+        supervision: What it was taught with, as far as the settings tell; None where they do not.
+        scores: One for each output and protocol; of several steps the last.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    recipe: str
+    method: str | None
+    seed: int | None
+    supervision: str | None
+    scores: tuple[Score, ...]
+
+
+@dataclass
+class Group:
+    """Runs of one recipe, or of one title.
+
+    Attributes:
+        title: What people call it.
+        runs: One or more.
+        supervision: What they were taught with; None where nobody says.
+    """
+
+    title: str
+    runs: list[Run] = field(default_factory=list)
+    supervision: str | None = None
+
+    def scores(self, key: tuple[str, str]) -> list[Score]:
+        """Those of its runs that have the output under the protocol."""
+        return [score for run in self.runs for score in run.scores if score.key == key]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of a group under one protocol, over its runs.
+
+    Attributes:
+        title: Of the group.
+        supervision: Of the group.
+        output: Its name, and what else tells its protocol from others of the table.
+        images: How many images of which list.
+        runs: How many.
+        mean: Of the runs' mIoU, 0 to 1.
+        deviation: Sample standard deviation (divided by n - 1); None of a single run.
+        lowest, highest: Of the runs' mIoU.
+    """
+
+    title: str
+    supervision: str | None
+    output: str
+    images: str
+    runs: int
+    mean: float
+    deviation: float | None
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A group against the first one, in one output under one protocol.
+
+    Attributes:
+        title: Of the group.
+        base: Of the first group.
+        output: As in :class:`Row`.
+        difference: Its mean mIoU less that of the first group; None where they cannot be compared.
+        low, high: Ends of the 95 % interval.
+        reason: Why there is no interval; None where there is one.
+    """
+
+    title: str
+    base: str
+    output: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is said of some runs.
+
+    Attributes:
+        groups: In the order in which they were named.
+        rows: Of each group.
+        differences: Of each further group against the first.
+        settings: Key -> value of each group, for settings in which groups differ.
+        notes: What else must be known, one line each.
+        resamples: How many there were.
+        seed: Of the resamples.
+    """
+
+    groups: tuple[Group, ...]
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    settings: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+    resamples: int
+    seed: int
+
+
+def read_run(path: Path) -> Run:
+    """Read what a run is and what it scored.
+
+    Args:
+        path: A run's output folder, or an ``evaluation.json`` of one.
+
+    Raises:
+        UserError: It was not evaluated, or a file is damaged.
+    """
+    file = path / EVALUATION if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{path} holds no {EVALUATION}: 'afa eval' {path} writes it")
+    if not file.exists():
+        raise UserError(f"{path} does not exist: name a run's output folder, or its {EVALUATION}")
+    scores = _scores(file)
+    folder = file.parent
+    if not (folder / CONFIG).is_file():
+        return Run(path, {}, str(file.resolve()), None, None, None, scores)
+    config = load_config(folder / CONFIG)
+    dataset = config.dataset
+    settings = dict(_recipe_settings(config_to_dict(config)))
+    inputs = {name: getattr(dataset, name) for name in _INPUTS if getattr(dataset, name) is not None}
+    identity: dict[str, Any] = {
+        **settings,
+        **{f"dataset.{name}": _made_by(Path(value)) for name, value in inputs.items()},
+        "images": (None if inputs else _training_images(folder)) or _place(dataset.root),
+    }
+    supervision = None
+    if not {"pixel_labels", "maps"} & set(inputs):
+        supervision = "I+S" if "saliency" in inputs else "I"
+    shown = {
+        **settings,
+        **{f"dataset.{name}": getattr(dataset, name) for name in ("root", *_INPUTS)},
+    }
+    recipe = json.dumps(identity, sort_keys=True, default=str)
+    return Run(path, shown, recipe, config.method, config.train.seed, supervision, scores)
+
+
+def group_runs(runs: Sequence[tuple[str | None, Run]], supervision: Mapping[str, str] | None = None) -> list[Group]:
+    """Put the runs of a recipe together.
+
+    Args:
+        runs: A title and a run. Runs of one title are one group, whatever their settings; of those without a title, the
+            runs of one recipe.
+        supervision: Title -> what the group was taught with; it wins over what the settings tell.
+
+    Raises:
+        UserError: A run is named twice, or a title of ``supervision`` is no group's.
+    """
+    seen: dict[str, Path] = {}
+    groups: dict[tuple[str, str], Group] = {}
+    for title, run in runs:
+        place = os.path.realpath(run.path / EVALUATION if run.path.is_dir() else run.path)
+        if place in seen:
+            raise UserError(f"{run.path} is named twice: each run counts once")
+        seen[place] = run.path
+        key = ("title", title) if title is not None else ("recipe", run.recipe)
+        groups.setdefault(key, Group(title or "")).runs.append(run)
+    taken = {group.title for group in groups.values() if group.title}
+    for group in groups.values():
+        if not group.title:
+            group.title = _free_title(_common_title(group.runs), taken)
+            taken.add(group.title)
+    for title in supervision or {}:
+        if title not in taken:
+            raise UserError(f"--supervision {title}: there are the groups {', '.join(sorted(taken))}")
+    for group in groups.values():
+        told = {run.supervision for run in group.runs}
+        group.supervision = (supervision or {}).get(group.title, told.pop() if len(told) == 1 else None)
+    return list(groups.values())
+
+
+def compare(groups: Sequence[Group], *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+    """Compare groups of runs; the first is what the others are held against.
+
+    Args:
+        groups: As :func:`group_runs` gives them.
+        resamples: How many resamples of the images an interval is made of.
+        seed: Of the resamples.
+    """
+    keys = list(dict.fromkeys(score.key for group in groups for run in group.runs for score in run.scores))
+    names = _output_names(keys)
+    rows, notes = [], list(_notes(groups))
+    for group in groups:
+        for key in keys:
+            scores = group.scores(key)
+            if not scores:
+                continue
+            if len(scores) < len(group.runs):
+                notes.append(f"{group.title}, {names[key]}: {len(scores)} of {len(group.runs)} runs were scored so")
+            rows.append(_row(group, names[key], scores))
+    cache: dict[Path, dict[str, ImageCounts] | UserError] = {}
+    differences = [
+        _difference(group, groups[0], key, names[key], resamples, seed, cache)
+        for group in groups[1:]
+        for key in keys
+        if group.scores(key) and groups[0].scores(key)
+    ]
+    for group in groups[1:]:
+        if not any(found.title == group.title for found in differences):
+            notes.append(
+                f"{group.title} and {groups[0].title} share no output that was scored under one protocol: nothing of "
+                "them can be compared"
+            )
+    return Comparison(tuple(groups), tuple(rows), tuple(differences), _differing(groups), tuple(notes), resamples, seed)
+
+
+def paired_bootstrap(
+    first: Sequence[Counts], second: Sequence[Counts], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much the mean mIoU of ``second`` is above that of ``first``, with a 95 % interval over images.
+
+    A resample draws as many images as there are, with replacement, the same ones for both. Of each run the mIoU of the
+    drawn images is computed from their summed counts, and averaged over the runs; the interval is from the 2.5th to the
+    97.5th percentile of the differences (percentile bootstrap, Efron and Tibshirani 1993, chapter 13). It says how much
+    hangs on which images were taken, not how much on the seeds. Images without a labelled pixel are left out.
+
+    The draws are those of ``numpy.random.default_rng(seed).integers(N, size=N)``, one call for each resample.
+
+    Args:
+        first: Of each run the counts [images, C]. All have the same images in the same order, and the same truth.
+        second: The same, of other runs.
+        resamples: How many.
+        seed: Of the draws.
+
+    Returns:
+        Difference over all images, and the two ends; 0 to 1.
+
+    Raises:
+        ValueError: The images or their true labels differ.
+    """
+    labelled = first[0].labelled.numpy().astype(np.float64)
+    for counts in (*first, *second):
+        if not np.array_equal(counts.labelled.numpy(), labelled):
+            raise ValueError("the images, or their true labels, differ")
+    kept = labelled.sum(axis=1) > 0
+    labelled = labelled[kept]
+    parts = [
+        [(counts.intersection.numpy()[kept].astype(np.float64), counts.predicted.numpy()[kept].astype(np.float64))
+         for counts in side]
+        for side in (first, second)
+    ]  # fmt: skip
+    images = len(labelled)
+    if not images:
+        raise ValueError("there is not one labelled pixel")
+
+    def differences(weights: np.ndarray) -> np.ndarray:
+        true = weights @ labelled
+        means = []
+        for side in parts:
+            values = []
+            for intersection, predicted in side:
+                right = weights @ intersection
+                union = true + weights @ predicted - right
+                iou = np.divide(right, union, out=np.zeros_like(right), where=union > 0)
+                values.append((iou * (true > 0)).sum(axis=1) / (true > 0).sum(axis=1))
+            means.append(np.mean(values, axis=0))
+        return means[1] - means[0]
+
+    rng = np.random.default_rng(seed)
+    found = []
+    chunk = max(1, min(resamples, _CHUNK // images))
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        drawn = rng.integers(images, size=(count, images)) + np.arange(count)[:, None] * images
+        weights = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
+        found.append(differences(weights))
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return float(differences(np.ones((1, images)))[0]), float(low), float(high)
+
+
+def _scores(path: Path) -> tuple[Score, ...]:
+    found: dict[tuple[str, str], Score] = {}
+    partial = 0
+    for entry in read_entries(path):
+        table, protocol = entry.get("table"), entry["protocol"]
+        if not isinstance(table, Mapping):
+            raise UserError(f"{path} is damaged: an evaluation has no table")
+        if entry.get("partial"):
+            partial += 1
+            continue
+        step = protocol.get("step")
+        beside = entry.get("per_image")
+        counts = path.parent / Path(beside).name if isinstance(beside, str) else None
+        for output, scores in table.items():
+            if not isinstance(scores, Mapping):
+                continue  # the number of images and the like
+            miou = scores.get("miou")
+            if isinstance(miou, bool) or not isinstance(miou, int | float):
+                raise UserError(f"{path} is damaged: '{output}' has no mIoU")
+            refined = output.endswith("_crf") and output.removesuffix("_crf") in table
+            own = {key: value for key, value in protocol.items() if key != "step"}
+            if isinstance(own.get("settings"), Mapping):
+                # A seed reads the folders that its own stages made: that there is one counts, not which.
+                own["settings"] = {
+                    key: "given" if key.removeprefix("dataset.") in _INPUTS else value
+                    for key, value in own["settings"].items()
+                }
+            score = Score(
+                output=output,
+                protocol=own if refined else {**own, "crf": None},
+                step=step if isinstance(step, int) else None,
+                miou=float(miou),
+                images=table.get("images") if isinstance(table.get("images"), int) else None,
+                counts=counts,
+            )
+            known = found.get(score.key)
+            if known is None or (known.step or 0) <= (score.step or 0):
+                found[score.key] = score
+    if not found:
+        part = ": they are of a part of the list alone, evaluate without --limit" if partial else ""
+        raise UserError(f"{path} holds no scores of whole lists{part}")
+    return tuple(found.values())
+
+
+def _recipe_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings that make a recipe, flat."""
+    for name, value in tree.items():
+        left_out = _NO_RECIPE.get(prefix.rstrip("."), ()) if prefix else ()
+        if (not prefix and _NO_RECIPE.get(name, ()) is None) or name in (left_out or ()):
+            continue
+        if isinstance(value, Mapping):
+            yield from _recipe_settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _training_images(folder: Path) -> str | None:
+    """What tells the training images from others; None where no checkpoint says it."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint == folder or not (checkpoint / FACTS_FILE).is_file():
+        return None
+    images = read_facts(checkpoint).get("images")
+    return images if isinstance(images, str) else None
+
+
+def _place(setting: str | None) -> str:
+    return "" if setting is None else os.path.realpath(setting)
+
+
+def _made_by(folder: Path) -> Any:
+    """What made a folder that an earlier stage, or somebody else, has written: other seeds of a stage are the same."""
+    facts = read_json(folder / LABEL_FACTS) if (folder / LABEL_FACTS).is_file() else None
+    if not isinstance(facts, Mapping):
+        return os.path.realpath(folder)
+    return {key: facts.get(key) for key in ("method", "step", "class_names", "split", "outputs", "config")}
+
+
+def _common_title(runs: Sequence[Run]) -> str:
+    """What the runs' folders have in common, without seeds; else the name of the method."""
+    folders = [run.path if run.path.is_dir() else run.path.parent for run in runs]
+    places = [Path(os.path.abspath(folder)) for folder in folders]
+    if len(runs) == 1:
+        name = places[0].name
+        return places[0].parent.name + "/" + name if _SEED_NAME.fullmatch(name) else name
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*(place.name for place in places), strict=False))
+    common = _SEED_NAME.sub("", "".join(letters[0] for letters in alike))
+    if not common.strip("_.- ") and len({place.parent for place in places}) == 1:
+        common = places[0].parent.name
+    return common.strip("_.- ") or runs[0].method or "runs"
+
+
+def _free_title(title: str, taken: set[str]) -> str:
+    number = 2
+    found = title
+    while found in taken:
+        found, number = f"{title} ({number})", number + 1
+    return found
+
+
+def _notes(groups: Sequence[Group]) -> Iterator[str]:
+    for group in groups:
+        if len({run.recipe for run in group.runs}) > 1:
+            keys = _differing_keys(group.runs)
+            what = f"differ in {', '.join(keys)}" if keys else "are of different recipes or training images"
+            yield f"{group.title}: its runs {what}, and are one group because they have one title"
+        seeds = [run.seed for run in group.runs if run.seed is not None]
+        if len(set(seeds)) < len(seeds):
+            yield f"{group.title}: several runs have one seed, so the deviation says too little"
+        if group.supervision is None:
+            yield (
+                f"nobody says what {group.title} was taught with (I, I+S, pixels): --supervision '{group.title}=I' "
+                "would say it"
+            )
+
+
+def _value(value: Any) -> str:
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) or value is None else str(value)
+    )
+
+
+def _differing_keys(runs: Sequence[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({_value(run.settings.get(key)) for run in runs}) > 1]
+
+
+def _differing(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
+    """Settings in which groups differ; one whose runs differ inside of each group says nothing."""
+    found = {}
+    keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.settings)
+    for key in keys:
+        values = [
+            list(dict.fromkeys(_value(run.settings[key]) if key in run.settings else "-" for run in group.runs))
+            for group in groups
+        ]
+        if len({tuple(own) for own in values}) > 1 and any(len(own) == 1 for own in values):
+            found[key] = tuple(own[0] if len(own) == 1 else "several" for own in values)
+    return found
+
+
+def _output_names(keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Each row's name: the output, and in what its protocol differs from others of that output."""
+    protocols = {key: _flat(json.loads(key[1])) for key in keys}
+    names = {}
+    for key, protocol in protocols.items():
+        others = [protocols[other] for other in keys if other[0] == key[0]]
+        differing = [
+            name
+            for name in dict.fromkeys(name for one in others for name in one)
+            if len({str(one.get(name)) for one in others}) > 1
+        ]
+        output = f"{key[0].removesuffix('_crf')} + CRF" if protocol.get("crf_iterations") else key[0]
+        names[key] = ", ".join(
+            [output, *(f"{name.replace('_', ' ')} {_value(protocol[name])}" for name in differing if name in protocol)]
+        )
+    return names
+
+
+def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {**(protocol.get("crf") or {}), **(protocol.get("settings") or {})}
+    return {**{key: value for key, value in protocol.items() if key not in ("settings", "crf")}, **inner}
+
+
+def _row(group: Group, output: str, scores: Sequence[Score]) -> Row:
+    values = [score.miou for score in scores]
+    counts = sorted({"-" if score.images is None else str(score.images) for score in scores})
+    split = scores[0].protocol.get("split")
+    return Row(
+        title=group.title,
+        supervision=group.supervision,
+        output=output,
+        images=f"{'-' if split is None else split} ({' or '.join(counts)})",
+        runs=len(values),
+        mean=statistics.fmean(values),
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        lowest=min(values),
+        highest=max(values),
+    )
+
+
+def _difference(
+    group: Group,
+    base: Group,
+    key: tuple[str, str],
+    name: str,
+    resamples: int,
+    seed: int,
+    cache: dict[Path, dict[str, ImageCounts] | UserError],
+) -> Difference:
+    """One group against another."""
+
+    def refused(reason: str) -> Difference:
+        return Difference(group.title, base.title, name, None, None, None, reason)
+
+    sides: list[list[ImageCounts]] = []
+    for side in (base, group):
+        sides.append([])
+        for score in side.scores(key):
+            if score.counts is None:
+                return refused(f"an evaluation of {side.title} has no counts of images: evaluate it again")
+            if score.counts not in cache:
+                try:
+                    cache[score.counts] = read_image_counts(score.counts)[0]
+                except UserError as error:
+                    cache[score.counts] = error
+            found = cache[score.counts]
+            if isinstance(found, UserError):
+                return refused(str(found))
+            if score.output not in found:
+                return refused(f"{score.counts} has no counts of '{score.output}': evaluate {side.title} again")
+            sides[-1].append(found[score.output])
+    names = sorted(sides[0][0].names)
+    if any(sorted(images.names) != names for side in sides for images in side):
+        return refused("they were scored on different images")
+    first, second = ([ImageCounts.joined([images]).stacked() for images in side] for side in sides)
+    if len({counts.labelled.shape for counts in (*first, *second)}) > 1:
+        return refused("they have different numbers of classes")
+    if any(not bool((counts.labelled == first[0].labelled).all()) for counts in (*first, *second)):
+        return refused("their true masks differ")
+    difference, low, high = paired_bootstrap(first, second, resamples=resamples, seed=seed)
+    return Difference(group.title, base.title, name, difference, low, high, None)
