@@ -201,7 +201,7 @@ def read_run(path: Path) -> Run:
     """
     file = path / EVALUATION if path.is_dir() else path
     if path.is_dir() and not file.exists():
-        raise UserError(f"{path} holds no {EVALUATION}: 'afa eval' {path} writes it")
+        raise UserError(f"{path} holds no {EVALUATION}: 'afa eval {path}' writes it")
     if not file.exists():
         raise UserError(f"{path} does not exist: name a run's output folder, or its {EVALUATION}")
     scores = _scores(file)

@@ -247,7 +247,7 @@ def test_runs_on_labels_that_one_recipe_made_are_seeds(tmp_path: Path, run_tool:
     ("arguments", "message"),
     [
         (["{tmp}/nothing"], "does not exist"),
-        (["{tmp}"], "holds no evaluation.json: tools/eval.py"),
+        (["{tmp}"], "holds no evaluation.json: 'afa eval "),
         (["{run}", "{run}/evaluation.json"], "is named twice"),
         (["=x"], "give TITLE=RUN"),
         (["{run}", "--output", "{tmp}/table.txt"], "ends in .json, .csv, .md"),

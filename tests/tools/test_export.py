@@ -122,7 +122,7 @@ def test_a_networks_masks_for_vocs_server(voc: Path, tmp_path: Path, export: Run
         (20, {"_000002": np.full((33, 24), 255, np.uint8)}, [], "leaves pixels open"),
         (20, {"_000002": np.full((33, 24), 21, np.uint8)}, [], "holds 21: VOC's classes are 0 to 20"),
         (20, {"_000002": np.zeros((33, 23), np.uint8)}, [], "has 23 x 33 pixels, its image 24 x 33"),
-        (20, {}, ["--split", "other"], "'other' is missing"),
+        (20, {}, ["--split", "other"], "there is no split 'other'"),
         (20, {}, ["--crf"], "--crf refines"),
         (20, {}, ["--output", "{tmp}/x.zip"], "ends in .tgz or .tar.gz"),
         (20, {}, ["dataset.class_names={tmp}/two.txt"], "has 2 classes"),
