@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 520, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
+_WIDTH, _HEIGHT = 520, 244
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
 _MOST_TICKS = 6
 COLOURS = 8
 """Classes ``c0`` to ``c7`` of the style sheet; further curves begin anew, dashed."""
@@ -80,14 +80,12 @@ def chart_svg(
         parts.append(f'<line class="axis" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>')
-    parts.append(f'<text x="{right}" y="{bottom - 6}" text-anchor="end">{_text(x_label)}</text>')
-    for mark in marks:
-        x = x_of(mark.x)
+    parts.append(f'<text x="{right}" y="{bottom + 34}" text-anchor="end">{_text(x_label)}</text>')
+    for number, mark in enumerate(marks):
+        x, y = x_of(mark.x), _TOP + 10 + 16 * number
         anchor, at = ("start", x + 5) if x < (_LEFT + right) / 2 else ("end", x - 5)
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="mark" x="{at:.1f}" y="{_TOP + 10}" text-anchor="{anchor}">{_text(mark.text)}</text>'
-        )
+        parts.append(f'<text class="mark" x="{at:.1f}" y="{y}" text-anchor="{anchor}">{_text(mark.text)}</text>')
     for number, curve in enumerate(curves):
         parts += [f'<path class="curve {style_of(number)}" d="{line}"/>' for line in _lines(curve, x_of, y_of)]
     return "".join([*parts, "</svg>"])

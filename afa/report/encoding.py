@@ -54,11 +54,12 @@ def label_uri(label: Tensor) -> str:
     return _grey(values)
 
 
-def maps_entry(maps: Maps, class_ids: Sequence[int]) -> dict[str, Any] | None:
+def maps_entry(maps: Maps, class_ids: Sequence[int], *, logits: bool) -> dict[str, Any] | None:
     """Scores of some classes, one below the other in one image.
 
     Args:
         maps: Of one image, [1, c, h, w].
+        logits: Whether the softmax of the scores gives probabilities, which are shown then.
         class_ids: Those that are wanted; others are left out, and those that the maps lack.
 
     Returns:
@@ -71,7 +72,8 @@ def maps_entry(maps: Maps, class_ids: Sequence[int]) -> dict[str, Any] | None:
     ]
     if not chosen:
         return None
-    scores = maps.scores[0, chosen].float().numpy()
+    all_scores = maps.scores[0].float()
+    scores = (all_scores.softmax(dim=0) if logits else all_scores)[chosen].numpy()
     size = shown_size(maps.size, MAP_LONG_SIDE)
     if size != maps.size:
         scores = np.stack([cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_AREA) for one in scores])

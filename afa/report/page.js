@@ -91,7 +91,7 @@
         const value = `${kind}:${output.name}`;
         const there = data.images.some((image) => partsOf(image.sources[source], kind)[output.name]);
         if (!there || layers.some(([known]) => known === value)) continue;
-        const words = { label: "label", map: "scores", affinity: "of a pixel" }[kind];
+        const words = { label: "label", map: "scores", affinity: "of a pixel, by a click" }[kind];
         layers.push([value, `${output.title}: ${words}`]);
       }
     }

@@ -1,4 +1,4 @@
-"""The page: images are looked at and counted one by one, those that are shown are kept, and all is put into one file."""
+"""The page: images are looked at and counted one by one, those to be shown are kept, and all goes into one file."""
 
 from __future__ import annotations
 
@@ -201,7 +201,11 @@ def _said(source: Source, seen: Seen, mious: dict[str, float | None]) -> dict[st
     predicted = _ids(labels[main.name]) if main is not None and main.name in labels else []
     classes = list(dict.fromkeys([*seen.class_ids, *([] if seen.truth is None else _ids(seen.truth)), *predicted]))
     wanted = [0, *classes[:_MOST_CLASSES]]
-    maps = {name: maps_entry(look.maps, wanted) for name, look in seen.looks.items() if look.maps is not None}
+    maps = {
+        name: maps_entry(look.maps, wanted, logits=look.logits)
+        for name, look in seen.looks.items()
+        if look.maps is not None
+    }
     affinities = {name: affinity_entry(look.affinity) for name, look in seen.looks.items() if look.affinity is not None}
     return {
         "miou": None if main is None else mious.get(main.name),
@@ -396,13 +400,14 @@ def _sweep_charts(outputs: Sequence[Output], scores: Scores) -> list[dict[str, A
             Curve("false positives", found["thresholds"], found["fp_rate"]),
             Curve("false negatives", found["thresholds"], found["fn_rate"]),
         ]
-        marks = [Mark(best["threshold"], f"best {100 * best['miou']:.1f} % at {best['threshold']:g}")]
+        marks = [Mark(best["threshold"], f"best: {best['threshold']:g}")]
         threshold = titles[name].threshold
-        text = f"best mIoU {100 * best['miou']:.1f} % at the threshold {best['threshold']:g}"
+        text = f"The best mIoU is {100 * best['miou']:.1f} %, at the threshold {best['threshold']:g}."
         if threshold is not None:
-            text += f"; the method's threshold is {threshold:g}"
+            marks.append(Mark(threshold, f"set: {threshold:g}"))
+            text += f" Labels are made with {threshold:g}."
         else:
-            text += "; the method compares with a background of its own, which does not count here"
+            text += " These maps have a background of their own: 0.5 gives their own label."
         charts.append(
             {**_chart(titles[name].title, curves, x_label="threshold", percent=True, marks=marks), "text": text}
         )

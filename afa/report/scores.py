@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from afa.evaluation.metrics import ConfusionMatrix
-from afa.evaluation.sweep import ThresholdSweep, threshold_range
+from afa.evaluation.sweep import ThresholdSweep, best_class, threshold_range
 from afa.maps import Maps
 from afa.methods.base import Output
-from afa.report.sources import Seen
+from afa.ops.cam import resize
+from afa.report.sources import Look, Seen
 
 THRESHOLDS = threshold_range(0.0, 1.0, 0.01)
 
@@ -26,8 +27,9 @@ class Scores:
 
     Attributes:
         matrices: Output's name -> confusion matrix of its labels.
-        sweeps: Output's name -> counts of its maps over thresholds. Of maps with a background the classes' scores
-            alone count here, as if there were none.
+        sweeps: Output's name -> counts of its maps over thresholds. What is compared with the threshold is the score s
+            of the best class; of maps with a background, whose score is b, it is s / (s + b), so that a threshold of
+            0.5 gives their own label.
         images: How many images had a true mask.
     """
 
@@ -57,12 +59,20 @@ class Scores:
         found: dict[str, float | None] = {}
         for name, look in seen.looks.items():
             if look.maps is not None:
-                self.sweeps[name].add(seen.sample.name, seen.truth, _classes_alone(look.maps))
+                self._sweep(name, seen, look)
             if look.label is not None:
                 counts = self.matrices[name].update(seen.truth, look.label)
                 if counts.labelled.any():
                     found[name] = counts.scores(self.class_names)["miou"]
         return found
+
+    def _sweep(self, name: str, seen: Seen, look: Look) -> None:
+        assert look.maps is not None and seen.truth is not None
+        if not look.maps.has_background:
+            self.sweeps[name].add(seen.sample.name, seen.truth, look.maps)
+            return
+        share, winner = share_of_best_class(look.maps, tuple(seen.truth.shape), logits=look.logits)
+        self.sweeps[name].add_best(seen.sample.name, seen.truth, share, winner)
 
     def table(self) -> dict[str, Any]:
         """Output's name -> scores, as :meth:`afa.evaluation.metrics.Counts.scores` gives them; what was counted."""
@@ -83,11 +93,24 @@ class Scores:
         return {name: matrix.counts.tolist() for name, matrix in self.matrices.items() if matrix.counts.any()}
 
 
-def _classes_alone(maps: Maps) -> Maps:
-    """The maps without their background."""
-    if not maps.has_background:
-        return maps
-    if maps.scores.shape[1] > 1:
-        return maps.without_background()
-    nothing: Tensor = torch.zeros(1, 1, dtype=torch.bool)
-    return Maps(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, dtype=torch.int64), nothing, has_background=False)
+def share_of_best_class(maps: Maps, size: Sequence[int], *, logits: bool) -> tuple[Tensor, Tensor]:
+    """The best class at each position, and how it stands against the background.
+
+    Args:
+        maps: Of one image, with background.
+        size: (H, W) to which the scores are resized first, bilinear.
+        logits: Whether the softmax of the scores gives probabilities; then these stand against each other.
+
+    Returns:
+        s / (s + b), float32 [H, W] in 0..1, for the scores s of the best class and b of the background, 0 where both
+        are 0; and the id of that class, int64 [H, W], 0 where the maps have no class.
+    """
+    background = resize(maps.scores[:, :1].float(), size)[0, 0]
+    if maps.scores.shape[1] < 2:
+        return torch.zeros_like(background), torch.zeros(tuple(size), dtype=torch.int64)
+    best, winner = best_class(maps.without_background(), size)
+    if logits:
+        return (best - background).sigmoid(), winner
+    best, background = best.clamp(min=0), background.clamp(min=0)
+    total = best + background
+    return best / total.masked_fill(total == 0, 1), winner

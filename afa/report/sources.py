@@ -44,12 +44,14 @@ class Look:
 
     Attributes:
         label: Class ids, int64 [H, W] of the image's size, 255 open; None where no label can be made.
-        maps: Scores [1, c, h, w], of logits the probabilities; None where there are none.
+        maps: Scores [1, c, h, w]; None where there are none.
+        logits: Whether the softmax of the scores gives probabilities.
         affinity: Of the image's grid; None where the output is none.
     """
 
     label: Tensor | None = None
     maps: Maps | None = None
+    logits: bool = False
     affinity: TokenAffinity | PairAffinity | None = None
 
 
@@ -208,10 +210,8 @@ class RunSource(Source):
             if isinstance(said, TokenAffinity | PairAffinity):
                 looks[output.name] = Look(affinity=said)
                 continue
-            maps = said if isinstance(said, Maps) else None
-            if maps is not None and output.logits:
-                maps = maps.with_scores(maps.scores.float().softmax(dim=1))
-            looks[output.name] = Look(output.label(said, size).cpu(), None if maps is None else maps.to(_CPU))
+            maps = said.to(_CPU) if isinstance(said, Maps) else None
+            looks[output.name] = Look(output.label(said, size).cpu(), maps, output.logits)
         return looks, tuple(found.class_ids)
 
     def _bounded(self, sample: Sample, wanted: Sequence[str]) -> Sample:

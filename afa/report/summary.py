@@ -23,6 +23,13 @@ from afa.weights.facts import CHECKPOINTS_FOLDER, FACTS_FILE, read_facts
 _LONGEST_VALUE = 300
 # Of a checkpoint's facts: what is told elsewhere, or says nothing to a reader.
 _NOT_SHOWN = ("config", "class_names", "sha256", "images", "meters", "scaler", "recorded", "seconds", "step")
+_TITLES = {
+    "best": "best validation score",
+    "best_step": "step of the best",
+    "global_batch": "images of a step",
+    "world_size": "processes",
+    "non_finite": "not finite:",
+}
 # Settings that every run has of its own.
 _OWN = {"dataset": SETTINGS_OF_PLACES, "train": ("output", "device", "workers", "threads", "init", "resume")}
 
@@ -94,7 +101,7 @@ def _of_run(source: RunSource, shown: Sequence[tuple[str, str]]) -> Summary:
     for key in sorted(key for key in record if key not in _NOT_SHOWN):
         value = record[key]
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        facts += [(f"{key.replace('_', ' ')} {name}".strip(), _value(item)) for name, item in inner if item is not None]
+        facts += [(_title(key, name), _value(item)) for name, item in inner if item is not None]
     base, name = _recipe(model.config)
     differences = _differences(base, config_to_dict(model.config))
     return Summary(facts, name, differences, {} if folder is None else read_records(folder / METRICS))
@@ -174,6 +181,12 @@ def _without_own(tree: Mapping[str, Any]) -> dict[str, Any]:
         else values
         for section, values in tree.items()
     }
+
+
+def _title(key: str, name: str) -> str:
+    if key == "versions":
+        return "git revision" if name == "git" else f"version of {name}"
+    return f"{_TITLES.get(key, key)} {name}".strip().replace("_", " ")
 
 
 def _value(value: Any) -> str:
