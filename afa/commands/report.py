@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from afa.commands.arguments import split_names
 from afa.data.files import require_writable
-from afa.data.map_files import LABEL_FACTS
 from afa.errors import UserError, one_line
 from afa.paths import expand_home, given_path
 
@@ -103,6 +102,8 @@ def _default_output(places: Sequence[Path]) -> Path:
 
 def _is_folder_of_results(place: Path) -> bool:
     """Whether it holds results; else it is a run, a checkpoint or weights."""
+    from afa.data.map_files import LABEL_FACTS
+
     if not place.is_dir():
         return False
     if (place / LABEL_FACTS).is_file():
@@ -140,6 +141,7 @@ def _open(places: Sequence[Path], args: argparse.Namespace, settings: Sequence[s
 def _dataset_of(place: Path, config: str | None, settings: Sequence[str]) -> DatasetConfig:
     """The data set that a folder is of."""
     from afa.config import RunConfig
+    from afa.data.map_files import LABEL_FACTS
     from afa.methods import config_from_dict, load_config
     from afa.report.sources import label_facts
 

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const OPEN = 255;
-  const state = { layer: "", opacity: 60, shown: [], index: 0, classId: null, position: null, painted: 0 };
+  const state = { layer: "", viewed: "", opacity: 60, shown: [], index: 0, classId: null, position: null, painted: 0 };
 
   // ---- Small helpers. Names come from files of strangers: they only ever become text, never markup.
   function make(tag, className, text) {
@@ -91,7 +91,7 @@
         const value = `${kind}:${output.name}`;
         const there = data.images.some((image) => partsOf(image.sources[source], kind)[output.name]);
         if (!there || layers.some(([known]) => known === value)) continue;
-        const words = { label: "label", map: "scores", affinity: "of a pixel, by a click" }[kind];
+        const words = { label: "label", map: "scores", affinity: "click a pixel" }[kind];
         layers.push([value, `${output.title}: ${words}`]);
       }
     }
@@ -318,19 +318,23 @@
     line.append(make("span", "", image.truth ? image.sources.map((said) => percent(said.miou)).join(" / ") : ""));
     card.append(pair, line, make("span", "shows", image.truth || image.given.length ? names(image.truth ? image.true : image.given) : ""));
     card.addEventListener("click", () => open(state.shown.indexOf(index)));
-    return { card, canvases, painted: "" };
+    return { card, canvases, wanted: "", last: Promise.resolve() };
   });
-  async function paintCard(index) {
-    const one = made[index];
-    const key = `${state.layer} ${state.classId}`;
-    if (one.painted === key) return;
-    one.painted = key;
-    for (const [source, canvas] of one.canvases.entries()) {
-      const told = await paint(canvas, data.images[index], source, state.layer, state.classId, null);
-      canvas.setAttribute("aria-label", `${layerText()}: ${told || data.images[index].name}`);
-    }
+  // One painting of a card after the other, and only the newest: images are decoded in any order.
+  function paintCard(index) {
+    const one = made[index], layer = state.layer, classId = state.classId;
+    const key = `${layer} ${classId}`;
+    if (one.wanted === key) return;
+    one.wanted = key;
+    one.last = one.last.then(async () => {
+      if (one.wanted !== key) return;
+      for (const [source, canvas] of one.canvases.entries()) {
+        const told = await paint(canvas, data.images[index], source, layer, classId, null);
+        canvas.setAttribute("aria-label", `${layerText(layer)}: ${told || data.images[index].name}`);
+      }
+    });
   }
-  const layerText = () => (layers.find(([value]) => value === state.layer) || ["", ""])[1];
+  const layerText = (layer) => (layers.find(([value]) => value === layer) || ["", ""])[1];
   const visible = new Set();
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -342,10 +346,6 @@
     }
   }, { rootMargin: "200px" });
   made.forEach(({ card }) => observer.observe(card));
-  function repaint() {
-    visible.forEach(paintCard);
-    if (at("viewer").open) paintViewer();
-  }
   cards.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const own = state.shown.indexOf(Number(document.activeElement.dataset.index));
@@ -376,7 +376,7 @@
     state.classId = wanted;
     cards.replaceChildren(...state.shown.map((index) => made[index].card));
     at("count").textContent = `${state.shown.length} of ${data.images.length} images`;
-    repaint();
+    visible.forEach(paintCard);
   }
 
   // ---- The viewer.
@@ -406,8 +406,10 @@
     at("viewer-class").replaceChildren(option("", "highest of all classes"), ...offered.sort((a, b) => a - b).map((id) => option(id, className(id))));
     at("viewer-class").value = offered.includes(Number(before)) && before !== "" ? before : "";
     at("pixel").textContent = image.size[0] !== image.shown[0] ? `${image.size[0]} x ${image.size[1]} pixels, shown at ${image.shown[0]} x ${image.shown[1]}` : "";
-    if (!at("viewer").open) at("viewer").showModal();
-    paintViewer();
+    if (!at("viewer").open) {
+      at("viewer").showModal();
+      view(state.layer);
+    } else paintViewer();
   }
   function placeOf(event, element) {
     const box = element.getBoundingClientRect();
@@ -415,21 +417,25 @@
     return [inside((event.clientX - box.left) / box.width), inside((event.clientY - box.top) / box.height)];
   }
   const current = () => data.images[state.shown[state.index]];
-  async function paintViewer() {
-    const image = current(), run = ++state.painted;
+  let lastViewed = Promise.resolve();
+  function paintViewer() {
+    const run = ++state.painted;
+    lastViewed = lastViewed.then(() => (run === state.painted ? paintPanes() : null));
+  }
+  async function paintPanes() {
+    const image = current();
     const chosen = at("viewer-class").value === "" ? null : Number(at("viewer-class").value);
     for (const [source, { canvas, told }] of panes.entries()) {
-      const words = await paint(canvas, image, source, state.layer, chosen, state.position);
-      if (run !== state.painted) return;
+      const words = await paint(canvas, image, source, state.viewed, chosen, state.position);
       const title = data.sources.length > 1 ? `${data.sources[source].title}: ` : "";
-      told.textContent = `${title}${layerText()}${words ? `; ${words}` : ""}`;
+      told.textContent = `${title}${layerText(state.viewed)}${words ? `; ${words}` : ""}`;
       canvas.setAttribute("aria-label", told.textContent);
     }
     paintScale(image);
   }
   function paintScale(image) {
-    const name = state.layer.slice(state.layer.indexOf(":") + 1);
-    const isMap = state.layer.startsWith("map:"), isAffinity = state.layer.startsWith("affinity:");
+    const name = state.viewed.slice(state.viewed.indexOf(":") + 1);
+    const isMap = state.viewed.startsWith("map:"), isAffinity = state.viewed.startsWith("affinity:");
     const source = image.sources.findIndex((said) => (isMap ? said.maps[name] : said.affinities[name]));
     at("scale").hidden = !(isMap || isAffinity) || source < 0;
     if (at("scale").hidden) return;
@@ -456,14 +462,14 @@
     if (image.truth) parts.push(`truth: ${className(pixel(await grey(image.truth)))}`);
     const main = data.sources[source].main;
     if (main && said.labels[main]) parts.push(`prediction: ${className(pixel(await grey(said.labels[main])))}`);
-    const name = state.layer.slice(state.layer.indexOf(":") + 1);
-    if (state.layer.startsWith("map:") && said.maps[name]) {
+    const name = state.viewed.slice(state.viewed.indexOf(":") + 1);
+    if (state.viewed.startsWith("map:") && said.maps[name]) {
       const chosen = at("viewer-class").value === "" ? null : Number(at("viewer-class").value);
       const map = await scoresOf(said.maps[name], chosen);
       const value = map.scores[Math.floor(position[1] * map.height) * map.width + Math.floor(position[0] * map.width)];
       parts.push(`score: ${value.toFixed(3)}`);
     }
-    if (state.layer.startsWith("affinity:") && said.affinities[name]) {
+    if (state.viewed.startsWith("affinity:") && said.affinities[name]) {
       const entry = said.affinities[name];
       const values = await affinityOf(entry, ...cellOf(entry, state.position || [0.5, 0.5]));
       const [row, column] = cellOf(entry, position);
@@ -474,20 +480,20 @@
   // A click on a pixel: its affinity, where there is one.
   function choose(position) {
     state.position = position;
-    if (!state.layer.startsWith("affinity:")) {
+    if (!state.viewed.startsWith("affinity:")) {
       const stored = current().sources.flatMap((said) => Object.keys(said.affinities));
       if (!stored.length) {
         const any = layers.some(([value]) => value.startsWith("affinity:"));
         if (any) at("pixel").textContent = "The affinity of this image is not stored: only the first images of this page have it.";
         return;
       }
-      setLayer(`affinity:${stored[0]}`);
+      view(`affinity:${stored[0]}`);
     } else paintViewer();
   }
   function move(dx, dy) {
-    const name = state.layer.slice(9);
+    const name = state.viewed.slice(9);
     const entry = current().sources.map((said) => said.affinities[name]).find(Boolean);
-    if (!state.layer.startsWith("affinity:") || !entry) return;
+    if (!state.viewed.startsWith("affinity:") || !entry) return;
     const [row, column] = cellOf(entry, state.position || [0.5, 0.5]);
     const [height, width] = entry.grid;
     const y = Math.min(Math.max(row + dy, 0), height - 1), x = Math.min(Math.max(column + dx, 0), width - 1);
@@ -506,8 +512,8 @@
     else if (inControl) return;
     else if (arrow && arrow[0]) turn(arrow[0]);
     else if (arrow) {
-      const place = layers.findIndex(([value]) => value === state.layer) + arrow[1];
-      if (layers[place]) setLayer(layers[place][0]);
+      const place = layers.findIndex(([value]) => value === state.viewed) + arrow[1];
+      if (layers[place]) view(layers[place][0]);
     } else if (event.key === "+" || event.key === "-") setOpacity(state.opacity + (event.key === "+" ? 10 : -10));
     else return;
     event.preventDefault();
@@ -520,11 +526,16 @@
   at("next").addEventListener("click", () => turn(1));
   at("close").addEventListener("click", () => at("viewer").close());
 
-  // ---- What is set in two places.
-  function setLayer(layer) {
+  // ---- What is shown: of the cards, and of the image that is open.
+  function show(layer) {
     state.layer = layer;
-    at("layer").value = at("viewer-layer").value = layer;
-    repaint();
+    at("layer").value = layer;
+    visible.forEach(paintCard);
+  }
+  function view(layer) {
+    state.viewed = layer;
+    at("viewer-layer").value = layer;
+    paintViewer();
   }
   function setOpacity(value) {
     state.opacity = Math.min(Math.max(Number(value), 0), 100);
@@ -532,10 +543,11 @@
     at("opacity").value = at("viewer-opacity").value = state.opacity;
     at("opacity-value").textContent = `${state.opacity} %`;
   }
-  for (const id of ["layer", "viewer-layer"]) {
-    at(id).append(...layers.map(([value, text]) => option(value, text)));
-    at(id).addEventListener("change", (event) => setLayer(event.target.value));
-  }
+  const options = (some) => some.map(([value, text]) => option(value, text));
+  at("layer").append(...options(layers.filter(([value]) => !value.startsWith("affinity:"))));
+  at("layer").addEventListener("change", (event) => show(event.target.value));
+  at("viewer-layer").append(...options(layers));
+  at("viewer-layer").addEventListener("change", (event) => view(event.target.value));
   for (const id of ["opacity", "viewer-opacity"]) at(id).addEventListener("input", (event) => setOpacity(event.target.value));
   at("viewer-class").addEventListener("change", () => paintViewer());
 
@@ -604,10 +616,10 @@
     table.replaceChildren(top, body);
   }
 
-  const first = layers.some(([value]) => value === "prediction") ? "prediction" : layers[Math.min(1, layers.length - 1)][0];
+  const cardLayers = [...at("layer").options].map(({ value }) => value);
+  const first = cardLayers.includes("prediction") ? "prediction" : cardLayers[Math.min(1, cardLayers.length - 1)];
   setOpacity(60);
-  state.layer = first;
-  at("layer").value = at("viewer-layer").value = first;
+  show(first);
   arrange();
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 })();

@@ -379,12 +379,15 @@ def _record_charts(summary: Summary) -> list[dict[str, Any]]:
             groups.setdefault(group, []).append(Curve((rest or group).replace("_", " "), steps, values))
     order = {name: number for number, name in enumerate(("loss", "validation", "lr"))}
     return [
-        _chart(
-            _GROUP_TITLES.get(group, group.replace("_", " ")),
-            curves,
-            x_label="step",
-            percent=group == "validation" and not any(curve.label.startswith("loss") for curve in curves),
-        )
+        {
+            **_chart(
+                _GROUP_TITLES.get(group, group.replace("_", " ")),
+                curves,
+                x_label="step",
+                percent=group == "validation" and not any(curve.label.startswith("loss") for curve in curves),
+            ),
+            "first": group in order,
+        }
         for group, curves in sorted(groups.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
     ]
 
