@@ -28,6 +28,7 @@ setup(
         "Programming Language :: Python :: 3.11",
     ],
     packages=find_packages(include=["afa", "afa.*"]),
+    package_data={"afa.report": ["page.html", "page.css", "page.js"]},
     python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require={
@@ -43,5 +44,6 @@ setup(
         ],
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
+        "browser": ["playwright>=1.45"],
     },
 )

@@ -29,7 +29,11 @@ MOST_TOKENS = 768
 """Positions of an affinity's grid up to which all pairs are kept: 24 x 32, an image of VOC at stride 16."""
 
 _QUALITY = 78
+AFFINITY_LEVELS = 63
+"""Grey value of affinity 1. Finer steps cannot be told apart, and take a third more room."""
+
 _LONGEST_WEBP = 16383  # side in pixels
+_SYMMETRIC = 1e-4  # rounding
 
 
 def shown_size(size: Sequence[int], long_side: int = IMAGE_LONG_SIDE) -> tuple[int, int]:
@@ -91,7 +95,7 @@ def maps_entry(maps: Maps, class_ids: Sequence[int], *, logits: bool) -> dict[st
 
 
 def affinity_entry(affinity: TokenAffinity | PairAffinity) -> dict[str, Any] | None:
-    """An affinity as grey values, 255 being 1.
+    """An affinity as grey values, :data:`AFFINITY_LEVELS` being 1.
 
     Returns:
         ``grid`` [h, w]; ``values``, uint8; ``shrunk``, whether the grid is coarser than the method's; and ``radius``.
@@ -110,8 +114,8 @@ def affinity_entry(affinity: TokenAffinity | PairAffinity) -> dict[str, Any] | N
             "grid": [height, width], "shrunk": False, "half": False, "radius": side // 2, "values": tiles
         }  # fmt: skip
     exact, grid = _bounded(affinity)
-    values = np.rint(exact * 255).astype(np.uint8)
-    half = bool((values == values.T).all())
+    half = bool(np.abs(exact - exact.T).max() <= _SYMMETRIC)
+    values = np.rint(exact * AFFINITY_LEVELS).astype(np.uint8)
     return {
         "grid": list(grid), "shrunk": grid != affinity.grid, "half": half, "radius": None,
         "values": np.triu(values) if half else values,
@@ -133,7 +137,7 @@ def _windows(affinity: PairAffinity) -> np.ndarray:
         found[reach + dy, reach + dx] = values
         # What is rolled in from the other side is no pair, so it is 0.
         found[reach - dy, reach - dx] = values.roll((dy, dx), (0, 1))
-    return np.rint(found.clamp(0, 1).numpy() * 255).astype(np.uint8)
+    return np.rint(found.clamp(0, 1).numpy() * AFFINITY_LEVELS).astype(np.uint8)
 
 
 def _bounded(affinity: TokenAffinity) -> tuple[np.ndarray, tuple[int, int]]:

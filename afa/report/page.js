@@ -200,7 +200,7 @@
       const count = height * width, own = row * width + column;
       for (let j = 0; j < count; j++) {
         const place = entry.half && j < own ? j * count + own : own * count + j;
-        found[j] = all.values[place] / 255;
+        found[j] = all.values[place] / data.affinityLevels;
       }
       return found;
     }
@@ -210,7 +210,7 @@
         const y = row + dy, x = column + dx;
         if (y < 0 || x < 0 || y >= height || x >= width) continue;
         const place = (row * side + dy + reach) * width * side + column * side + dx + reach;
-        found[y * width + x] = all.values[place] / 255;
+        found[y * width + x] = all.values[place] / data.affinityLevels;
       }
     }
     return found;
@@ -473,7 +473,7 @@
       const entry = said.affinities[name];
       const values = await affinityOf(entry, ...cellOf(entry, state.position || [0.5, 0.5]));
       const [row, column] = cellOf(entry, position);
-      parts.push(`affinity: ${values[row * entry.grid[1] + column].toFixed(3)}`);
+      parts.push(`affinity: ${values[row * entry.grid[1] + column].toFixed(2)}`);
     }
     if (image === current()) at("pixel").textContent = parts.join("; ");
   }

@@ -24,6 +24,7 @@ from afa.methods.base import Output
 from afa.prediction.progress import track
 from afa.report.charts import Curve, Mark, chart_svg, style_of
 from afa.report.encoding import (
+    AFFINITY_LEVELS,
     IMAGE_LONG_SIDE,
     affinity_entry,
     label_uri,
@@ -40,7 +41,8 @@ WITH_AFFINITY = 10
 """So many images of a page, the first ones, have their affinity."""
 
 _LONGEST_NAME = 120
-_MOST_CLASSES = 12  # of an image's maps: those that count, and those that were predicted
+_MOST_CLASSES = 12  # of an image's maps: those that count, those in its mask, and those predicted for some of it
+_COVERS = 0.02  # of its pixels
 _GROUP_TITLES = {"loss": "losses", "lr": "learning rates", "validation": "validation", "time": "time"}
 
 
@@ -198,8 +200,10 @@ def _image_entry(
 def _said(source: Source, seen: Seen, mious: dict[str, float | None]) -> dict[str, Any]:
     labels = {name: look.label for name, look in seen.looks.items() if look.label is not None}
     main = source.main
-    predicted = _ids(labels[main.name]) if main is not None and main.name in labels else []
-    classes = list(dict.fromkeys([*seen.class_ids, *([] if seen.truth is None else _ids(seen.truth)), *predicted]))
+    label = None if main is None else labels.get(main.name)
+    predicted = [] if label is None else _ids(label)
+    covering = [] if label is None else [id_ for id_ in predicted if (label == id_).float().mean() >= _COVERS]
+    classes = list(dict.fromkeys([*seen.class_ids, *([] if seen.truth is None else _ids(seen.truth)), *covering]))
     wanted = [0, *classes[:_MOST_CLASSES]]
     maps = {
         name: maps_entry(look.maps, wanted, logits=look.logits)
@@ -284,6 +288,7 @@ def render(
     tables = [counted.table() for counted in scores]
     data = {
         "classes": [one_line(name, _LONGEST_NAME) for name in class_names],
+        "affinityLevels": AFFINITY_LEVELS,
         "palette": voc_palette()[: len(class_names)].tolist(),
         "sources": [_source_data(*found) for found in zip(titles, sources, scores, strict=True)],
         "images": list(images),

@@ -126,7 +126,7 @@ def test_a_run_s_page(browser: Any, run: Path, run_page: Path) -> None:
         page.until(f"row {row + 1}, column {column + 1} of {height} x {width}")
         for y, x in ((0, 0), (height // 2, width // 2), (height - 1, width - 1)):
             tab.mouse.move(*page.at((x + 0.5) / width, (y + 0.5) / height))
-            page.until(f"affinity: {round(values[row * width + column, y * width + x] * 255) / 255:.3f}", "#pixel")
+            page.until(f"affinity: {round(values[row * width + column, y * width + x] * 63) / 63:.2f}", "#pixel")
         places = [divmod(int(place), width) for place in np.argsort(values[row * width + column])[[0, -1]]]
         low, high = (page.pixel((x + 0.5) / width, (y + 0.5) / height) for y, x in places)
         assert sum(low) < sum(high)

@@ -23,7 +23,7 @@ from afa.maps import Maps
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 from afa.prediction.model import load
 from afa.report.charts import Curve, Mark, chart_svg
-from afa.report.encoding import affinity_entry, maps_entry
+from afa.report.encoding import AFFINITY_LEVELS, affinity_entry, maps_entry
 from afa.report.scores import share_of_best_class
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -85,7 +85,7 @@ def test_labels_and_affinities_of_a_page_are_what_the_method_says(run: Path, run
         affinity, entry = said.outputs["affinity"], own["affinities"]["affinity"]
         assert isinstance(affinity, TokenAffinity) and tuple(entry["grid"]) == affinity.grid and entry["half"]
         stored = values_of(entry["uri"])
-        assert np.abs(np.triu(affinity.values[0].numpy()) * 255 - stored).max() <= 0.5001
+        assert np.abs(np.triu(affinity.values[0].numpy()) * data["affinityLevels"] - stored).max() <= 0.5001
 
 
 def test_what_a_page_says_of_a_run(run: Path, run_page: Path) -> None:
@@ -305,7 +305,7 @@ def test_an_affinity_between_neighbours_is_kept_as_it_is() -> None:
     for y, x in ((0, 0), (3, 4), (5, 8)):
         expected = np.zeros((10, 13))
         expected[2:8, 2:11] = affinity.of(y, x).numpy()
-        assert np.abs(tiles[y, :, x] - 255 * expected[y : y + 5, x : x + 5]).max() <= 0.5001
+        assert np.abs(tiles[y, :, x] - AFFINITY_LEVELS * expected[y : y + 5, x : x + 5]).max() <= 0.5001
 
 
 def test_an_affinity_of_many_tokens_is_kept_on_a_coarser_grid() -> None:
@@ -315,7 +315,7 @@ def test_an_affinity_of_many_tokens_is_kept_on_a_coarser_grid() -> None:
     assert entry is not None and entry["shrunk"] and np.prod(entry["grid"]) <= 768
     height, width = entry["grid"]
     upper = entry["values"][0].reshape(height, width)
-    assert (upper[0] == 255).all() and (upper[-1] == 0).all()
+    assert (upper[0] == AFFINITY_LEVELS).all() and entry["half"] and (upper[-1] == 0).all()
     assert affinity_entry(PairAffinity(torch.zeros(34, 2, 2000), 5)) is None
 
 
