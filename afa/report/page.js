@@ -255,7 +255,7 @@
       await paintAffinity(canvas, image, entry, position || [0.5, 0.5]);
       const [row, column] = cellOf(entry, position || [0.5, 0.5]);
       const coarse = entry.shrunk ? ", on a coarser grid than the method's" : "";
-      return `affinity to the position in row ${row + 1}, column ${column + 1} of ${entry.grid[0]} x ${entry.grid[1]}${coarse}`;
+      return `row ${row + 1}, column ${column + 1} of ${entry.grid[0]} x ${entry.grid[1]}${coarse}`;
     }
     if (layer.startsWith("map:")) {
       const entry = said.maps[name];
@@ -393,7 +393,7 @@
       element.tabIndex = -1;
       const told = make("p");
       pane.append(element, told);
-      element.addEventListener("click", (event) => choose(placeOf(event, element)));
+      element.addEventListener("click", (event) => choose(k, placeOf(event, element)));
       element.addEventListener("pointermove", (event) => tell(k, placeOf(event, element)));
       return { pane, canvas, told };
     });
@@ -478,7 +478,7 @@
     if (image === current()) at("pixel").textContent = parts.join("; ");
   }
   // A click on a pixel: its affinity, where there is one.
-  function choose(position) {
+  function choose(source, position) {
     state.position = position;
     if (!state.viewed.startsWith("affinity:")) {
       const stored = current().sources.flatMap((said) => Object.keys(said.affinities));
@@ -489,6 +489,7 @@
       }
       view(`affinity:${stored[0]}`);
     } else paintViewer();
+    tell(source, position);
   }
   function move(dx, dy) {
     const name = state.viewed.slice(9);

@@ -295,6 +295,7 @@ def render(
     }
     folder = files("afa.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["line"] = one_line
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.render(
         title=" and ".join(titles),

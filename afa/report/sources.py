@@ -290,9 +290,9 @@ class FolderSource(Source):
         )
 
     def _output(self, name: str, facts: Any) -> Output:
-        threshold = facts.get("threshold") if isinstance(facts, dict) else None
+        threshold: Any = facts.get("threshold") if isinstance(facts, dict) else None
         kind: Any = "maps" if name in self.folder.map_outputs else "label"
-        return Output(name, name, kind, threshold=threshold if isinstance(threshold, float) else None)
+        return Output(name, name, kind, threshold=float(threshold) if type(threshold) in (int, float) else None)
 
     def _keep_those_with_files(self) -> None:
         missing: set[str] = set()

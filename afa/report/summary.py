@@ -71,9 +71,12 @@ def summary_of(source: Source) -> Summary:
         if source.facts.get(key) is not None:
             facts.append((key.replace("_", " "), _value(source.facts[key])))
     config = source.facts.get("config")
+    try:
+        defaults = config_to_dict(config_class(str(source.facts.get("method")))())
+    except UserError:  # a method that is not installed here
+        return Summary(facts)
     if not isinstance(config, Mapping):
         return Summary(facts)
-    defaults = config_to_dict(config_class(str(source.facts.get("method")))())
     own = {
         section: {key: value for key, value in values.items() if key in defaults[section]}
         for section, values in config.items()
