@@ -497,7 +497,7 @@ MUTANTS = [
         "found[reach - dy, reach - dx] = values",
         "report/test_report.py",
     ),
-    Mutant("afa/report/page.py", '.replace("<", "\\u003c")', "", "report/test_report.py"),
+    Mutant("afa/report/page.py", '.replace("<", "\\\\u003c")', "", "report/test_report.py"),
     Mutant("afa/report/page.py", "-miou > self._worst[0][0]", "-miou < self._worst[0][0]", "report/test_report.py"),
     Mutant("afa/report/page.py", "autoescape=True", "autoescape=False", "report/test_report.py"),
     Mutant("afa/report/page.py", "number < WITH_AFFINITY", "number > WITH_AFFINITY", "report/test_report.py"),
