@@ -257,8 +257,10 @@ def test_large_images_are_shrunk_for_the_network(tmp_path: Path, own: OwnData, r
     mask = np.zeros((24, 1200), np.uint8)
     own.add("wide", mask, None, mask.shape)
     own.add("small", mask[:, :40], None, (24, 40))
+    own.add("unknown", None, None, (24, 40))
     data = report(tmp_path, run, *own.arguments[1:], "--outputs", "cam", "segmentation")
-    assert [image["size"] for image in data["images"]]
+    unknown = data["images"][-1]
+    assert unknown["truth"] is None and set(unknown["sources"][0]["labels"]) == {"cam", "segmentation"}
     assert "1 images of more than 1024 pixels were shrunk" in Reader(tmp_path / "page.html").text
     (wide,) = [image for image in data["images"] if image["name"] == "wide"]
     assert values_of(wide["sources"][0]["labels"]["segmentation"]).shape == (10, 512)
