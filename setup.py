@@ -28,6 +28,7 @@ setup(
         "Programming Language :: Python :: 3.11",
     ],
     packages=find_packages(include=["afa", "afa.*"]),
+    package_data={"afa.report": ["page.html", "page.css", "page.js"]},
     python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require={
@@ -46,5 +47,6 @@ setup(
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
         "onnx": ["onnx>=1.16", "onnxruntime"],
+        "browser": ["playwright>=1.45"],
     },
 )

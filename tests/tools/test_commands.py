@@ -40,6 +40,7 @@ def test_help_comes_without_waiting_for_pytorch(tool: str, tmp_path: Path) -> No
         ("label.py", "nowhere", "--output", "PLACE"),
         ("make_labels.py", "PLACE.json", "--masks", "nowhere"),
         ("make_saliency.py", "nowhere", "--output", "PLACE"),
+        ("report.py", "nowhere", "--output", "PLACE.html"),
         ("score.py", "masks", "nowhere", "--config", "nowhere.yaml", "--output", "PLACE.json"),
         ("score.py", "maps", "nowhere", "--config", "nowhere.yaml", "--csv", "PLACE.csv"),
         ("score.py", "maps", "nowhere", "--config", "nowhere.yaml", "--plot", "PLACE.svg"),
