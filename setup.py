@@ -65,7 +65,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["afa", "afa.*"]),
-    package_data={"afa": ["py.typed"]},
+    package_data={"afa": ["py.typed"], "afa.report": ["page.html", "page.css", "page.js"]},
     cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["afa=afa.commands.main:run"]},
     python_requires=">=3.11",
@@ -87,5 +87,6 @@ setup(
         "benchmark": ["pydensecrf2"],
         "saliency": ["onnxruntime"],
         "onnx": ["onnx>=1.16", "onnxruntime"],
+        "browser": ["playwright>=1.45"],
     },
 )

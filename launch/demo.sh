@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train AFA on the embedded data set from image-level labels, evaluate it, and make images. Runs anywhere, without a GPU.
+# Train AFA on the embedded data set from image-level labels, evaluate it, make images and a report of it. Runs anywhere,
+# without a GPU.
 #
 #   bash launch/demo.sh [key=value ...]        for example: bash launch/demo.sh train.seed=2 train.output=work_dirs/demo2
 #
@@ -27,10 +28,12 @@ while read -r name; do
     pictures+=("$data/JPEGImages/$name.jpg")
 done < <(head -n 4 "$data/ImageSets/Segmentation/val.txt")
 python tools/infer.py "$output/checkpoints/last" "${pictures[@]}" --output "$output/inference"
+python tools/report.py "$output/checkpoints/last" "dataset.root=$data" --output "$output/report.html"
 
 cat <<END
 
 table        $output/evaluation.json
+report       $output/report.html    a page for your browser
 sheet        $output/contact_sheet.png
 masks, CAMs  $output/inference
 checkpoints  $output/checkpoints/last, $output/checkpoints/best

@@ -45,8 +45,10 @@ if [ -d "${edam}_val/labels/with_saliency" ]; then
     echo
 fi
 python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"
+python tools/report.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/report.html"
 
 cat <<END
+report       $pipeline_folder/report.html    a page for your browser
 images       $pipeline_folder/contact_sheet.png
 curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $pipeline_folder
 END

@@ -27,8 +27,10 @@ python tools/make_shapes.py --output "$data"
 psa_pipeline configs/psa/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/3_segment
 python tools/contact_sheet.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/contact_sheet.png"
+python tools/report.py "$run/checkpoints/last" "dataset.root=$data" --output "$pipeline_folder/report.html"
 
 cat <<END
+report       $pipeline_folder/report.html    a page for your browser
 pictures     $pipeline_folder/contact_sheet.png
 curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $pipeline_folder
 END

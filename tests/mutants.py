@@ -497,6 +497,29 @@ MUTANTS = [
     ),
     Mutant("afa/engine/held_out.py", "network.eval()", "network.train()", "methods/test_psa.py"),
     Mutant("afa/data/inputs.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
+    # The report.
+    Mutant(
+        "afa/report/scores.py",
+        "return best / total.masked_fill(total == 0, 1), winner",
+        "return best - background, winner",
+        "report/test_report.py",
+    ),
+    Mutant("afa/report/scores.py", "self.images += 1", "self.images += 2", "report/test_report.py"),
+    Mutant("afa/report/encoding.py", "low, high = min(0.0,", "low, high = max(0.0,", "report/test_report.py"),
+    Mutant("afa/report/encoding.py", "np.triu(values) if half", "np.tril(values) if half", "report/test_report.py"),
+    Mutant(
+        "afa/report/encoding.py",
+        "found[reach - dy, reach - dx] = values.roll((dy, dx), (0, 1))",
+        "found[reach - dy, reach - dx] = values",
+        "report/test_report.py",
+    ),
+    Mutant("afa/report/page.py", '.replace("<", "\\\\u003c")', "", "report/test_report.py"),
+    Mutant("afa/report/page.py", "-miou > self._worst[0][0]", "-miou < self._worst[0][0]", "report/test_report.py"),
+    Mutant("afa/report/page.py", "autoescape=True", "autoescape=False", "report/test_report.py"),
+    Mutant("afa/report/page.py", "number < WITH_AFFINITY", "number > WITH_AFFINITY", "report/test_report.py"),
+    Mutant(
+        "afa/report/sources.py", "return next(reversed(scored or", "return next(iter(scored or", "report/test_report.py"
+    ),
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",

@@ -166,6 +166,7 @@ def test_demo_hands_its_arguments_on(checkout: Path) -> None:
         f"python tools/eval.py {last} dataset.root=my data --output runs/two & more/evaluation.json",
         f"python tools/contact_sheet.py {last} dataset.root=my data --output runs/two & more/contact_sheet.png",
         f"python tools/infer.py {last} {pictures} --output runs/two & more/inference",
+        f"python tools/report.py {last} dataset.root=my data --output runs/two & more/report.html",
     ]
 
 
@@ -252,7 +253,8 @@ def test_the_stages_of_psa_on_the_built_in_data(checkout: Path) -> None:
         "python tools/make_shapes.py --output data/shapes",
         f"python {sheet} --output runs/two & more/contact_sheet.png",
     )
-    assert calls(checkout) == [made, *expected, picture]
+    page = f"python {sheet.replace('contact_sheet', 'report')} --output runs/two & more/report.html"
+    assert calls(checkout) == [made, *expected, picture, page]
     assert "runs/two & more/contact_sheet.png" in said and "runs/two & more/scores" in said
 
 
@@ -326,6 +328,8 @@ def test_the_stages_of_edam_on_the_built_in_data(checkout: Path) -> None:
         "CRF, saliency=I+S",
         "python tools/contact_sheet.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
         f"--output {sheet}",
+        "python tools/report.py runs/two & more/2_segment/checkpoints/last dataset.root=data/shapes "
+        "--output runs/two & more/report.html",
     ]
     assert sheet in said and "runs/two & more/1_edam_labels/labels/with_saliency" in said
 

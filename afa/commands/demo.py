@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from afa.commands import contact_sheet, eval, infer, make_shapes, train
+from afa.commands import contact_sheet, eval, infer, make_shapes, report, train
 from afa.commands.arguments import CommandParser
 from afa.methods import load_config
 
@@ -46,10 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
     with (Path(data) / "ImageSets/Segmentation/val.txt").open(encoding="utf-8") as names:
         images = [f"{data}/JPEGImages/{name.strip()}.jpg" for name in islice(names, _SEGMENTED)]
-    code = infer.main([trained, *images, "--output", f"{output}/inference"])
-    if code:
-        return code
+    steps = [
+        (infer.main, [trained, *images, "--output", f"{output}/inference"]),
+        (report.main, [trained, at, "--output", f"{output}/report.html"]),
+    ]
+    for step, words in steps:
+        code = step(words)
+        if code:
+            return code
     print(f"\ntable        {output}/evaluation.json")
+    print(f"report       {output}/report.html")
     print(f"sheet        {output}/contact_sheet.png")
     print(f"masks, CAMs  {output}/inference")
     print(f"checkpoints  {output}/checkpoints/last, {output}/checkpoints/best")

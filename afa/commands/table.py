@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, Command] = {
     "label": Command("afa.commands.label", "label the images of a list with a trained network, for later stages"),
     "eval": Command("afa.commands.eval", "score a trained network on images that have masks"),
     "score": Command("afa.commands.score", "score a folder of masks or maps, whatever made them"),
+    "report": Command("afa.commands.report", "one HTML page about a run or a folder of results"),
     "compare": Command("afa.commands.compare", "compare runs: seeds of one recipe, and recipes"),
     "predict": Command("afa.commands.infer", "segment any images with a trained network"),
     "sheet": Command("afa.commands.contact_sheet", "draw what a trained network sees, image by image"),

@@ -345,22 +345,37 @@ class EvaluationImages(Dataset[EvaluationSample]):
         Raises:
             UserError: Image or mask cannot be read, or do not fit together or to the classes.
         """
-        images = self.images
-        sample = images.read(images.names[index])
-        path = images.layout.mask(sample.name, images.split)
-        mask = read_mask(path, palette=images.layout.palette, max_pixels=images.config.max_pixels)
-        if mask.shape != sample.image.shape[:2]:
-            raise DamagedImage(
-                f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{sample.image.shape[1]} x {sample.image.shape[0]}: run 'afa check'"
-            )
-        ignore_index, num_classes = images.config.ignore_index, images.layout.num_classes
-        classes = classes_in_mask(mask, num_classes, ignore_index, path=path)
-        if ignore_index != IGNORE:
-            mask = np.where(mask == ignore_index, np.uint8(IGNORE), mask)
-        if sample.class_labels is None:
-            sample = dataclasses.replace(sample, class_labels=one_hot(classes, num_classes))
-        return EvaluationSample(sample, torch.from_numpy(mask.astype(np.int64)))
+        return read_with_truth(self.images, self.images.names[index])
+
+
+def read_with_truth(images: Split, name: str) -> EvaluationSample:
+    """An image of a list, and its mask.
+
+    Args:
+        images: The list.
+        name: Of the image.
+
+    Returns:
+        As :meth:`EvaluationImages.__getitem__` gives it.
+
+    Raises:
+        UserError: Image or mask cannot be read, or do not fit together or to the classes.
+    """
+    sample = images.read(name)
+    path = images.layout.mask(sample.name, images.split)
+    mask = read_mask(path, palette=images.layout.palette, max_pixels=images.config.max_pixels)
+    if mask.shape != sample.image.shape[:2]:
+        raise DamagedImage(
+            f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+            f"{sample.image.shape[1]} x {sample.image.shape[0]}: run 'afa check'"
+        )
+    ignore_index, num_classes = images.config.ignore_index, images.layout.num_classes
+    classes = classes_in_mask(mask, num_classes, ignore_index, path=path)
+    if ignore_index != IGNORE:
+        mask = np.where(mask == ignore_index, np.uint8(IGNORE), mask)
+    if sample.class_labels is None:
+        sample = dataclasses.replace(sample, class_labels=one_hot(classes, num_classes))
+    return EvaluationSample(sample, torch.from_numpy(mask.astype(np.int64)))
 
 
 def _say_notes(layout: Layout) -> None:

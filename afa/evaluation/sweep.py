@@ -113,7 +113,16 @@ class ThresholdSweep:
         """
         if int(maps.class_ids.max()) >= self.num_classes:
             raise ValueError(f"maps of the class {int(maps.class_ids.max())}, but there are {self.num_classes - 1}")
-        score, winner = best_class(maps, (truth.shape[-2], truth.shape[-1]))
+        self.add_best(name, truth, *best_class(maps, (truth.shape[-2], truth.shape[-1])))
+
+    def add_best(self, name: str, truth: Tensor, score: Tensor, winner: Tensor) -> None:
+        """Count an image of which the best class at each pixel is known.
+
+        Args:
+            name: Of the image.
+            truth: As :meth:`add` takes it.
+            score, winner: As :func:`best_class` gives them, of the truth's size.
+        """
         valid = (truth >= 0) & (truth < self.num_classes)
         score, winner, truth = score[valid], winner[valid], truth[valid].long()
         # How many thresholds a pixel is above: at those, the first ones, it is foreground.

@@ -199,7 +199,9 @@ class Predictor:
         details = [self._detail(image) for image in images]
         network_size = self._network_size(details[0], wanted)
         given = [None] * len(images) if class_labels is None else [np.asarray(row, np.float32) for row in class_labels]
-        brought = [{}] * len(images) if inputs is None else [_shrunk(own, size, details[0].shape[:2]) for own in inputs]
+        brought = (
+            [{}] * len(images) if inputs is None else [shrunk_inputs(own, size, details[0].shape[:2]) for own in inputs]
+        )
         samples = [
             Sample("", detail, row, own, network_size=network_size)
             for detail, row, own in zip(details, given, brought, strict=True)
@@ -308,8 +310,14 @@ def _native_maps(output: Output, found: object, class_ids: Sequence[int], size: 
     return _NativeMaps(scores, background, rival)
 
 
-def _shrunk(inputs: Mapping[str, Any], size: tuple[int, int], detail: tuple[int, ...]) -> dict[str, Any]:
-    """The inputs of an image of ``size`` for the detail of it; maps of another size than the image stay as they are."""
+def shrunk_inputs(inputs: Mapping[str, Any], size: tuple[int, int], detail: tuple[int, ...]) -> dict[str, Any]:
+    """The inputs of an image that is shrunk; maps of another size than the image stay as they are.
+
+    Args:
+        inputs: As :attr:`afa.data.samples.Sample.inputs` holds them.
+        size: (H, W) of the image.
+        detail: (h, w) to which it is shrunk.
+    """
     if detail == size:
         return dict(inputs)
     shrunk = {}

@@ -168,7 +168,7 @@ def test_empty_labels(root: Path) -> None:
 
 
 def test_every_kind_has_a_remedy_and_is_tested(tmp_path: Path) -> None:
-    of_other_tests = {"no-class", "unseen-class", "passed-over", "note", "input", "saliency-range"}
+    of_other_tests = {"no-class", "class-folders", "unseen-class", "passed-over", "note", "input", "saliency-range"}
     assert set(REMEDIES) == {*FAULTS, "empty-labels", "no-masks", "no-labels", *of_other_tests}
     folder = make_folder_source(tmp_path / "mine")
     shutil.rmtree(folder / "masks")

@@ -204,6 +204,7 @@ def test_lists_and_facts_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
         ("label.py", "nowhere", "--output", "PLACE"),
         ("make_labels.py", "--masks", "nowhere", "--output", "PLACE.json"),
         ("make_saliency.py", "nowhere", "--output", "PLACE"),
+        ("report.py", "nowhere", "--output", "PLACE.html"),
         ("score.py", "masks", "nowhere", "--config", "nowhere.yaml", "--output", "PLACE.json"),
         ("score.py", "maps", "nowhere", "--config", "nowhere.yaml", "--csv", "PLACE.csv"),
         ("score.py", "maps", "nowhere", "--config", "nowhere.yaml", "--plot", "PLACE.svg"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afa.commands import contact_sheet, demo, eval, infer, make_shapes, train
+from afa.commands import contact_sheet, demo, eval, infer, make_shapes, report, train
 from afa.commands.main import main
 
 SMALL = ["train.steps=2", "schedule.cls_until=0", "schedule.refined_until=1", "augmentation.crop_size=32"]
@@ -30,7 +30,14 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
         return step
 
-    steps = {"shapes": make_shapes, "train": train, "eval": eval, "sheet": contact_sheet, "predict": infer}
+    steps = {
+        "shapes": make_shapes,
+        "train": train,
+        "eval": eval,
+        "sheet": contact_sheet,
+        "predict": infer,
+        "report": report,
+    }
     for name, module in steps.items():
         monkeypatch.setattr(module, "main", stand_in(name))
     return noted
@@ -46,6 +53,7 @@ def test_the_steps_of_the_demonstration(calls: list[list[str]], capsys: pytest.C
         ["eval", last, at, "--output", "out/evaluation.json"],
         ["sheet", last, at, "--output", "out/contact_sheet.png"],
         ["predict", last, *images, "--output", "out/inference"],
+        ["report", last, at, "--output", "out/report.html"],
     ]
     assert "out/contact_sheet.png" in capsys.readouterr().out
 
