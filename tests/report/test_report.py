@@ -343,7 +343,7 @@ def test_a_chart_leaves_out_what_is_not_known() -> None:
     [
         (["MASKS"], "which images is it of"),
         (["MASKS", "ROOT", "a", "b"], "give one run or folder, or two"),
-        (["ROOT"], "give one run or folder, or two .*none"),
+        (["ROOT"], "the following arguments are required: RUN_OR_FOLDER"),
         (["nowhere", "ROOT"], "nowhere"),
         (["MASKS", "ROOT", "--split", "test"], "test"),
         (["MASKS", "ROOT", "--images", "0"], "--images 0"),
