@@ -72,7 +72,10 @@ def _sections(config: Any, prefix: str = "") -> Iterator[tuple[str, list[type]]]
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            yield f"{prefix}{item.name}", [kind for kind in type(value).mro() if dataclasses.is_dataclass(kind)]
+            yield (
+                f"{prefix}{item.name}",
+                [kind for kind in inspect.getmro(type(value)) if dataclasses.is_dataclass(kind)],
+            )
             yield from _sections(value, f"{prefix}{item.name}.")
 
 
