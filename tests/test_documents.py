@@ -68,6 +68,11 @@ def test_links_are_seen() -> None:
     assert {"saliency", "psas-pipeline"} <= anchors(ROOT / "docs/data.md") | anchors(ROOT / "docs/psa.md")
 
 
+def test_readme_leads_to_every_page() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")}
+    assert pages <= set(links(ROOT / "README.md"))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_of_the_project_that_are_named_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

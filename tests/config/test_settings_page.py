@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from run_tool import RunTool
+import pytest
 
 from afa.config import RunConfig, setting
 from afa.config.page import settings_page
 from afa.config.settings import each_setting
+from afa.errors import UserError
 from afa.methods import OWN_METHODS, config_class
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -28,12 +31,24 @@ class Other(RunConfig):
     extra: Extra = field(default_factory=Extra)
 
 
-def test_the_page_is_current(run_tool: RunTool) -> None:
-    printed = run_tool("settings_page.py")
-    assert printed.returncode == 0, printed.stderr
-    assert DOCUMENT.read_text(encoding="utf-8").endswith(f"\n{printed.stdout}"), (
-        "run: python tools/settings_page.py --write"
-    )
+def test_the_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runpy.run_path(str(DOCUMENT.with_suffix(".py")))["main"]([]) == 0
+    tables = capsys.readouterr().out
+    assert DOCUMENT.read_text(encoding="utf-8").endswith(f"\n\n{tables}"), "run: python docs/configuration.py --write"
+
+
+def test_what_is_above_the_tables_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "configuration.md"
+    script = Path(shutil.copy(DOCUMENT.with_suffix(".py"), tmp_path))
+    write = runpy.run_path(str(script))["main"]
+    begin, line, tables = DOCUMENT.read_text(encoding="utf-8").partition("<!-- settings:")
+    page.write_text(f"above\n{line}{tables[: tables.index('-->') + 4]}old tables\n", encoding="utf-8")
+    assert write(["--write"]) == 0
+    assert page.read_text(encoding="utf-8") == f"above\n{line}{tables}" and "old tables" not in begin
+    page.write_text("other\n", encoding="utf-8")
+    with pytest.raises(UserError, match="lacks the line"):
+        write(["--write"])
+    assert page.read_text(encoding="utf-8") == "other\n"
 
 
 def test_every_setting_of_a_method_is_in_the_common_part_or_its_own() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print every setting of every method as a page of documentation: tools/settings_page.py [--write]"""
+"""Print the tables of docs/configuration.md, made from the settings themselves: docs/configuration.py [--write]"""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from afa.data.files import replacing
 from afa.errors import UserError, run_command
 from afa.methods import OWN_METHODS, config_class
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "configuration.md"
-BEGIN = "<!-- settings: what follows is written by python tools/settings_page.py --write -->\n"
+DOCUMENT = Path(__file__).resolve().with_suffix(".md")
+BEGIN = "<!-- settings: what follows is written by python docs/configuration.py --write -->\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the arguments, print the page or write it."""
+    """Read the arguments, print the tables or write them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write it into {DOCUMENT.relative_to(ROOT)} instead")
+    parser.add_argument("--write", action="store_true", help=f"write them into {DOCUMENT.name} instead")
     args = parser.parse_args(arguments)
     page = settings_page({name: config_class(name) for name in OWN_METHODS})
     if not args.write:
