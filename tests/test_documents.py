@@ -69,7 +69,9 @@ def test_links_are_seen() -> None:
 
 
 def test_readme_leads_to_every_page() -> None:
-    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")}
+    pages = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")
+    }
     assert pages <= set(links(ROOT / "README.md"))
 
 
