@@ -21,7 +21,7 @@ def run(names: dict[str, Any]) -> None:
     sources = ["".join(cell["source"]) for cell in cells() if cell["cell_type"] == "code"]
     assert sum(SIZES in source for source in sources) == 1
     for number, source in enumerate(sources):
-        exec(compile(source.replace(SIZES, "images, steps = 12, 9"), f"cell {number}", "exec"), names)
+        exec(compile(source.replace(SIZES, "images, steps = 8, 6"), f"cell {number}", "exec"), names)
 
 
 def test_the_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +32,7 @@ def test_the_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     printed = capsys.readouterr().out
     assert "mIoU" in printed and "'loss/cls'" in printed and printed.count("does not occur") < 6
     model, found = names["model"], names["found"]
-    assert model.step == 9 and len(found) == 8
+    assert model.step == 6 and len(found) == 8
     assert all(one.mask.shape == (64, 64) and "cam" in one.maps for one in found)
     values, affinity, window = (names[name] for name in ("values", "affinity", "window"))
     assert values.shape == (1, *affinity.grid) and not values[0][~window].any()
