@@ -44,6 +44,10 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # The page of all settings.
+    Mutant("afa/config/page.py", "all_of[key] != own[key]", "all_of[key] == own[key]", "config/test_settings_page.py"),
+    Mutant("afa/config/page.py", "if common.get(key) != one", "if key not in common", "config/test_settings_page.py"),
+    Mutant("afa/config/page.py", "_purpose(classes[-1])", "_purpose(classes[0])", "config/test_settings_page.py"),
     # Images for people.
     Mutant("afa/visual/scores.py", "wins | (above & (own != 0))", "wins | above", "test_visual.py"),
     Mutant("afa/visual/scores.py", "greys[:, :, None])", "colours)", "test_visual.py"),
@@ -70,6 +74,7 @@ MUTANTS = [
         "near_rows = (rows[:, None] - rows).abs() < radius",
         "ops/test_random_walk.py",
     ),
+    Mutant("afa/ops/random_walk.py", "return y * width + x", "return y * height + x", "ops/test_random_walk.py"),
     Mutant("afa/ops/permutohedral.py", "[0.5, 1.0, 0.5]", "[0.5, 0.9, 0.5]", "ops/test_permutohedral.py"),
     Mutant("afa/ops/dense_crf.py", ".add_(log_p_chunk)", "", "ops/test_dense_crf.py"),
     Mutant(

@@ -1,4 +1,4 @@
-"""Lists of pairs of images that have a class in common, in EDAM's form."""
+"""Lists of pairs of images that have a class in common, in EDAM's form (sec. 3.3)."""
 
 from __future__ import annotations
 

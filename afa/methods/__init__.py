@@ -37,6 +37,9 @@ _KNOWN: dict[str, _Known] = {
     "segment": _Known("afa.methods.segment.method:Segment", "afa.methods.segment.config:SegmentConfig"),
 }
 
+OWN_METHODS = tuple(_KNOWN)
+"""Names of the project's own methods."""
+
 
 def register_method(method: type[Method]) -> type[Method]:
     """Make a method known under its name; can be used as a decorator.

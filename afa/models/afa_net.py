@@ -1,4 +1,4 @@
-"""The AFA network: encoder, classifier, affinity head and decoder (AFA fig. 2).
+"""The AFA network: encoder, classifier, affinity head and decoder (AFA sec. 3.1, fig. 2).
 
 Shapes: B images, K foreground classes, C = K + 1, H x W crop, h x w token grid, N = h * w.
 """

@@ -47,8 +47,8 @@ class LargeFOV(nn.Sequential):
 class Dilated(nn.Sequential):
     """Two dilated 3 x 3 convolutions, to a hidden layer with ReLU and to the classes.
 
-    On a ResNet-38 the segmentation network of Wu, Shen and van den Hengel, Wider or Deeper (2016), which PSA trains;
-    PSA's own was not released, so its sizes are second-hand.
+    On a ResNet-38 the segmentation network of Wu, Shen and van den Hengel, Wider or Deeper (2016), which PSA trains
+    (sec. 3.4); PSA's own was not released, so its sizes are second-hand.
 
     Args:
         channels: Of the feature map.

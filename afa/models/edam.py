@@ -147,7 +147,7 @@ class Norm(nn.Module):
 
 
 def run_blocks(blocks: Sequence[nn.Module], tokens: Tensor, *, heads: int, dropout: float = 0.0) -> Tensor:
-    """Run each class's sequences through the class's own block, all classes at once.
+    """Run each class's sequences through the class's own block, all classes at once (sec. 3.3).
 
     Args:
         blocks: :class:`TransformerBlock`, one for each of the K classes.
@@ -171,7 +171,8 @@ def attention_of_blocks(blocks: Sequence[nn.Module], tokens: Tensor, *, heads: i
 
 
 def position_code(count: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoidal code of the position within an image, row by row: the sine in even channels, the cosine in odd ones.
+    """Sinusoidal code of the position within an image, row by row: the sine in even channels, the cosine in odd ones
+    (sec. 3.3).
 
     Args:
         count: N.

@@ -52,7 +52,7 @@ class CAMNetwork(nn.Module):
         return self.activate(self.encoder.features(images)[-1])
 
     def activate(self, feature: Tensor) -> Tensor:
-        """The encoder's last map [B, C, h, w] -> CAMs [B, K, h, w]."""
+        """The encoder's last map [B, C, h, w] -> CAMs [B, K, h, w] (eq. 1)."""
         return F.relu(self.fc8(feature))
 
 

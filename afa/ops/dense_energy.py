@@ -39,7 +39,7 @@ def dense_energy_loss(
     scale: float = 0.5,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Compute the regularised loss of AFA (paper, section 3.4: the dense energy loss).
+    """Compute the regularised loss of AFA (sec. 3.4: the dense energy loss).
 
     All inputs are resized by ``scale`` first: probabilities bilinearly, the others to the nearest pixel. A pixel counts
     as much as its prediction is unsure (1 minus the largest probability), fully where the label says ignore, and not

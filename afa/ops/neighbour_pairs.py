@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
-    """The offsets (dy, dx) of a radius, in their order: 34 of them for PSA's radius 5.
+    """The offsets (dy, dx) of a radius, in their order: 34 of them for PSA's radius 5 (PSA sec. 3.2.2).
 
     First those in the same row to the right, then row by row downwards, each from left to right. Their length is below
     the radius.

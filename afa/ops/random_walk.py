@@ -22,6 +22,14 @@ class TokenAffinity(NamedTuple):
     values: Tensor
     grid: tuple[int, int]
 
+    def of(self, y: int, x: int) -> Tensor:
+        """The affinity of every token with one of them, for looking at: [B, h, w].
+
+        Raises:
+            IndexError: There is no such token.
+        """
+        return self.values[:, _place(y, x, self.grid)].unflatten(1, self.grid)
+
 
 class PairAffinity(NamedTuple):
     """Affinity between neighbouring positions of one image's grid, stored by offset.
@@ -69,9 +77,8 @@ class PairAffinity(NamedTuple):
         Raises:
             IndexError: There is no such position.
         """
+        _place(y, x, self.grid)
         height, width = self.grid
-        if not (0 <= y < height and 0 <= x < width):
-            raise IndexError(f"there is no position ({y}, {x}) in a grid of {height} x {width}")
         found = self.values.new_zeros(height, width)
         found[y, x] = 1
         for (dy, dx), values in zip(pair_offsets(self.radius), self.values, strict=True):
@@ -80,6 +87,14 @@ class PairAffinity(NamedTuple):
             if y >= dy and 0 <= x - dx < width:
                 found[y - dy, x - dx] = values[y - dy, x - dx]
         return found
+
+
+def _place(y: int, x: int, grid: tuple[int, int]) -> int:
+    """Where a position is in row-major order."""
+    height, width = grid
+    if not (0 <= y < height and 0 <= x < width):
+        raise IndexError(f"there is no position ({y}, {x}) in a grid of {height} x {width}")
+    return y * width + x
 
 
 @lru_cache(maxsize=8)

@@ -71,3 +71,13 @@ def test_images_and_classes_do_not_mix() -> None:
     affinity, scores = random_affinity(12, batch=2), torch.rand(2, 4, 3, 4)
     both = walked(scores, affinity, radius=1)
     torch.testing.assert_close(walked(scores[1:, [2, 0]], affinity[1:], radius=1), both[1:, [2, 0]])
+
+
+def test_the_affinity_of_one_token_with_all() -> None:
+    values = torch.rand(2, 6, 6)
+    affinity = TokenAffinity(values, (2, 3))
+    assert torch.equal(affinity.of(1, 2), values[:, 5].view(2, 2, 3))
+    assert torch.equal(affinity.of(0, 1)[1, 1], values[1, 1, 3:])
+    for place in ((2, 0), (0, 3), (-1, 0)):
+        with pytest.raises(IndexError, match="grid of 2 x 3"):
+            affinity.of(*place)

@@ -100,7 +100,7 @@ class AFA(Method):
         ]
 
     def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
-        """One step; see :class:`afa.methods.base.Method`.
+        """One step (eq. 12); see :class:`afa.methods.base.Method`.
 
         While ``step <= schedule.cls_until`` only the classification loss counts.
         """

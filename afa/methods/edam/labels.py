@@ -22,7 +22,7 @@ from afa.ops.dense_crf import DenseCRF
 
 
 def fused_distribution(passes: Sequence[Tensor], present: PresentClasses, size: tuple[int, int]) -> Maps:
-    """The distribution of several passes as scores: summed at one size, each channel divided by its maximum.
+    """The distribution of several passes as scores: summed at one size, each channel divided by its maximum (sec. 3.2).
 
     Args:
         passes: Of scales, each [2 B, K + 1, *, *]: B images, then their mirror images. As the network gives it, the

@@ -81,7 +81,7 @@ class EDAM(Method):
         return parameter_groups(self.network, self.config.optimiser)
 
     def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
-        """See :class:`afa.methods.base.Method`; the images 2 a and 2 a + 1 are a pair."""
+        """See :class:`afa.methods.base.Method`; the images 2 a and 2 a + 1 are a pair (sec. 3.3)."""
         with part("forward"), self.runtime.autocast():
             logits = network(batch["image"])
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch["class_labels"])

@@ -89,7 +89,7 @@ class PSAAffinity(Method):
         return parameter_groups(self.network, self.config.optimiser)
 
     def training_step(self, network: nn.Module, batch: Batch, step: int) -> StepOutput:
-        """See :class:`afa.methods.base.Method`."""
+        """The three losses and their weights (sec. 3.2.2); see :class:`afa.methods.base.Method`."""
         settings = self.config.loss
         with part("forward"), self.runtime.autocast():
             affinity = network(batch["image"])
