@@ -169,6 +169,7 @@ class Inference:
                 inputs=[read.inputs for read in group],
                 maps=[] if self.wanted.maps is None else [self.wanted.maps],
                 labels=self._labels(),
+                maps_as_computed=True,
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -288,6 +289,7 @@ class Inference:
             np.savez_compressed(
                 temporary,
                 cams=cams,
+                size=np.array(prediction.image.shape[:2], np.int64),
                 class_ids=index,
                 class_names=np.array(prediction.class_names, dtype=np.str_),
                 scores=np.zeros(0, np.float32) if prediction.scores is None else prediction.scores[index - 1],

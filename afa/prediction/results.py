@@ -1,9 +1,10 @@
 """What lies in a folder of results, NAME being the image's own name without suffix:
 
 - ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
-- ``cams/NAME.npz``: ``cams`` float16 [m, H, W] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m] and
-  ``scores`` float32 [m], the classifier's probabilities (none where there is no classifier); only the m classes that
-  count for the image.
+- ``cams/NAME.npz``: ``cams`` float16 [m, h, w] in 0..1, at the image's size or, of a larger image, at the size at which
+  they were computed; ``size`` int64 [2], the image's height and width; ``class_ids`` int64 [m] (1..K), ``class_names``
+  [m] and ``scores`` float32 [m], the classifier's probabilities (none where there is no classifier); only the m classes
+  that count for the image.
 - ``overlays/NAME.jpg``: the mask over the image, at most 1024 pixels long, with the names of its classes below.
 - ``cam_overlays/NAME.jpg``: each class's CAM over the image, with a colour bar: grey where the background wins. At most
   six classes, those with the highest scores.
