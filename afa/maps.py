@@ -15,6 +15,7 @@ from torch import Tensor
 
 from afa.config.settings import IGNORE
 from afa.ops.cam import resize
+from afa.ops.enlarged_label import enlarged_label
 
 __all__ = ["IGNORE", "Maps", "PresentClasses", "present_classes"]
 
@@ -155,20 +156,25 @@ class Maps:
         whole = self.with_scores(scores).with_background(background)
         return whole.with_scores(whole.scores.softmax(dim=1))
 
-    def label(self, size: Sequence[int] | None = None) -> Tensor:
+    def label(self, size: Sequence[int] | None = None, dtype: torch.dtype = torch.int64) -> Tensor:
         """The class with the highest score at each position; of equal scores the first class wins.
 
         Args:
-            size: (H, W) to which the scores are resized first; default: their own.
+            size: (H, W) to which the scores are resized first; default: their own. On the CPU a large label is made in
+                tiles, without the scores at its size.
+            dtype: Of the label; uint8 for large ones that are only stored.
 
         Returns:
-            Class ids, int64 [B, H, W].
+            Class ids [B, H, W].
 
         Raises:
             ValueError: There is no background; :meth:`label_above` makes a label then.
         """
         if not self.has_background:
             raise ValueError("maps without a background give a label by a threshold: label_above")
+        enlarged = self._enlarged_label(size, dtype)
+        if enlarged is not None:
+            return enlarged
         # Channel by channel: memory does not grow with their number, and an arg max across the memory's order takes
         # many times as long on the CPU.
         channels = (self.scores[:, index : index + 1] for index in range(self.scores.shape[1]))
@@ -180,24 +186,47 @@ class Maps:
             else:
                 label = torch.where(scores > best, ids[:, None, None], label)
                 best = torch.maximum(scores, best)
-        return label
+        return label.to(dtype)
 
-    def label_above(self, background: float, size: Sequence[int] | None = None) -> Tensor:
+    def label_above(
+        self, background: float, size: Sequence[int] | None = None, dtype: torch.dtype = torch.int64
+    ) -> Tensor:
         """The plain label: the present class with the highest score, background where that is at most ``background``.
 
         Args:
             background: Threshold.
-            size: As :meth:`label` takes it.
+            size, dtype: As :meth:`label` takes them.
 
         Returns:
-            Class ids, int64 [B, H, W].
+            Class ids [B, H, W].
         """
         if self.has_background:
             raise ValueError("these maps have a background: label")
+        enlarged = self._enlarged_label(size, dtype, background)
+        if enlarged is not None:
+            return enlarged
         scores = self.scores if size is None else resize(self.scores, size)
         score, winner = (scores * self.counted[:, :, None, None]).max(dim=1)
         ids = self.class_ids.gather(1, winner.flatten(1)).view_as(winner)
-        return torch.where(score <= background, 0, ids)
+        return torch.where(score <= background, 0, ids).to(dtype)
+
+    def _enlarged_label(
+        self, size: Sequence[int] | None, dtype: torch.dtype, above: float | None = None
+    ) -> Tensor | None:
+        """What :func:`afa.ops.enlarged_label.enlarged_label` makes of every image; None where it does not serve."""
+        if size is None:
+            return None
+        labels: Tensor | None = None
+        for index, (scores, ids, counted) in enumerate(zip(self.scores, self.class_ids, self.counted, strict=True)):
+            if above is not None and not counted.all():
+                scores = scores * counted[:, None, None]
+            one = enlarged_label(scores, ids, (size[0], size[1]), above=above, together=above is not None)
+            if one is None:
+                return None
+            if labels is None:
+                labels = torch.empty(len(self.scores), *one.shape, dtype=dtype)
+            labels[index] = one
+        return labels
 
     def dense(self, num_classes: int) -> Tensor:
         """Scores of all classes, absent ones 0.

@@ -63,8 +63,18 @@ MUTANTS = [
         "afa/evaluation/metrics.py", "shown = self.union > 0", "shown = self.labelled > 0", "prediction/test_sheet.py"
     ),
     Mutant("afa/prediction/sheet.py", "if name == self.scored", "if name != self.scored", "prediction/test_sheet.py"),
-    Mutant("afa/prediction/predictor.py", "native, others", "native, others[:1]", "prediction/test_predictor.py"),
+    Mutant("afa/prediction/predictor.py", "resized, others", "resized, others[:1]", "prediction/test_predictor.py"),
     # Operators.
+    # Labels of large images.
+    Mutant("afa/ops/enlarged_label.py", "level - margin)", "level + margin)", "ops/test_enlarged_label.py"),
+    Mutant("afa/ops/enlarged_label.py", "(scores > best)", "(scores >= best)", "ops/test_enlarged_label.py"),
+    Mutant(
+        "afa/ops/enlarged_label.py",
+        "int(self.second[end - 1])",
+        "int(self.first[end - 1])",
+        "ops/test_enlarged_label.py",
+    ),
+    Mutant("afa/ops/enlarged_label.py", "size) + 0.5) - 0.5", "size) + 0.5) - 0.4999", "ops/test_enlarged_label.py"),
     Mutant("afa/ops/cam.py", "fused = torch.maximum(", "fused = torch.minimum(", "ops/test_cam.py"),
     Mutant("afa/ops/par.py", "variance.div_(count - 1)", "variance.div_(count)", "ops/test_par.py"),
     Mutant("afa/ops/random_walk.py", "sum(dim=1, keepdim=True)", "sum(dim=2, keepdim=True)", "ops/test_random_walk.py"),

@@ -138,6 +138,14 @@ def _crf(parser: CommandParser) -> None:
     _add_runs(parser, repeats=9)
 
 
+def _photo(parser: CommandParser) -> None:
+    """Predicting a large photo: what the network's passes take, and what everything else takes."""
+    _add_number(parser, "--megapixels", 12, "of the photo, 4:3")
+    _add_number(parser, "--classes", 21, "with background", minimum=2)
+    _add_number(parser, "--present", 2, "classes in the photo")
+    _add_runs(parser, repeats=3)
+
+
 class _Benchmark(NamedTuple):
     add_arguments: Callable[[CommandParser], None]
     module: str
@@ -151,6 +159,7 @@ _BENCHMARKS = {
     "par": _Benchmark(_par, "afa.benchmarks.par"),
     "data": _Benchmark(_data, "afa.benchmarks.data"),
     "eval": _Benchmark(_eval, "afa.benchmarks.eval"),
+    "photo": _Benchmark(_photo, "afa.benchmarks.photo"),
     "crf": _Benchmark(_crf, "afa.benchmarks.crf"),
     "reg": _Benchmark(_regularised, "afa.benchmarks.regularised", settings=True),
 }

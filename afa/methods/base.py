@@ -56,25 +56,27 @@ class Output:
     inputs: tuple[str, ...] = ()
     scored: bool = True
 
-    def label(self, found: Said, size: tuple[int, int] | None = None) -> Tensor:
-        """The label [H, W] of one image's maps or label, class ids as int64.
+    def label(self, found: Said, size: tuple[int, int] | None = None, dtype: torch.dtype = torch.int64) -> Tensor:
+        """The label [H, W] of one image's maps or label, class ids.
 
         Args:
             found: What :meth:`Method.predict` gave for this output.
             size: (H, W); default: that of the maps.
+            dtype: Of the label.
 
         Raises:
             ValueError: There is no label of an affinity.
         """
         if isinstance(found, Maps):
-            maps_label = found.label(size) if found.has_background else found.label_above(self._threshold(), size)
-            return maps_label[0]
+            if found.has_background:
+                return found.label(size, dtype)[0]
+            return found.label_above(self._threshold(), size, dtype)[0]
         if not isinstance(found, Tensor):
             raise ValueError(f"there is no label of the output '{self.name}'")
         if size is not None and tuple(found.shape) != tuple(size):
             enlarged = nn.functional.interpolate(found[None, None].float(), size=size, mode="nearest")
-            return enlarged[0, 0].to(torch.int64)
-        return found.long()
+            return enlarged[0, 0].to(dtype)
+        return found.to(dtype)
 
     def probabilities(self, found: Said, size: tuple[int, int]) -> Tensor:
         """Softmax of resized logits, [1, C, *size].

@@ -173,6 +173,7 @@ class Inference:
                 inputs=[read.inputs for read in group],
                 maps=[] if self.wanted.maps is None else [self.wanted.maps],
                 labels=self._labels(),
+                maps_as_computed=True,
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -99,7 +99,7 @@ class LabelFolder:
             if self.maps and isinstance(seen, Maps):
                 path = maps_path(self.root, output.name, name)
                 write_maps(path, seen, size, compress=self.compress, form=self.form)
-            label = output.label(seen, size).to(torch.uint8).cpu().numpy()
+            label = output.label(seen, size, torch.uint8).cpu().numpy()
             with replacing(label_path(self.root, output.name, name)) as temporary:
                 palette_image(label).save(temporary)
 

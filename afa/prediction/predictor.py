@@ -39,11 +39,12 @@ class Prediction:
         scores: The classifier's probability of all K classes, float32 [K]; None where the method has no classifier.
         mask: The label of the method's last output, uint8 [H, W]: 0 background, 1..K, 255 where it is left open.
         unrefined_mask: The same before DenseCRF, where that was used and this was wanted.
-        maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W]. Of an output that gives
-            logits they are probabilities: the softmax over all classes and the background.
-        background: Output's name -> score of the background, float16 [H, W], for outputs that have one.
+        maps: Output's name -> scores of the classes in ``class_ids``, float16 [m, H, W], or of the size at which they
+            were computed, where that was wanted. Of an output that gives logits they are probabilities: the softmax
+            over all classes and the background.
+        background: Output's name -> score of the background, float16, as large as its maps, for outputs that have one.
         rivals: Output's name -> the highest probability of the background and of all classes that are not in
-            ``class_ids``, float16 [H, W], for outputs that give logits.
+            ``class_ids``, float16, as large as its maps, for outputs that give logits.
         thresholds: Output's name -> the background score of its label, for outputs without a background.
         labels: Output's name -> uint8 [H, W], 255 where the label is left open.
         all_class_names: K names.
@@ -158,6 +159,7 @@ class Predictor:
         maps: Sequence[str] = (),
         labels: Sequence[str] = (),
         unrefined_mask: bool = False,
+        maps_as_computed: bool = False,
     ) -> Prediction:
         """Look at one image: :meth:`predict_batch` of it alone."""
         return self.predict_batch(
@@ -167,6 +169,7 @@ class Predictor:
             maps=maps,
             labels=labels,
             unrefined_mask=unrefined_mask,
+            maps_as_computed=maps_as_computed,
         )[0]
 
     @torch.no_grad()
@@ -179,6 +182,7 @@ class Predictor:
         maps: Sequence[str] = (),
         labels: Sequence[str] = (),
         unrefined_mask: bool = False,
+        maps_as_computed: bool = False,
     ) -> list[Prediction]:
         """Look at images of one size together.
 
@@ -190,6 +194,8 @@ class Predictor:
             maps: Outputs whose maps are wanted.
             labels: Outputs whose labels are wanted.
             unrefined_mask: Whether the mask before DenseCRF is wanted, too.
+            maps_as_computed: Leave maps at the size at which they were computed, where the image is larger: they hold
+                no more detail.
 
         Returns:
             Mask, classes, maps and labels of each at its size.
@@ -210,7 +216,7 @@ class Predictor:
         protocol = SegmentationProtocol(scales=tuple(test.scales), mirror=test.mirror)
         found = self.method.predict(samples, wanted, protocol)
         return [
-            self._prediction(seen, image, detail, size, maps, labels, unrefined_mask)
+            self._prediction(seen, image, detail, size, maps, labels, unrefined_mask, maps_as_computed)
             for seen, image, detail in zip(found, images, details, strict=True)
         ]
 
@@ -223,11 +229,15 @@ class Predictor:
         maps: Sequence[str],
         labels: Sequence[str],
         unrefined_mask: bool,
+        maps_as_computed: bool,
     ) -> Prediction:
-        own = _to_uint8(self.mask_output.label(seen.outputs[self.mask_output.name], size))
+        own = self._label(seen, self.mask_output.name, size)
         scores = None if seen.class_logits is None else seen.class_logits.float().sigmoid().cpu().numpy()
         of_classes = {
-            name: _native_maps(self.method.output(name), seen.outputs[name], seen.class_ids, size) for name in maps
+            name: _maps_of_classes(
+                self.method.output(name), seen.outputs[name], seen.class_ids, size, as_computed=maps_as_computed
+            )
+            for name in maps
         }
         return Prediction(
             image=image,
@@ -245,11 +255,13 @@ class Predictor:
                 if output.threshold is not None and of_classes[output.name].background is None
             },
             labels={
-                name: _enlarge(_to_uint8(self.method.output(name).label(seen.outputs[name], detail.shape[:2])), size)
-                for name in labels
+                name: _enlarge(self._label(seen, name, (detail.shape[0], detail.shape[1])), size) for name in labels
             },
             all_class_names=self.class_names,
         )
+
+    def _label(self, seen: Found, name: str, size: tuple[int, int]) -> np.ndarray:
+        return self.method.output(name).label(seen.outputs[name], size, torch.uint8).cpu().numpy()
 
     def _detail(self, image: np.ndarray) -> np.ndarray:
         """The image, shrunk where it is larger than anything that follows needs."""
@@ -274,10 +286,10 @@ class Predictor:
         image = torch.from_numpy(detail).permute(2, 0, 1).contiguous().to(self.device)
         output = self.mask_output
         marginals = self.crf(image, output.probabilities(seen.outputs[output.name], detail.shape[:2]))
-        return _enlarge(_to_uint8(marginals[0].argmax(dim=0)), size)
+        return _enlarge(marginals[0].argmax(dim=0).to(torch.uint8).cpu().numpy(), size)
 
 
-class _NativeMaps(NamedTuple):
+class _ClassScores(NamedTuple):
     """Float16 scores [m, H, W] of some classes; background [H, W] if any; the others' highest, where there are more."""
 
     scores: np.ndarray
@@ -285,29 +297,32 @@ class _NativeMaps(NamedTuple):
     rival: np.ndarray | None
 
 
-def _native_maps(output: Output, found: object, class_ids: Sequence[int], size: tuple[int, int]) -> _NativeMaps:
+def _maps_of_classes(
+    output: Output, found: object, class_ids: Sequence[int], size: tuple[int, int], *, as_computed: bool
+) -> _ClassScores:
     """One class at a time: a photo's maps are large."""
     if not isinstance(found, Maps):
         raise ValueError("only outputs of the kind 'maps' have maps")
+    if as_computed and found.size[0] * found.size[1] < size[0] * size[1]:
+        size = found.size
     ids, channels = found.class_ids[0].tolist(), found.scores.float().split(1, dim=1)
 
-    def native(channel: int) -> Tensor:
+    def resized(channel: int) -> Tensor:
         return resize(channels[channel], size)[0, 0]
 
     # Probabilities are exp(logit - log of the sum of all exp(logit)).
-    total = reduce(torch.logaddexp, map(native, range(len(ids)))) if output.logits else None
+    total = reduce(torch.logaddexp, map(resized, range(len(ids)))) if output.logits else None
 
     def score(values: Tensor) -> np.ndarray:
         return (values if total is None else (values - total).exp()).half().cpu().numpy()
 
-    chosen = {}
-    for class_id in ([0] if found.has_background else []) + list(class_ids):
-        chosen[class_id] = score(native(ids.index(class_id)))
-    background = chosen.pop(0, None)
+    background = score(resized(ids.index(0))) if found.has_background else None
+    scores = np.empty((len(class_ids), *size), np.float16)
+    for index, class_id in enumerate(class_ids):
+        scores[index] = score(resized(ids.index(class_id)))
     others = [channel for channel, class_id in enumerate(ids) if class_id not in class_ids]
-    rival = score(reduce(torch.maximum, map(native, others))) if output.logits and others else None
-    scores = np.stack(list(chosen.values())) if chosen else np.zeros((0, *size), np.float16)
-    return _NativeMaps(scores, background, rival)
+    rival = score(reduce(torch.maximum, map(resized, others))) if output.logits and others else None
+    return _ClassScores(scores, background, rival)
 
 
 def shrunk_inputs(inputs: Mapping[str, Any], size: tuple[int, int], detail: tuple[int, ...]) -> dict[str, Any]:
@@ -327,10 +342,6 @@ def shrunk_inputs(inputs: Mapping[str, Any], size: tuple[int, int], detail: tupl
         else:
             shrunk[name] = cv2.resize(value, (detail[1], detail[0]), interpolation=cv2.INTER_NEAREST)
     return shrunk
-
-
-def _to_uint8(label: Tensor) -> np.ndarray:
-    return label.to(torch.uint8).cpu().numpy()
 
 
 def _enlarge(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

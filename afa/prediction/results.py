@@ -3,8 +3,9 @@
 - ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
 - ``cams/NAME.npz``: ``cams`` float16 [m, h, w] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m], ``scores``
   float32 [m], the classifier's probabilities (none where there is no classifier), and ``size`` [2], the image's height
-  and width; only the m classes that count for the image. An image with a side above 1024 pixels has smaller maps
-  (--maps-size N; 0: of its own size). With --maps-bits 8 ``cams`` are uint8, and a score is ``cams * scale + offset``.
+  and width; only the m classes that count for the image. h x w is the image's size or, of a larger image, the size at
+  which the maps were computed, with a long side of at most 1024 (--maps-size N; 0: no limit). With --maps-bits 8
+  ``cams`` are uint8, and a score is ``cams * scale + offset``.
 - ``overlays/NAME.jpg``: the mask over the image, at most 1024 pixels long, with the names of its classes below.
 - ``cam_overlays/NAME.jpg``: each class's CAM over the image, with a colour bar: grey where the background wins. At most
   six classes, those with the highest scores.
