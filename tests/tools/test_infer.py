@@ -330,14 +330,16 @@ def test_results_that_cannot_be_written(infer: RunTool, checkpoint: Path, tmp_pa
 
 def test_maps_of_a_large_image_are_small_and_say_its_size(checkpoint: Path, tmp_path: Path, infer: RunTool) -> None:
     save(tmp_path / "wide.jpg", 40, 1600, quality=80)
-    options = ("--no-overlays", "--long-side", 64, "--scales", 1)
-    for name, more, shape, kind in (
-        ("usual", (), (25, 1024), np.float16),
-        ("bits", ("--maps-bits", 8), (25, 1024), np.uint8),
-        ("whole", ("--maps-size", 0), (40, 1600), np.float16),
-        ("small", ("--maps-size", 160), (4, 160), np.float16),
+    options = ("--no-overlays", "--scales", 1)
+    for name, long_side, more, shape, kind in (
+        ("usual", 1600, (), (25, 1024), np.float16),
+        ("bits", 1600, ("--maps-bits", 8), (25, 1024), np.uint8),
+        ("whole", 1600, ("--maps-size", 0), (40, 1600), np.float16),
+        ("small", 1600, ("--maps-size", 160), (4, 160), np.float16),
+        ("computed", 320, (), (7, 320), np.float16),  # of 25 x 1024, to which the photo is shrunk
     ):
-        assert infer(checkpoint, tmp_path / "wide.jpg", "--out", tmp_path / name, *options, *more).returncode == 0
+        given = (*options, "--long-side", long_side, *more)
+        assert infer(checkpoint, tmp_path / "wide.jpg", "--output", tmp_path / name, *given).returncode == 0
         with np.load(tmp_path / name / "cams/wide.npz") as found:
             assert found["cams"].shape == (len(found["class_ids"]), *shape) and found["cams"].dtype == kind
             assert found["size"].tolist() == [40, 1600]
