@@ -107,6 +107,8 @@ def test_classes_that_can_win_by_rounding_alone_are_not_left_out() -> None:
 def test_a_large_label_is_made_without_scores_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = random_scores("smooth", 21, (60, 80), 0)
     if enlarged_label(scores, torch.arange(21), LARGE) is None:
+        # Where the roundings are known, tiles are a promise.
+        assert torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
         pytest.skip("this PyTorch rounds in another way: scores are resized one by one")
 
     def refuse(maps: Tensor, size: object) -> Tensor:
