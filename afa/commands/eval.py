@@ -25,7 +25,7 @@ from afa.commands.arguments import (
     prediction_settings,
 )
 from afa.config import RunConfig
-from afa.data.files import require_writable
+from afa.data.files import confusion_place, require_writable
 from afa.errors import UserError
 from afa.paths import given_path
 from afa.weights.files import require_source
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.csv is not None:
         if args.csv.suffix.lower() != ".csv":
             raise UserError(f"--csv {args.csv}: give a .csv file")
-        require_writable(args.csv, "--csv")
+        for place in (args.csv, confusion_place(args.csv)):
+            require_writable(place, "--csv")
     require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
