@@ -47,6 +47,7 @@ _NO_RECIPE = {
 }  # fmt: skip
 _INPUTS = ("pixel_labels", "maps", "saliency", "pairs")
 _CHUNK = 4_000_000
+_ROUNDING = 1e-6  # of an mIoU that went through JSON and of one from counts
 _SEED_NAME = re.compile(r"(?:[_.-]?seed)?[_.-]?\d*$", re.IGNORECASE)
 
 
@@ -571,7 +572,16 @@ def _difference(
                 return refused(str(found))
             if score.output not in found:
                 return refused(f"{score.counts} has no counts of '{score.output}': evaluate {side.title} again")
-            sides[-1].append(found[score.output])
+            images = found[score.output]
+            totals = images.stacked().total()
+            known = bool(totals.labelled.any())
+            if (
+                known
+                and abs(totals.scores([str(id_) for id_ in range(len(totals.labelled))])["miou"] - score.miou)
+                > _ROUNDING
+            ):
+                return refused(f"{score.counts} is not of the score beside it: evaluate {side.title} again")
+            sides[-1].append(images)
     names = sorted(sides[0][0].names)
     if any(sorted(images.names) != names for side in sides for images in side):
         return refused("they were scored on different images")

@@ -384,7 +384,7 @@ def test_results_of_other_classes_or_images_are_refused(tmp_path: Path, own: Own
         report(tmp_path, run, *own.arguments[1:])
     (own.masks / "label.json").write_text(json.dumps({"class_names": ["bus"]}))
     (own.masks / "labels/x").mkdir(parents=True)
-    with pytest.raises(UserError, match="labels of 1 classes"):
+    with pytest.raises(UserError, match="is of the classes bus"):
         report(tmp_path, *own.arguments)
     for name, arguments in (("page.txt", ["a"]), (None, ["a"])):
         output = [] if name is None else ["--output", str(tmp_path / name)]
