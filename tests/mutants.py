@@ -511,7 +511,7 @@ MUTANTS = [
         "afa/data/transforms.py", "for side in (width, height))", "for side in (height, width))", "methods/test_psa.py"
     ),
     Mutant("afa/engine/held_out.py", "network.eval()", "network.train()", "methods/test_psa.py"),
-    Mutant("afa/data/inputs.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
+    Mutant("afa/data/map_folders.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
     # The report.
     Mutant(
         "afa/report/scores.py",
