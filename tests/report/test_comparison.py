@@ -14,7 +14,7 @@ from afa.config import config_to_dict, config_to_yaml
 from afa.evaluation.metrics import ConfusionMatrix, Counts, ImageCounts
 from afa.evaluation.tables import protocol_key, write_entry
 from afa.methods import config_from_dict
-from afa.report.comparison import paired_bootstrap
+from afa.report.bootstrap import paired_bootstrap
 
 CLASSES = ("background", "cat", "dog")
 TRUTHS = [np.random.default_rng((7, number)).choice([0, 0, 1, 2, 255], (6, 8)) for number in range(12)]
