@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# EDAM on the embedded data set, from image-level labels and saliency maps: the network that learns from pairs, its labels,
+# EDAM on the built-in data set, from image-level labels and saliency maps: the network that learns from pairs, its labels,
 # the segmentation network, their scores in one table, and images. Runs anywhere, without a GPU.
 #
 #   bash launch/edam_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: edam, segment
