@@ -1,6 +1,6 @@
 """Draw what a trained network sees, image by image, side by side.
 
-    afa sheet work_dirs/voc --split val --limit 8 --output sheet.png
+afa sheet work_dirs/voc --split val --limit 8 --output sheet.png
 """
 
 from __future__ import annotations

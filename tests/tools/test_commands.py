@@ -16,6 +16,7 @@ from afa.commands import arguments as grammar
 from afa.commands.arguments import CommandParser, is_setting
 from afa.commands.main import main
 from afa.commands.table import COMMANDS, PREPARATIONS
+from afa.config.recipes import recipe_folder, recipe_names
 from afa.errors import UserError
 
 CALLS = [[name] for name in COMMANDS if name != "prepare"] + [["prepare", name] for name in PREPARATIONS]
@@ -68,6 +69,19 @@ def test_every_script_is_a_command() -> None:
             assert found and found[1] in modules, script
 
 
+def test_the_headers_of_scripts_use_todays_words() -> None:
+    earlier = re.compile(r"(?<!\S)--(out|json|count|flip|no-flip|classes|batch|set)(?![\w-])")
+    for folder, pattern in ((TOOLS, "*.py"), (TOOLS.parent / "launch", "*.sh")):
+        for script in folder.glob(pattern):
+            assert not earlier.search(script.read_text(encoding="utf-8")), script
+
+
+def test_a_recipe_says_its_purpose_in_its_first_line() -> None:
+    for name in recipe_names():
+        first = (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        assert first.endswith("."), f"{name}: 'afa list' shows the first line alone: {first}"
+
+
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_a_mistaken_option_is_one_line_that_names_the_nearest(call: list[str]) -> None:
     if call == ["benchmark"]:
@@ -86,6 +100,9 @@ def test_a_mistaken_option_is_one_line_that_names_the_nearest(call: list[str]) -
         (["train"], "the following arguments are required: CONFIG "),
         (["train", "train.steps=3"], "the following arguments are required: CONFIG "),
         (["eval"], "the following arguments are required: RUN "),
+        (["predict"], "the following arguments are required: RUN, --output "),
+        (["convert"], "the following arguments are required: SOURCE, --format "),
+        (["export", "onnx"], "the following arguments are required: RUN, --output "),
         (["label", "run"], "the following arguments are required: --output "),
         (["predict", "--output", "out"], "the following arguments are required: RUN "),
         (["score", "masks"], "the following arguments are required: FOLDER "),
