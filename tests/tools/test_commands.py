@@ -61,6 +61,22 @@ def test_the_table_names_every_command_and_each_help_says_how_it_is_called(capsy
             assert earlier not in shown, f"{call}: {earlier}"
 
 
+def test_the_commands_that_readme_docs_and_recipes_show_have_these_options(capsys: pytest.CaptureFixture[str]) -> None:
+    root = TOOLS.parent
+    groups = "(?:prepare|export|benchmark) [a-z]+"
+    shown = re.compile(rf"\bafa ({groups}|{'|'.join(COMMANDS)})(?= |$|`)([^`#\n]*)", re.MULTILINE)
+    helps: dict[str, str] = {}
+    for page in [root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("configs/**/*.yaml"))]:
+        for call, rest in shown.findall(page.read_text(encoding="utf-8")):
+            if call not in helps:
+                with pytest.raises(SystemExit):
+                    main([*call.split(), "--help"])
+                helps[call] = capsys.readouterr().out
+            for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest):
+                assert re.search(rf"{option}(?![\w-])", helps[call]), f"{page.name}: afa {call} {option}"
+    assert {"train", "prepare voc", "export onnx", "predict"} <= set(helps)
+
+
 def test_every_script_is_a_command() -> None:
     modules = {command.module for table in (COMMANDS, PREPARATIONS) for command in table.values()}
     for script in TOOLS.glob("*.py"):
