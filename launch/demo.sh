@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train AFA on the embedded data set from image-level labels, evaluate it, make images and a report of it. Runs anywhere,
+# Train AFA on the built-in data set from image-level labels, evaluate it, make images and a report of it. Runs anywhere,
 # without a GPU.
 #
 #   bash launch/demo.sh [key=value ...]        for example: bash launch/demo.sh train.seed=2 train.output=work_dirs/demo2

@@ -4,8 +4,8 @@
 #   bash launch/seeds.sh RECIPE SEED ... [key=value ...]
 #   bash launch/seeds.sh configs/demo.yaml 1 2 3 train.steps=600 train.output=work_dirs/short
 #
-# RECIPE is a YAML file, as tools/train.py takes it. Each run lies in FOLDER/seed_SEED: train.output names FOLDER, else it
-# is the recipe's own output folder with _seeds behind its name. The table goes to FOLDER/comparison.json and .md, too.
+# RECIPE is a recipe's name or a YAML file, as tools/train.py takes it. Each run lies in FOLDER/seed_SEED: train.output names
+# FOLDER, else it is the recipe's own output folder with _seeds behind its name. The table goes to FOLDER/comparison.json and .md, too.
 # Started again, it goes on: runs that are there are finished or kept, and scored once. Further seeds may be added.
 # GPUS: how many to use (default: as many as can share a step's images out); without a GPU it runs on the processor.
 set -euo pipefail

@@ -1,6 +1,6 @@
 """Score a trained network on a list of images that have masks.
 
-afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
+    afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
 
 Segmentation follows the test protocol (long side, scales, mirror); CAMs and what is made of them are scored as in
 training's validation.

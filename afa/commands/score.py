@@ -6,7 +6,7 @@
 
 FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
 colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask leaves a pixel open, which counts as a
-miss; in the true masks it counts for nothing. Maps are resized to the true mask's size; masks must have it.
+miss; in the true masks it is ignored. Maps are resized to the true mask's size; masks must have it.
 """
 
 from __future__ import annotations

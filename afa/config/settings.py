@@ -91,7 +91,7 @@ class DatasetConfig:
     image_std: list[float] = setting(
         [58.395, 57.12, 57.375], "standard deviation of the R, G, B values; default as above", above=0
     )
-    ignore_index: int = setting(255, "mask value that counts for nothing", minimum=0, maximum=255)
+    ignore_index: int = setting(255, "mask value that is ignored", minimum=0, maximum=255)
     bad_image: str = setting(
         "stop",
         "a damaged image: stop, or say so and skip it (in training another is drawn, in evaluation it is left out)",

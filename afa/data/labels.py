@@ -129,7 +129,7 @@ def classes_in_mask(mask: np.ndarray, num_classes: int, ignore_index: int = IGNO
     Args:
         mask: uint8 [H, W].
         num_classes: K.
-        ignore_index: Value that counts for nothing.
+        ignore_index: Value that is ignored.
         path: Where the mask comes from, for the error.
 
     Raises:

@@ -205,9 +205,10 @@ class Layout:
         if not names:
             there = self._splits()
             if there:
-                raise UserError(
-                    f"there is no split '{split}': the list {path} is missing; there are: {', '.join(there)}"
-                )
+                lack = f"the list {path} is missing"
+                if self.type == "folder":
+                    lack = f"{self.images / split} holds no images, and {lack}"
+                raise UserError(f"there is no split '{split}': {lack}; there are: {', '.join(there)}")
             raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}")
         return names
 

@@ -30,7 +30,7 @@ class TrueMasks:
         class_names: K names, background left out.
         where: What the truth is, for people.
         paths: Name -> its mask.
-        ignore_index: Mask value that counts for nothing.
+        ignore_index: Mask value that is ignored.
         labels_file: File of image-level labels; None: the masks tell.
     """
 
@@ -69,7 +69,7 @@ class TrueMasks:
 
     @classmethod
     def of_folder(cls, folder: Path, classes: Path, list_file: Path | None = None) -> TrueMasks:
-        """The masks of a folder, in which 255 counts for nothing.
+        """The masks of a folder, in which 255 is ignored.
 
         Args:
             folder: It holds NAME.png; sub-folders are searched, too.
