@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LISTS = "ImageSets/Segmentation"
 _KNOWN_NAMES = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 HOW_TO_PREPARE = {
-    "voc": "'afa prepare voc' builds it",
+    "voc": "'afa prepare voc' builds that of VOC, 'afa prepare shapes' the built-in one",
     "coco": "'afa prepare coco' builds it",
     "folder": "docs/data.md shows the layout",
 }
