@@ -57,7 +57,7 @@ pipeline_read() {
             continue
             ;;
         *:train.output)
-            echo "error: $shown: the stages lie in one folder: give train.output=FOLDER without a stage" >&2
+            echo "error: $shown: all stages share one folder: give train.output=FOLDER without a stage" >&2
             return 2
             ;;
         :dataset.maps | :dataset.pixel_labels)

@@ -41,7 +41,7 @@ for argument in "$@"; do
             exit 2
         fi
         if [[ " ${seeds[*]-} " == *" $argument "* ]]; then
-            echo "error: the seed $argument stands there twice" >&2
+            echo "error: the seed $argument is given twice" >&2
             exit 2
         fi
         seeds+=("$argument")

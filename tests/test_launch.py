@@ -467,7 +467,7 @@ def test_seeds_lie_in_the_named_folder_and_share_the_gpus(checkout: Path) -> Non
         ([], "give a recipe and seeds"),
         (["a.yaml"], "give seeds behind the recipe"),
         (["a.yaml", "a.b=1"], "give seeds behind the recipe"),
-        (["a.yaml", "1", "1"], "the seed 1 stands there twice"),
+        (["a.yaml", "1", "1"], "the seed 1 is given twice"),
         (["a.yaml", "1", "two"], "two: give seeds"),
         (["a.yaml", "1", "-3"], "-3: give seeds"),
         (["a.yaml", "1", "train.seed=3"], "train.seed=3: the seeds stand behind the recipe"),

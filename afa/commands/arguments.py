@@ -274,7 +274,7 @@ def add_map_arguments(parser: argparse.ArgumentParser, *, size: int, bits: int) 
         type=int,
         default=bits,
         choices=(8, bits),
-        help="bits of a score: 8 are small and for looking, no threshold should meet them (default: %(default)s)",
+        help="bits per score; 8 makes small files for viewing only, not for thresholds (default: %(default)s)",
     )
 
 

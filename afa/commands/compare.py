@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="TITLE=TEXT",
-        help="what a group was taught with: I, I+S, pixels",
+        help="supervision of a group: I, I+S, pixels",
     )
     parser.add_argument(
         "--output",
@@ -101,7 +101,7 @@ def _tables(found: Comparison) -> list[list[list[str]]]:
     differences = [list(_DIFFERENCES)]
     for other in found.differences:
         values = [_percent(value, sign=True) for value in (other.difference, other.low, other.high)]
-        note = other.reason or ("" if (other.low or 0) * (other.high or 0) > 0 else "the interval holds 0")
+        note = other.reason or ("" if (other.low or 0) * (other.high or 0) > 0 else "the interval contains 0")
         differences.append([f"{other.title} - {other.base}", other.output, *values, note])
     settings = [["setting", *(group.title for group in found.groups)]]
     settings += [[key, *values] for key, values in found.settings.items()]

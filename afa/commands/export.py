@@ -57,7 +57,7 @@ def _dataset(config: Path | None, overrides: Sequence[str]) -> DatasetConfig:
     from afa.methods import config_from_dict, load_config
 
     if config is None and not any(override.startswith("dataset.root=") for override in overrides):
-        raise UserError("where the images lie is missing: give dataset.root=FOLDER, or --config FILE")
+        raise UserError("the folder of the images is missing: give dataset.root=FOLDER, or --config FILE")
     found: DatasetConfig = (
         config_from_dict({}, overrides=overrides) if config is None else load_config(config, overrides)
     ).dataset

@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pseudo-labels",
         nargs="+",
         metavar="KIND",
-        help="labels of the method's outputs, named as in label folders (X stands for X_label, too), or "
-        "plain: what a threshold makes of the first maps; default: with --labels the method's last output that is a "
+        help="pseudo labels to save: outputs of the method, named as in label folders (X also means X_label), or "
+        "plain: a threshold on the first maps; default: with --labels the method's last output that is a "
         "label alone, else none",
     )
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = one_line(str(args.output))
     print(f"{len(pictures)} images: {len(work.done)} done, {failed} failed{left_out}; saved to {place}")
     if passed_over:
-        print(f"passed over, as no images that can be read: {describe_files(passed_over)}")
+        print(f"skipped, because they are not readable images: {describe_files(passed_over)}")
     for message in work.failures:
         print(f"  failed: {message}", file=sys.stderr)
     return 1 if failed else 0

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = f"{len(images)} images: {made.written} maps made, {made.there} there already, {len(made.failures)} failed"
     print(f"{counts}; in {one_line(str(args.output))}")
     if passed_over:
-        print(f"passed over, as no images that can be read: {describe_files(passed_over)}")
+        print(f"skipped, because they are not readable images: {describe_files(passed_over)}")
     for failure in made.failures:
         print(f"  failed: {failure}", file=sys.stderr)
     return 1 if made.failures else 0

@@ -135,7 +135,7 @@ def _dataset_of(place: Path, config: str | None, settings: Sequence[str]) -> Dat
         return found.dataset
     if not any(setting.startswith("dataset.root=") for setting in settings):
         raise UserError(
-            f"{place}: which images is it of? Give --config FILE, or dataset.root=FOLDER (and dataset.type)"
+            f"{place}: which images does it belong to? Give --config FILE, or dataset.root=FOLDER (and dataset.type)"
         )
     known = label_facts(place).get("config")
     tree = {"dataset": known["dataset"]} if isinstance(known, dict) and isinstance(known.get("dataset"), dict) else {}

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(__doc__, settings=True)
     parser.add_argument("kind", metavar="masks|maps", choices=("masks", "maps"), help="what is scored")
-    parser.add_argument("folder", metavar="FOLDER", type=given_path, help="where it lies")
+    parser.add_argument("folder", metavar="FOLDER", type=given_path, help="the folder of the files")
     parser.add_argument(
         "--config",
         type=expand_home,
@@ -341,7 +341,7 @@ def _sweep_table(output: str, row: Mapping[str, Any]) -> list[str]:
 def _note_empty_truth(truth: TrueMasks, counts: Counts) -> None:
     """Say where a score says nothing of classes."""
     if not counts.labelled[1:].any():
-        print(f"note: {truth.where} shows no class: the scores are the background's alone", file=sys.stderr)
+        print(f"note: {truth.where} shows no class: only the background is scored", file=sys.stderr)
 
 
 def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
@@ -354,7 +354,7 @@ def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, An
     if kind == "maps" and folder.bits < 32:
         yield (
             f"the maps in {folder.root} have {folder.bits} bits: a score is off by up to half a step of 1/255, and "
-            "what a threshold makes of it may differ from that of 32 bits"
+            "labels by a threshold may differ from those of 32 bits"
         )
     unscored = len(set(folder.names) - set(truth.names))
     if unscored:

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "files", nargs="+", metavar="[TITLE=]FILE.json", help="scores, and what to call them; default: the file's name"
     )
     parser.add_argument(
-        "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="what the files of a title were taught with"
+        "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="supervision of the files of a title"
     )
     parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the table")
     args = parser.read(arguments)

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         metavar="METHOD",
         action=_PrintSettings,
-        help=f"list every setting of a method ({', '.join(method_names())}; default: afa) and leave",
+        help=f"list every setting of a method ({', '.join(method_names())}; default: afa) and exit",
     )
     args = parser.read(arguments)
     settings = [f"{key}={getattr(args, name)}" for name, key in _SHORT.items() if getattr(args, name) is not None]

@@ -197,7 +197,7 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     try:
         tree = read_yaml(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file; 'afa list recipes' names those of the project") from error
+        raise UserError(f"{path}: no such configuration file; 'afa list recipes' lists those of the project") from error
     if tree is None:
         raise UserError(f"{path}: is empty: give at least one setting")
     if not isinstance(tree, dict):

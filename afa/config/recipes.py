@@ -62,6 +62,6 @@ def config_file(text: str | Path) -> Path:
     near = [recipe for recipe in known if recipe.startswith(f"{name}/")] or difflib.get_close_matches(
         name, known, n=_MOST_NAMED
     )
-    hint = f"did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else "'afa list recipes' names those there are"
+    hint = f"did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else "'afa list recipes' lists them"
     what = "a folder, and no recipe of that name" if path.is_dir() else "neither a file nor a recipe"
     raise UserError(f"{text}: {what}; {hint}")

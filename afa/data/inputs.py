@@ -53,11 +53,11 @@ class Inputs:
                 self._maps[name] = opened = _open_maps(_folder(config.maps, MAPS), output)
                 if opened[0].bits < 32:
                     raise UserError(
-                        f"the maps in {opened[0].root} have {opened[0].bits} bits, which are for looking, and what "
-                        "reads dataset.maps holds thresholds against them: write them again without --maps-bits 8"
+                        f"the maps in {opened[0].root} have {opened[0].bits} bits, which are for viewing "
+                        "only: dataset.maps needs maps for thresholds; write them again without --maps-bits 8"
                     )
             elif kind != CLASS_LABELS:
-                raise ValueError(f"nobody knows the input '{name}'")
+                raise ValueError(f"there is no input '{name}'")
         for kind, folder in [(PIXEL_LABELS, self._labels), *((MAPS, folder) for folder, _ in self._maps.values())]:
             if folder is not None:
                 _require_classes(folder.root, kind, class_names)

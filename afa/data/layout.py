@@ -114,7 +114,7 @@ class Layout:
         without = [name for name in names if name not in classes]
         if classes and without:
             raise UserError(
-                f"{self.image(without[0], split)} lies in no folder of a class, unlike other images of '{split}': the "
+                f"{self.image(without[0], split)} is in no class folder, unlike other images of '{split}': the "
                 f"classes are the folders in {self.class_folders_parent}"
             )
         return classes or None

@@ -100,7 +100,7 @@ def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
     for name in sorted(files.found):
         path = images / files.found[name]
         if path.parent == images:
-            raise UserError(f"{path} lies in no sub-folder: its class is unknown; move it into a folder named after it")
+            raise UserError(f"{path} is in no sub-folder: its class is unknown; move it into a folder named after it")
         class_name = unicodedata.normalize("NFC", path.parent.name)
         labels[name] = [class_name]
         places.setdefault(class_name, str(path.parent))

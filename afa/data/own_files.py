@@ -46,7 +46,7 @@ def check_inside(root: Path, path: Path) -> None:
     """
     if leads_out(root, path):
         raise UserError(
-            f"{path} leads out of {root} through a link, and nothing is written into what was lent: "
+            f"{path} leads out of {root} through a link, and this command writes only inside it: "
             "put a folder of its own there"
         )
 

@@ -223,8 +223,8 @@ def _find_voc(root: Path) -> Path:
     folder = folders[0]
     if leads_out(root, folder):
         raise UserError(
-            f"{folder} leads out of {root} through a link, and nothing is written into what was lent: "
-            f"give {folder.resolve()} itself, if that is yours to write into"
+            f"{folder} leads out of {root} through a link, and this command writes only inside it: "
+            f"give {folder.resolve()} itself, if you want to write there"
         )
     if (root / VOC_TEST_ARCHIVE).exists():
         extract(root / VOC_TEST_ARCHIVE, below(_VOC_MEMBER, folder), root=folder)

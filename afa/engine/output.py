@@ -83,8 +83,7 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
         )
     if steps and old.get(_IMAGES) is None:
         logger.warning(
-            "%s does not say what its run was trained on: that the training list and the labels are still the same was "
-            "not checked",
+            "%s does not record its training list and labels: it was not checked whether they are still the same",
             output,
         )
     elif steps and old[_IMAGES] != facts[_IMAGES]:

@@ -72,7 +72,7 @@ def _trained(config: RunConfig, log: RunLog) -> int:
             raise
         # The one that failed tells why; torchrun ends or restarts this one.
         time.sleep(2)
-        logger.error("another process of this run is gone: the same command goes on from the last checkpoint")
+        logger.error("another process of this run has ended: the same command goes on from the last checkpoint")
         return LOST_PROCESS_EXIT_CODE
 
 
@@ -127,7 +127,7 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
         load_fitting(method.network, last_checkpoint(config.train.init))
     elif config.optimiser.freeze == "released" and not pretrained and speaks:
         logger.warning(
-            "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
+            "optimiser.freeze=released without pretrained weights: frozen parameters keep their initial values"
         )
 
 
@@ -138,7 +138,7 @@ def _warn_of_other_normalisation(config: RunConfig, encoder: Encoder) -> None:
         if any(abs(ours - theirs) > _SAME_LEVEL for ours, theirs in zip(given, used_to, strict=True)):
             values = ",".join(f"{value:g}" for value in used_to)
             logger.warning(
-                "the encoder's weights are used to dataset.%s=[%s], not %s: results will be worse", name, values, given
+                "the encoder was pretrained with dataset.%s=[%s], not %s: results will be worse", name, values, given
             )
 
 
@@ -174,9 +174,9 @@ def _validation(
             said = f"{said}, and no losses on '{split}': {error}"
     if runtime.is_main:
         if held_out is None:
-            logger.warning("%s: training goes without validation, the last weights count", said)
+            logger.warning("%s: training continues without validation; the last weights are the result", said)
         else:
-            logger.info("%s: the losses on '%s' are reported, the last weights count", said, split)
+            logger.info("%s: the losses on '%s' are reported; the last weights are the result", said, split)
     return None, held_out
 
 

@@ -353,7 +353,7 @@ def missing_inputs(outputs: Sequence[Output]) -> str:
     needed = list(dict.fromkeys(name for output in outputs for name in output.inputs))
     folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
     how = f"'afa label' writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
-    return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
+    return f"an image alone is not enough for {names}, which needs {', '.join(needed)}: {how}"
 
 
 def named_outputs(offered: Iterable[Output], names: Sequence[str] | None, what: str) -> list[Output]:

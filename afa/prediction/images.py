@@ -87,7 +87,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
                 seen.add(place)
                 found.append((path, folder))
     if not found:
-        more = f"; passed over: {describe_files(passed_over)}" if passed_over else ""
+        more = f"; skipped: {describe_files(passed_over)}" if passed_over else ""
         raise UserError(
             f"no image in {', '.join(map(str, arguments))}: {', '.join(IMAGE_SUFFIXES)} files are read{more}"
         )

@@ -291,8 +291,8 @@ def compare(groups: Sequence[Group], *, resamples: int = RESAMPLES, seed: int = 
     for group in groups[1:]:
         if not any(found.title == group.title for found in differences):
             notes.append(
-                f"{group.title} and {groups[0].title} share no output that was scored under one protocol: nothing of "
-                "them can be compared"
+                f"{group.title} and {groups[0].title} have no output that was scored with the same protocol: they "
+                "cannot be compared"
             )
     return Comparison(tuple(groups), tuple(rows), tuple(differences), _differing(groups), tuple(notes), resamples, seed)
 
@@ -471,8 +471,8 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
             yield f"{group.title}: several runs have one seed, so the deviation says too little"
         if group.supervision is None:
             yield (
-                f"nobody says what {group.title} was taught with (I, I+S, pixels): --supervision '{group.title}=I' "
-                "would say it"
+                f"the supervision of {group.title} is unknown (I, I+S, pixels): name it with --supervision, for example "
+                f"'{group.title}=I'"
             )
 
 

@@ -118,7 +118,7 @@ class Source(ABC):
             except DamagedImage as error:
                 if self.images.config.bad_image == "stop":
                     raise DamagedImage(
-                        f"{error} ('afa check' finds all; dataset.bad_image=skip goes on without)"
+                        f"{error} ('afa check' finds all; dataset.bad_image=skip continues without them)"
                     ) from error
                 self.notes.append(f"left out: {error}")
                 logger.warning("%s; it is left out", error)
@@ -377,15 +377,15 @@ def require_same_images(first: Source, second: Source) -> list[str]:
     """
     if first.class_names != second.class_names:
         raise UserError(
-            f"{first.where} knows {len(first.class_names)} classes, {second.where} {len(second.class_names)}, or "
-            "others: only results of the same classes stand side by side"
+            f"{first.where} ({len(first.class_names)} classes) and {second.where} ({len(second.class_names)}) have "
+            "different classes: only results with the same classes can be compared"
         )
     both = set(second.names)
     names = [name for name in first.names if name in both]
     if not names or first.images.layout.root.resolve() != second.images.layout.root.resolve():
         raise UserError(
-            f"{first.where} and {second.where} are not of the same images: give dataset.root=FOLDER and --split NAME, "
-            "which then hold for both"
+            f"{first.where} and {second.where} do not have the same images: give dataset.root=FOLDER and --split "
+            "NAME, which then apply to both"
         )
     return names
 

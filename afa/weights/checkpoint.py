@@ -107,8 +107,8 @@ def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
         return config_from_dict(sections, source=str(file.path))
     if seen.num_classes is None:
         raise UserError(
-            f"{file.path} holds no AFA network and says nothing about itself: it seems to be {article(seen.kind)}; "
-            "give the configuration that it was trained with"
+            f"{file.path} holds no AFA network and has no record of its configuration: it seems to be "
+            f"{article(seen.kind)}; give the configuration that it was trained with"
         )
     try:
         settings, _ = describe_network(file.tensors)
