@@ -471,7 +471,7 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
             yield f"{group.title}: several runs have one seed, so the deviation says too little"
         if group.supervision is None:
             yield (
-                f"the supervision of {group.title} is unknown (I, I+S, pixels): name it with --supervision, for example "
+                f"the supervision of {group.title} is unknown (I, I+S, pixels): give --supervision, for example "
                 f"'{group.title}=I'"
             )
 
