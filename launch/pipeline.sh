@@ -61,7 +61,7 @@ pipeline_read() {
             return 2
             ;;
         :dataset.maps | :dataset.pixel_labels)
-            echo "error: $shown: the pipeline hands these on from stage to stage; name the stage that shall read others" >&2
+            echo "error: $shown: the pipeline sets this for each stage; for one stage, give STAGE:key=value" >&2
             return 2
             ;;
         esac
