@@ -1,7 +1,7 @@
 """How every command reads its arguments: one grammar, one line for a mistake. Imports no PyTorch, which takes seconds.
 
-Inputs stand by themselves, results go to ``--output``, and ``key=value`` anywhere is a setting, unless a file or folder
-of that name is there. Words of earlier versions are understood, and shown nowhere.
+Inputs need no option, results are saved to ``--output``, and ``key=value`` is a setting, unless a file or folder has
+that name. Options of earlier versions still work, but no help shows them.
 """
 
 from __future__ import annotations

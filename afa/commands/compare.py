@@ -3,9 +3,10 @@
     afa compare work_dirs/demo_seeds/seed_* work_dirs/other_seeds/seed_* --output table.md table.json
     afa compare baseline=work_dirs/a baseline=work_dirs/b mine=work_dirs/c --supervision mine=pixels
 
-RUN is a run's output folder, or its evaluation.json. Runs of one recipe (the same settings but the seed and the output
-places) make one group; runs with one TITLE do so whatever their settings. The first group is what the others are held
-against. The interval is over images: it says how much hangs on which images were taken, not how much on the seeds.
+RUN is a run's output folder, or its evaluation.json. Runs of one recipe (the same settings except for the seed and
+the output folders) form one group; runs with the same TITLE form one group with any settings. All other groups are
+compared with the first one. The interval is over images: it shows the influence of the choice of images, not of the
+seeds.
 """
 
 from __future__ import annotations

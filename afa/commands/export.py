@@ -1,12 +1,12 @@
-"""Hand results and networks to other programs.
+"""Export results and networks for other programs.
 
     afa export voc RUN --split test --output results.tgz dataset.root=data/VOC2012
     afa export mmseg LABELS --output DIR dataset.root=data/VOC2012       and deeplab, psa, irn
     afa export onnx RUN --output model.onnx
 
 voc: an archive for VOC's test server. mmseg, deeplab, psa, irn: pseudo labels (and maps) of a label folder in the
-layout that these programs read. onnx: the segmentation network, with what belongs before and after it in a JSON file.
-'afa export KIND --help' says more of one.
+layout that these programs read. onnx: the segmentation network; a JSON file describes its pre- and postprocessing.
+'afa export KIND --help' explains one of them.
 """
 
 from __future__ import annotations
@@ -237,8 +237,8 @@ def _onnx(arguments: list[str]) -> int:
         "onnx",
         "RUN",
         "a run's output folder (its last checkpoint), a checkpoint or weights",
-        "Write the segmentation network as ONNX, opset 17, for images of any size and number, and MODEL.json with what "
-        "belongs before and after it. The file is kept only if onnxruntime gives what PyTorch gives.",
+        "Write the segmentation network as ONNX, opset 17, for images of any size and number, and MODEL.json with its "
+        "pre- and postprocessing. The file is kept only if onnxruntime and PyTorch give the same results.",
     )
     parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".onnx")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""Segment anyone's images: write masks, CAMs and overlays.
+"""Segment your own images: save masks, CAMs and overlays.
 
 afa predict work_dirs/voc photos/ cat.jpg --output results
 
-Exit code 1 if an image could not be read; the others are done.
+Exit code 1 if an image could not be read; all other images are done.
 """
 
 from __future__ import annotations

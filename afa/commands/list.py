@@ -3,8 +3,8 @@
     afa list
     afa list recipes
 
-A recipe is a configuration that comes with the package: 'afa train NAME' trains it. An output is something that a
-trained network says about an image: 'afa label --outputs NAME' writes it.
+A recipe is a configuration in the package: 'afa train NAME' trains it. An output is a map or label that a trained
+network computes for an image: 'afa label --outputs NAME' saves it.
 """
 
 from __future__ import annotations

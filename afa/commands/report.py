@@ -1,12 +1,12 @@
-"""Write one HTML page about a run, a label folder or a folder of masks: scores, curves, images. It needs no network.
+"""Write one HTML page about a run, a label folder or a folder of masks: scores, curves, images. It works offline.
 
     afa report work_dirs/voc dataset.root=data/VOC2012
     afa report work_dirs/voc work_dirs/voc2 --output both.html
     afa report masks/ --config voc --split val --output masks.html
 
-Of a run it takes the last checkpoint; to see another, name it: work_dirs/voc/checkpoints/best. A folder is a label
-folder of 'afa label', or holds masks (.png) or maps (.npy) that any program made; which images they are of is said
-by --config, by dataset.root=FOLDER, or by the run beside it. Two of these are shown side by side.
+For a run, the last checkpoint is used; to use another, name it: work_dirs/voc/checkpoints/best. A folder is a label
+folder of 'afa label', or holds masks (.png) or maps (.npy) of any program; its images are those of --config, of
+dataset.root=FOLDER, or of the run beside it. Two inputs are shown side by side.
 """
 
 from __future__ import annotations

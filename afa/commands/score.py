@@ -5,8 +5,8 @@
     afa score maps FOLDER --truth masks/ --class-names classes.txt --plot sweep.svg
 
 FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
-colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask leaves a pixel open, which counts as a
-miss; in the true masks it counts for nothing. Maps are resized to the true mask's size; masks must have it.
+colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask is a pixel without a class, which counts
+as a miss; 255 in a true mask is ignored. Maps are resized to the size of the true mask; masks must have this size.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.truth is not None and args.config is not None:
         raise UserError("--truth and --config both name the true masks: give one of them")
     if args.truth is not None and args.class_names is None:
-        raise UserError("--truth needs --class-names FILE, class names one per line, background left out")
+        raise UserError("--truth needs --class-names FILE, class names one per line, without the background")
     if args.split is not None and args.truth is not None:
         raise UserError("--split belongs to a data set, not to --truth")
     if args.class_names is not None and args.truth is None:

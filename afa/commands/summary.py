@@ -3,9 +3,9 @@
     afa summary "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
     afa summary AFA=afa.json EDAM=edam.json --supervision AFA=I EDAM=I+S
 
-A file is what 'afa score --output' wrote, or an evaluation.json of 'afa eval'. Each of its outputs is a row: of
-maps that have no background, the score at the best threshold; of an evaluation.json, every protocol over a whole list.
---supervision adds a column that says what each was taught with: image labels (I), saliency (S), pixels.
+A file comes from 'afa score --output', or is an evaluation.json of 'afa eval'. Each of its outputs is a row: for maps
+without a background, the score at the best threshold; for an evaluation.json, every protocol over a whole list.
+--supervision adds a column with the supervision of each row: image labels (I), saliency (S), pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Row:
         fp_rate: Rate of false positives, 0 to 1, likewise.
         fn_rate: Rate of false negatives, 0 to 1, likewise.
         file: The file.
-        supervision: What the networks and labels behind it were taught with; None where nobody says.
+        supervision: Of the networks and labels behind it; None if unknown.
     """
 
     title: str

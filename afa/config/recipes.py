@@ -44,7 +44,7 @@ def recipe_purpose(name: str) -> str:
 
 
 def config_file(text: str | Path) -> Path:
-    """The YAML file that somebody means: a file, or the name of a recipe.
+    """The YAML file for an argument: a file, or the name of a recipe.
 
     Args:
         text: A path; or ``voc``, ``voc.yaml`` or ``configs/voc.yaml``, where there is no such file.

@@ -1,4 +1,4 @@
-"""What a setting's declared type makes of the value that somebody gave it."""
+"""Conversion of a given value to the declared type of its setting."""
 
 from __future__ import annotations
 

@@ -413,7 +413,7 @@ def find_labels(
         layout: The data set.
         split: Name of the list.
         names: Its image names.
-        ignore_index: Mask value that counts for nothing.
+        ignore_index: Mask value of ignored pixels.
         max_pixels: Larger masks are refused.
 
     Returns:

@@ -31,7 +31,7 @@ class Inputs:
         config: Names the folders.
         wanted: ``pixel_labels``, ``saliency``, ``maps/OUTPUT``, or ``maps`` for a folder that holds one output.
             ``class_labels`` are no concern of this class.
-        class_names: Of the K classes, background left out.
+        class_names: Of the K classes, without the background.
 
     Raises:
         UserError: A folder is not named or not there, holds no such output, or is of other classes.

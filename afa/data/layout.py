@@ -43,7 +43,7 @@ class Layout:
         masks: Folder of the masks.
         lists: Folder of the lists ``SPLIT.txt``.
         labels: File with the image-level labels; None where there is none.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         by_split: Images and masks lie in one sub-folder per split (COCO).
         palette: For masks that are colour images: which colour is which class.
         train_split: Name of the training list.
@@ -316,15 +316,15 @@ def _with_class_folders(layout: Layout) -> Layout:
     """
     split, named = layout.train_split, bool(layout.class_names)
     needed = UserError(
-        f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, background left out; or, without "
-        f"such a file, put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
+        f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, without the background; or, "
+        f"without such a file, put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
     )
     if layout.labels is not None:
         if named:
             return layout
         raise UserError(
             f"{layout.root / CLASS_NAMES_FILE} is missing, and {layout.labels} is there: write the class names, "
-            "one per line, background left out; or, where folders are to tell the classes, take the labels file away"
+            "one per line, without the background; or, where folders are to tell the classes, take the labels file away"
         )
     try:
         names = layout.names(split)

@@ -34,8 +34,8 @@ def labels_from_masks(
 
     Args:
         masks: Folder of masks; sub-folders are searched too.
-        class_names: K names, background left out.
-        ignore_index: Mask value that counts for nothing.
+        class_names: K names, without the background.
+        ignore_index: Mask value of ignored pixels.
         palette: For masks that are colour images: which colour is which class.
         max_pixels: Larger masks are refused.
         workers: Processes.
@@ -127,7 +127,7 @@ def write_label_file(
         masks: Folder of masks; or
         folders: folder of images in sub-folders named after the classes.
         class_names: File of the class names; ``classes.txt`` beside the output by default.
-        ignore_index: Mask value that counts for nothing.
+        ignore_index: Mask value of ignored pixels.
         mask_palette: For masks that are colour images: file with the classes' colours, see
             :func:`afa.data.palette.read_palette`.
         max_pixels: Larger masks are refused.

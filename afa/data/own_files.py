@@ -93,7 +93,7 @@ class Preparation:
                 self._check_own(name)
 
     def write(self, files: Mapping[str, str]) -> None:
-        """Write small text files. Those that hold the text already are left as they are, whoever made them.
+        """Write small text files. Files that hold the text already are not changed, no matter where they come from.
 
         Args:
             files: Path below the root -> text.
@@ -195,7 +195,7 @@ def source_sum(content: bytes) -> str:
 def place_mask(
     root: Path, path: Path, mask: np.ndarray, *, made_by: str, source: str = "none", advice: str = ""
 ) -> None:
-    """Put a mask into its place, unless a file with the same pixels is there, whoever made that.
+    """Put a mask into its place, unless a file with the same pixels exists, no matter where it comes from.
 
     Args:
         root: Folder of the data set.

@@ -32,7 +32,7 @@ class EDAMNetwork(nn.Module):
 
     Args:
         encoder: Its last map is read; that of a ResNet-38 without its last ReLU, see :class:`afa.models.ResNet38`.
-        num_classes: K, background left out.
+        num_classes: K, without the background.
         width: d of the tokens.
         heads: H of the attention.
         dropout: Of tokens, of attention probabilities, and within and behind the layers of the transformer blocks.

@@ -87,7 +87,7 @@ class Run:
         recipe: Tells its recipe from others.
         method: Name of its method; None where there is no configuration.
         seed: Likewise.
-        supervision: What it was taught with, as far as the settings tell; None where they do not.
+        supervision: Its supervision, if the settings show it; else None.
         scores: One for each output and protocol; of several steps the last.
     """
 
@@ -107,7 +107,7 @@ class Group:
     Attributes:
         title: What people call it.
         runs: One or more.
-        supervision: What they were taught with; None where nobody says.
+        supervision: Their supervision; None if unknown.
     """
 
     title: str
@@ -234,7 +234,7 @@ def group_runs(runs: Sequence[tuple[str | None, Run]], supervision: Mapping[str,
     Args:
         runs: A title and a run. Runs of one title are one group, whatever their settings; of those without a title, the
             runs of one recipe.
-        supervision: Title -> what the group was taught with; it wins over what the settings tell.
+        supervision: Title -> supervision of the group; it overrides the one from the settings.
 
     Raises:
         UserError: A run is named twice, or a title of ``supervision`` is no group's.

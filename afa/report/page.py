@@ -114,7 +114,7 @@ def _together(sources: Sequence[Source], names: Sequence[str]) -> Any:
 
 
 def _find_thresholds(sources: Sequence[Source], names: Sequence[str]) -> None:
-    """Give maps of other programs, of which nobody says the threshold, the best one: from a first look at them."""
+    """Give maps of other programs without a known threshold the best threshold: from a first pass over them."""
     for source in sources:
         if not isinstance(source, FolderSource):
             continue

@@ -1,4 +1,4 @@
-"""What a report is about: a trained method that looks at images, or a folder in which somebody's results lie."""
+"""What a report is about: a trained method that predicts images, or a folder of results."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Source(ABC):
     Attributes:
         where: The run, the file of weights or the folder.
         title: A short name for it.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         images: The list.
         names: Of those images that it says something about.
         outputs: What it says about them.
@@ -278,7 +278,7 @@ class FolderSource(Source):
         self._found_thresholds: dict[str, float] = {}
 
     def needs_threshold(self, output: Output) -> bool:
-        """Whether an output is of maps alone, without labels, of which nobody says the threshold."""
+        """Whether an output is of maps alone, without labels and without a known threshold."""
         return output.name not in self.folder.label_outputs and output.threshold is None
 
     def set_threshold(self, name: str, threshold: float) -> None:

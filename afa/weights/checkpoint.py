@@ -35,8 +35,8 @@ class OpenedCheckpoint(NamedTuple):
     Attributes:
         method: Its network is in evaluation mode, on the CPU.
         config: What it was trained with; defaults where nothing came with the weights.
-        class_names: K names, background left out.
-        step: Training steps done, None where nobody says.
+        class_names: K names, without the background.
+        step: Training steps done; None if unknown.
         path: The file of the weights.
     """
 
