@@ -317,7 +317,8 @@ def _with_class_folders(layout: Layout) -> Layout:
     split, named = layout.train_split, bool(layout.class_names)
     needed = UserError(
         f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, without the background; or, "
-        f"without such a file, put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
+        "without such a file, "
+        f"put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
     )
     if layout.labels is not None:
         if named:
