@@ -229,7 +229,7 @@ def add_workers_argument(parser: argparse.ArgumentParser, default: int | None = 
         type=int,
         default=usable_cores() if default is None else default,
         metavar="N",
-        help="processes that read files; 0: this one alone (default: %(default)s)",
+        help="processes that read files; 0: only this one (default: %(default)s)",
     )
 
 

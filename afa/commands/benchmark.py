@@ -78,7 +78,7 @@ def _growth(parser: CommandParser) -> None:
         "--vary", nargs="+", choices=tuple(SERIES), default=list(SERIES), help="one table each (default: all)"
     )
     parser.add_argument(
-        "--values", nargs="+", metavar="V", help="of the one thing that is varied; default: a series that suits it"
+        "--values", nargs="+", metavar="V", help="values of the quantity in --vary; default: a suitable series"
     )
 
 
@@ -188,7 +188,7 @@ def _add_stage(parser: CommandParser) -> None:
         "--stage",
         choices=("all", "classification"),
         default="all",
-        help="steps with all labels, or classification alone (default: %(default)s)",
+        help="steps with all labels, or with classification only (default: %(default)s)",
     )
 
 

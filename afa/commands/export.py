@@ -81,7 +81,7 @@ def _voc(arguments: list[str]) -> int:
         "--competition",
         choices=COMPETITIONS,
         default="comp6",
-        help="comp5: trained on VOC's own data alone; comp6: on others, too, such as ImageNet (default: %(default)s)",
+        help="comp5: trained on VOC's own data only; comp6: on other data, too, as ImageNet (default: %(default)s)",
     )
     parser.add_argument("--crf", action="store_true", help="refine a network's masks with DenseCRF")
     parser.add_argument("--config", type=expand_home, metavar="FILE", help="configuration in place of the run's")
@@ -242,7 +242,7 @@ def _onnx(arguments: list[str]) -> int:
     )
     parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".onnx")
     parser.add_argument(
-        "--size", nargs=2, metavar=("HEIGHT", "WIDTH"), help="for images of this size alone; default: of any size"
+        "--size", nargs=2, metavar=("HEIGHT", "WIDTH"), help="only for images of this size; default: any size"
     )
     parser.add_argument("--config", type=expand_home, metavar="FILE", help="configuration in place of the run's")
     args = parser.read(arguments)

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels",
         type=given_path,
         metavar="FILE",
-        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold images without",
+        help="image-level labels (.txt .csv .json .npy) instead of predicted ones; "
+        "in folders, images without labels are skipped",
     )
     parser.add_argument(
         "--pseudo-labels",
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="KIND",
         help="pseudo labels to save: outputs of the method, named as in label folders (X also means X_label), or "
         "plain: a threshold on the first maps; default: with --labels the method's last output that is a "
-        "label alone, else none",
+        "label only, else none",
     )
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = sum(picture.folder is None for picture in pictures)
     if args.gif and alone:
         of_all = f"{alone} of {len(pictures)} images"
-        print(f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in none", file=sys.stderr)
+        print(
+            f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in no GIF", file=sys.stderr
+        )
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs

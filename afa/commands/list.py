@@ -55,7 +55,7 @@ def _outputs() -> Iterator[tuple[str, str]]:
             with torch.device("meta"):  # no memory: nothing is computed
                 method = build_method(config_class(name)(), ["class"], SingleProcess())
         except Exception:  # a stranger's may raise anything where its settings have only their defaults
-            yield name, "known once it is configured"
+            yield name, "depend on the configuration"
             continue
         for output in method.outputs:
             needs = f"; needs {', '.join(output.inputs)}" if output.inputs else ""

@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, look at the images, write the page."""
     parser = CommandParser(__doc__, settings=True)
     parser.add_argument(
-        "sources", nargs="+", type=given_path, metavar="RUN_OR_FOLDER", help="one, or two that are shown side by side"
+        "sources",
+        nargs="+",
+        type=given_path,
+        metavar="RUN_OR_FOLDER",
+        help="one input, or two that are shown side by side",
     )
     parser.add_argument(
         "--output", type=given_path, metavar="FILE", help=".html; default: report.html in the folder of a single run"
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", help="list of images; default: dataset.val_split, or that of a label folder")
     parser.add_argument("--images", type=int, default=48, metavar="N", help="images in the page (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N images of the list only")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of the list")
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs that are shown; default: all")
     parser.add_argument(
         "--affinity", action=argparse.BooleanOptionalAction, default=True, help="store affinities, the largest part"

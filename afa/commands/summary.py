@@ -123,7 +123,7 @@ def read_rows(title: str, path: Path) -> list[Row]:
             raise UserError(f"{path} holds no scores of 'afa score' or 'afa eval'") from error
         whole = [entry for entry in entries if not entry.get("partial")]
         if entries and not whole:
-            raise UserError(f"{path} holds scores of a part of the list alone: evaluate without --limit")
+            raise UserError(f"{path} holds scores of only a part of the list: evaluate without --limit")
         rows = list(dict.fromkeys(_evaluated_rows(title, path, whole)))
     if not rows:
         raise UserError(f"{path} holds no scores")

@@ -73,7 +73,7 @@ def check_class_names(names: Sequence[str], places: Sequence[str]) -> None:
             )
         key = class_key(name)
         if not key or name.startswith("#") or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise UserError(f"{place}: {name!r} can be no class name, for a list could not hold it: rename it")
+            raise UserError(f"{place}: {name!r} cannot be a class name, because a list could not hold it: rename it")
         if key in seen:
             first = seen[key]
             how = "twice" if names[first] == name else f"twice, once as '{names[first]}' ({places[first]})"

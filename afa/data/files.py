@@ -365,7 +365,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
     """
     for line in lines:
         if "\n" in line or "\r" in line:
-            raise UserError(f"{path} cannot hold the name {line!r}, for it has a line break in it: rename it")
+            raise UserError(f"{path} cannot hold the name {line!r}, because it has a line break: rename it")
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -68,7 +68,7 @@ def to_rgb(decoded: Decoded, *, upright: bool = False) -> np.ndarray:
     # Of 16-bit colours the lower half is gone: black cannot be told from nearly black.
     if decoded.bits == 16 and rgb.max() < _DARKEST_WHITE and not (grey and not np.asarray(image).any()):
         raise DamagedImage(
-            f"the image {path} has 16 bits per channel, but no value above 4095: it would be all but black; save it "
+            f"the image {path} has 16 bits per channel, but no value above 4095: it would be almost black; save it "
             "with 8 bits, scaled to 0-255"
         )
     if upright and decoded.orientation != 1:

@@ -325,7 +325,7 @@ def _with_class_folders(layout: Layout) -> Layout:
             return layout
         raise UserError(
             f"{layout.root / CLASS_NAMES_FILE} is missing, and {layout.labels} is there: write the class names, "
-            "one per line, without the background; or, where folders are to tell the classes, take the labels file away"
+            "one per line, without the background; or, if the folders should give the classes, remove the labels file"
         )
     try:
         names = layout.names(split)

@@ -120,7 +120,7 @@ def locked(output: Path) -> Iterator[None]:
         raise UserError(f"another process trains in {output}: wait for its end, or take another folder") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        logger.warning("%s cannot be locked (%s): let one run alone write there", output, reason)
+        logger.warning("%s cannot be locked (%s): let only one run write there", output, reason)
     try:
         yield
     finally:

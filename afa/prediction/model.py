@@ -180,7 +180,7 @@ def scored_class_names(model: Model) -> tuple[str, ...]:
         )
     for own, other in zip(model.class_names, names, strict=True):
         if own != other:
-            logger.warning("the network's class '%s' is '%s' in the data set: their classes should agree", own, other)
+            logger.warning("the network's class '%s' is '%s' in the data set: the classes should agree", own, other)
             break
     return names
 

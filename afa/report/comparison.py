@@ -400,7 +400,7 @@ def _scores(path: Path) -> tuple[Score, ...]:
             if known is None or (known.step or 0) <= (score.step or 0):
                 found[score.key] = score
     if not found:
-        part = ": they are of a part of the list alone, evaluate without --limit" if partial else ""
+        part = ": they cover only a part of the list, evaluate without --limit" if partial else ""
         raise UserError(f"{path} holds no scores of whole lists{part}")
     return tuple(found.values())
 
@@ -465,10 +465,10 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
         if len({run.recipe for run in group.runs}) > 1:
             keys = _differing_keys(group.runs)
             what = f"differ in {', '.join(keys)}" if keys else "are of different recipes or training images"
-            yield f"{group.title}: its runs {what}, and are one group because they have one title"
+            yield f"{group.title}: its runs {what}, and form one group because they have the same title"
         seeds = [run.seed for run in group.runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):
-            yield f"{group.title}: several runs have one seed, so the deviation says too little"
+            yield f"{group.title}: several runs have the same seed, so the deviation may be too small"
         if group.supervision is None:
             yield (
                 f"the supervision of {group.title} is unknown (I, I+S, pixels): give --supervision, for example "

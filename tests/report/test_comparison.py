@@ -176,7 +176,7 @@ def test_a_title_makes_a_group_and_says_what_differs_in_it(seeds: list[Path], ru
     done = run_tool("compare.py", *(f"mine={run}" for run in (seeds[0], seeds[3])), "--supervision", "mine=I+S")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:2] == ["mine", "I+S"]
-    assert "its runs differ in optimiser.lr" in done.stderr and "several runs have one seed" in done.stderr
+    assert "its runs differ in optimiser.lr" in done.stderr and "several runs have the same seed" in done.stderr
 
 
 def reason(run_tool: RunTool, *runs: object) -> str:
