@@ -14,7 +14,7 @@ from afa.config.values import shown
 
 @dataclass(frozen=True)
 class EncoderVariant:
-    """What tells the Mix Transformer's variants apart; all else they share."""
+    """The differences between the variants of the Mix Transformer."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -216,7 +216,7 @@ def own_normalisation(config: EncoderConfig) -> Normalisation | None:
 
 
 def timm_normalisation(name: str) -> Normalisation:
-    """What timm says about the weights of a network; ImageNet's for those that it does not know.
+    """timm's facts about the weights of a network; ImageNet's if timm has none.
 
     Args:
         name: Without ``timm/``, perhaps with the tag of the weights.

@@ -19,7 +19,7 @@ _MOST_NAMED = 5
 
 @cache
 def recipe_folder() -> Path:
-    """Where the recipes lie.
+    """The folder of the recipes.
 
     Raises:
         UserError: They were not installed.

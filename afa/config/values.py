@@ -88,7 +88,7 @@ def _declared(section: type, prefix: str) -> Mapping[str, Declared]:
 
 
 def from_command_line(text: str, declared: Declared) -> Any:
-    """The value of a setting whose text stands on the command line.
+    """The value of a setting from its text on the command line.
 
     A text setting takes the text as it stands; ``null``, or nothing, makes an optional one None. All others are read
     as YAML.

@@ -31,7 +31,7 @@ _WORDS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "o
 
 @dataclass(frozen=True)
 class Unquoted:
-    """A value that stands in YAML without quotes and that YAML does not take for text.
+    """A value in YAML without quotes that YAML does not read as text.
 
     Attributes:
         text: As it stands.

@@ -16,7 +16,7 @@ _SHOWN_CLASSES = 10
 
 
 def class_of(name: str, split: str | None) -> str | None:
-    """The class folder of an image, as the folder is spelled; None where it lies in none, or deeper.
+    """The name of the class folder of an image; None if the image is in no class folder, or deeper.
 
     Args:
         name: Of the image, for example ``train/cat/1``.
@@ -75,7 +75,7 @@ def folders_of_split(files: FilesBelow, names: Sequence[str], split: str, *, lis
 
 
 def class_names_of(folders: Mapping[str, str], parent: Path) -> dict[str, str]:
-    """The classes that folders stand for, in the order of their ids.
+    """The classes of the folders, in the order of their ids.
 
     Args:
         folders: Of :func:`folders_of_split`.

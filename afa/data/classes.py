@@ -46,7 +46,7 @@ def class_key(name: str) -> str:
 
 
 def is_no_class(name: str) -> bool:
-    """Whether a name stands for the background or for pixels that count for nothing, as ``__ignore__`` does.
+    """Whether a name means the background or ignored pixels, such as ``__ignore__``.
 
     Names that only contain such a word, as "background music", are classes.
     """

@@ -127,7 +127,7 @@ class FilesBelow:
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> FilesBelow:
-    """The files below a folder, what is hidden left out.
+    """The files below a folder, without hidden ones.
 
     Args:
         folder: Its sub-folders are searched too, and those that links lead to; it need not exist.
@@ -226,7 +226,7 @@ def require_writable(path: Path, what: str, *, folder: bool = False) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of :func:`replacing` in a folder."""
+    """Remove temporary files of :func:`replacing` that a killed process left in a folder."""
     for path in folder.glob(f".*{_UNFINISHED}.*"):
         path.unlink(missing_ok=True)
 

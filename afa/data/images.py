@@ -78,7 +78,7 @@ def to_rgb(decoded: Decoded, *, upright: bool = False) -> np.ndarray:
 
 
 def read_mask(path: str | Path, *, palette: MaskPalette | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a mask: the class ids as they stand in the file, in the pixels' stored order.
+    """Read a mask: the class ids stored in the file, in the stored order of the pixels.
 
     - Palette images: the indices count, not the colours.
     - Greyscale of 1 to 32 bits, floats too: the values, which must be whole numbers from 0 to 255.

@@ -25,7 +25,7 @@ CLASS_LABELS, PIXEL_LABELS, SALIENCY, MAPS = "class_labels", "pixel_labels", "sa
 
 
 class Inputs:
-    """The inputs of a list's images that somebody asks for.
+    """The requested inputs of the images of a list.
 
     Args:
         config: Names the folders.
@@ -63,7 +63,7 @@ class Inputs:
                 _require_classes(folder.root, kind, class_names)
 
     def require(self, names: Sequence[str], split: str | None, class_labels: Mapping[str, Any]) -> None:
-        """Refuse a folder that lacks files before hours of work stand behind it.
+        """Refuse a folder that lacks files before a run spends hours.
 
         Args:
             names: Of the images.
@@ -140,7 +140,7 @@ class Inputs:
 
 
 def setting_of(name: str) -> str:
-    """The setting that names the folder of an input: ``maps/cam`` lies in that of ``maps``."""
+    """The setting that names the folder of an input; for ``maps/cam`` it is ``maps``."""
     return name.partition("/")[0]
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, for the layouts voc, coco and folder."""
+"""The folders of the files of a data set, for the layouts voc, coco and folder."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class Layout:
 
     @property
     def class_folders_parent(self) -> Path:
-        """Where the class folders lie."""
+        """The folder of the class folders."""
         return self.images if self.is_listed(self.train_split) else self.images / self.train_split
 
     def classes_of_folders(self, split: str, names: Sequence[str]) -> dict[str, str] | None:
-        """The class of each image by its folder, where nothing else tells it; None where folders do not tell it.
+        """The class of each image by its folder, if nothing else gives the class; None if folders do not give it.
 
         Args:
             split: Name of the list. Of training images the folders count, of others only where they have no masks.
@@ -120,7 +120,7 @@ class Layout:
         return classes or None
 
     def told_labels(self, split: str, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-        """The image-level labels that somebody gave: in a labels file, or by folders that are called as the classes.
+        """The given image-level labels: in a labels file, or by folders with the names of the classes.
 
         Args:
             split: Name of the list.
@@ -159,11 +159,11 @@ class Layout:
         return self._below(folder, MASK_SUFFIXES).path(name) or folder / f"{name}.png"
 
     def split_masks(self, split: str) -> Path:
-        """The folder in which a split's masks lie."""
+        """The folder of a split's masks."""
         return self.masks / self._sub_folder(split)
 
     def has_masks(self, split: str) -> bool:
-        """Whether there are masks for a split; own data may do without, and is then not scored.
+        """Whether there are masks for a split; own data may have none, and is then not scored.
 
         Raises:
             UserError: As :meth:`names`, for own folders, whose splits may share a folder of masks.

@@ -76,7 +76,7 @@ def labels_from_masks(
 
 
 def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
-    """The name of the folder in which each image lies, as its only class.
+    """The name of each image's folder, as its only class.
 
     Args:
         images: Folder with one sub-folder per class; the sub-folders may lie deeper (``train/cat/1.jpg``).

@@ -59,7 +59,7 @@ def passed_over(files: Sequence[str]) -> str | None:
 
 
 def two_of_each(missing: Iterable[str], others: Iterable[str]) -> str:
-    """What a message about names that do not match adds: two that are missing, and two that nobody asked for.
+    """Examples for a message about names that do not match: two missing and two unexpected ones.
 
     Args:
         missing: Names that were looked for in vain.

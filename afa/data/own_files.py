@@ -52,7 +52,7 @@ def check_inside(root: Path, path: Path) -> None:
 
 
 def is_free(path: Path) -> bool:
-    """Whether there is nothing at a path, or an empty file, as a loss of power leaves one."""
+    """Whether a path is unused, or holds an empty file, as after a loss of power."""
     if path.is_symlink() or not path.exists():
         return not path.is_symlink()
     return path.is_file() and path.stat().st_size == 0
@@ -155,7 +155,7 @@ class Preparation:
 
 
 class MaskNote(NamedTuple):
-    """What a mask file says about its making.
+    """The note in a mask file about its origin.
 
     Args:
         made_by: Name of the preparation.

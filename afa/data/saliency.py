@@ -1,4 +1,4 @@
-"""Saliency maps: grey images that say how much each pixel stands out, whatever its class (EDAM reads them)."""
+"""Saliency maps: grey images of how salient each pixel is, for any class (EDAM reads them)."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class TrainingRun:
         self.table: dict[str, Any] = {}
 
     def go(self) -> int:
-        """Train from where the run stands to its end."""
+        """Train from the current step to the end."""
         with ExitStack() as stack:
             self.runtime.on_main(lambda: stack.enter_context(locked(self.output)))
             saved = self._restore()

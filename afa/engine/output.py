@@ -1,4 +1,4 @@
-"""The folder that receives everything a run writes: whose it is, and that one run alone writes there."""
+"""The output folder of a run: which run owns it, and that only one run writes there."""
 
 from __future__ import annotations
 

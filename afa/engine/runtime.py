@@ -230,7 +230,7 @@ def _join(device: torch.device) -> Any:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of the group is gone."""
+    """Whether an error says that another process of the group has ended."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

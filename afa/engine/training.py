@@ -32,14 +32,14 @@ _SAME_LEVEL = 0.5  # of 255: normalisations that are written with fewer digits
 
 
 def train(config: RunConfig) -> int:
-    """Train as configured, going on from the output folder's latest checkpoint where there is one.
+    """Train as configured; continue from the latest checkpoint in the output folder, if there is one.
 
     Every step's randomness (samples, augmentation, dropout) is a function of the seed and the step, so a resumed run
     ends like an undisturbed one.
 
     Returns:
         Exit code: 0 when done; :data:`afa.engine.signals.PREEMPTED_EXIT_CODE` after SIGTERM or SIGUSR1, 130 after an
-        interrupt, both with everything saved; 1 where another process of the run is gone.
+        interrupt, both with everything saved; 1 if another process of the run has ended.
 
     Raises:
         UserError: Anything that the user can mend.
@@ -132,7 +132,7 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
 
 
 def _warn_of_other_normalisation(config: RunConfig, encoder: Encoder) -> None:
-    """Say that pretrained weights are used to images that are normalised otherwise."""
+    """Warn if pretrained weights need another normalisation of the images."""
     for name, used_to in (("image_mean", encoder.mean), ("image_std", encoder.std)):
         given = getattr(config.dataset, name)
         if any(abs(ours - theirs) > _SAME_LEVEL for ours, theirs in zip(given, used_to, strict=True)):

@@ -98,7 +98,7 @@ class EDAMNetwork(nn.Module):
         return F.normalize(self.mask_layer(feature).float(), dim=1).abs()
 
     def tokens(self, feature: Tensor, distribution: Tensor) -> Tensor:
-        """What each class sees of each position, where it lies, and in which image of its pair.
+        """Features of each position for each class, with codes of the position and of the image in the pair.
 
         Args:
             feature: [B, C, h, w].

@@ -21,7 +21,7 @@ _NAMED = 3  # files of a kind that are passed over
 
 @dataclass(frozen=True)
 class Picture:
-    """A file to look at.
+    """An image file to predict.
 
     Attributes:
         path: The file.

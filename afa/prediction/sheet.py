@@ -1,4 +1,4 @@
-"""A contact sheet: everything that a method says about some images, rows for each."""
+"""A contact sheet: all outputs of a method for some images, with rows for each."""
 
 from __future__ import annotations
 

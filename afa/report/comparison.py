@@ -431,7 +431,7 @@ def _place(setting: str | None) -> str:
 
 
 def _made_by(folder: Path) -> Any:
-    """What made a folder that an earlier stage, or somebody else, has written: other seeds of a stage are the same."""
+    """The origin of a folder of an earlier stage or of another program; it is the same for all seeds of a stage."""
     facts = read_json(folder / LABEL_FACTS) if (folder / LABEL_FACTS).is_file() else None
     if not isinstance(facts, Mapping):
         return os.path.realpath(folder)

@@ -40,7 +40,7 @@ _LONGEST_TITLE = 60
 
 @dataclass(frozen=True)
 class Look:
-    """What one output says about one image.
+    """One output for one image.
 
     Attributes:
         label: Class ids, int64 [H, W] of the image's size, 255 open; None where no label can be made.
@@ -57,7 +57,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image and what a source says about it.
+    """An image and the outputs of a source for it.
 
     Attributes:
         sample: The image.
@@ -106,7 +106,7 @@ class Source(ABC):
         return next(reversed(scored or with_label), None)
 
     def seen(self, names: Sequence[str]) -> Iterator[Seen]:
-        """Look at images, one after the other. Those that are damaged are left out where the data set says so.
+        """Predict or read images, one after the other. Damaged ones are skipped if the data set allows it.
 
         Raises:
             DamagedImage: An image, its mask or what belongs to it cannot be read.

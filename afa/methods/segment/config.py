@@ -11,7 +11,7 @@ from afa.config.settings import AugmentationConfig, OptimiserConfig, RunConfig, 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What tells a decoder's layers apart.
+    """The shape of a decoder's layers.
 
     Attributes:
         width: Channels of its hidden layers; 0: it has none.
