@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # EDAM on the built-in data set, from image-level labels and saliency maps: the network that learns from pairs, its labels,
-# the segmentation network, their scores in one table, and images. Runs without a GPU.
+# the segmentation network, their scores in one table, images and a report. Runs without a GPU.
 #
 #   bash launch/edam_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: edam, segment
 #   bash launch/edam_demo.sh train.seed=2 train.output=work_dirs/edam_demo2

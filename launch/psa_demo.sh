@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # PSA on the built-in data set, from image-level labels: CAM network, AffinityNet, segmentation network, their scores in one
-# table, and images. Runs without a GPU.
+# table, images and a report. Runs without a GPU.
 #
 #   bash launch/psa_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: cam, affinity, segment
 #   bash launch/psa_demo.sh train.seed=2 train.output=work_dirs/psa_demo2

@@ -4,7 +4,7 @@
 #   bash launch/seeds.sh RECIPE SEED ... [key=value ...]
 #   bash launch/seeds.sh configs/demo.yaml 1 2 3 train.steps=600 train.output=work_dirs/short
 #
-# RECIPE is a YAML file, as tools/train.py takes it. Each run is saved to FOLDER/seed_SEED. FOLDER is
+# RECIPE is a recipe's name or a YAML file, as for tools/train.py. Each run is saved to FOLDER/seed_SEED. FOLDER is
 # train.output, or else the recipe's output folder with _seeds after its name. The table is also saved to
 # FOLDER/comparison.json and .md. If you start it again, it continues: unfinished runs are continued, finished runs are kept
 # and scored once. You can add seeds.

@@ -511,7 +511,7 @@ MUTANTS = [
         "afa/data/transforms.py", "for side in (width, height))", "for side in (height, width))", "methods/test_psa.py"
     ),
     Mutant("afa/engine/held_out.py", "network.eval()", "network.train()", "methods/test_psa.py"),
-    Mutant("afa/data/inputs.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
+    Mutant("afa/data/map_folders.py", "theirs != list(class_names)", "False", "methods/test_psa.py"),
     # The report.
     Mutant(
         "afa/report/scores.py",
@@ -543,10 +543,10 @@ MUTANTS = [
         "tools/test_eval.py",
     ),
     # Comparison and exports.
-    Mutant("afa/report/comparison.py", "[2.5, 97.5]", "[5, 95]", "report/test_comparison.py"),
-    Mutant("afa/report/comparison.py", "labelled = labelled[kept]", "labelled = labelled", "report/test_comparison.py"),
+    Mutant("afa/report/bootstrap.py", "[2.5, 97.5]", "[5, 95]", "report/test_comparison.py"),
+    Mutant("afa/report/bootstrap.py", "labelled = labelled[kept]", "labelled = labelled", "report/test_comparison.py"),
     Mutant("afa/report/comparison.py", "statistics.stdev(", "statistics.pstdev(", "report/test_comparison.py"),
-    Mutant("afa/report/comparison.py", "weights @ labelled", "labelled.sum(axis=0)", "report/test_comparison.py"),
+    Mutant("afa/report/bootstrap.py", "weights @ labelled", "labelled.sum(axis=0)", "report/test_comparison.py"),
     Mutant("afa/data/map_files.py", 'mode="area"', 'mode="nearest"', "data_pipeline/test_map_folders.py"),
     Mutant("afa/data/other_layouts.py", "(0 if maps.has_background else 1)", "0", "tools/test_export.py"),
     Mutant("afa/data/voc_submission.py", "if highest == 255:", "if False:", "tools/test_export.py"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure speed and memory on this machine: tools/benchmark.py step --crop 512 --batch 2 --json step.json"""
+"""Measure speed and memory on this machine: tools/benchmark.py step --crop 512 --batch-size 2 --output step.json"""
 
 from __future__ import annotations
 

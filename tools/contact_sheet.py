@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""See what a checkpoint does: tools/contact_sheet.py work_dirs/voc --split val --count 8 --output sheet.png"""
+"""See what a checkpoint does: tools/contact_sheet.py work_dirs/voc --split val --limit 8 --output sheet.png"""
 
 from __future__ import annotations
 

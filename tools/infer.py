@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment anyone's images: tools/infer.py work_dirs/voc photos/ cat.jpg --out results"""
+"""Segment anyone's images: tools/infer.py work_dirs/voc photos/ cat.jpg --output results"""
 
 from __future__ import annotations
 

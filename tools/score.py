@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score masks or maps: tools/score.py masks FOLDER --config configs/voc.yaml --split val"""
+"""Score masks or maps: tools/score.py masks FOLDER --config voc --split val"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train: tools/train.py configs/voc.yaml train.output=work_dirs/mine optimiser.lr=1e-4"""
+"""Train: tools/train.py voc train.output=work_dirs/mine optimiser.lr=1e-4"""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ _EARLIER = {
     "--batch": "--batch-size",
 }
 _EARLIER_SETTINGS = "--set"  # stood before settings
+_REQUIRED = "the following arguments are required: "  # how argparse begins
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=", re.ASCII)
 
 _program: ContextVar[str | None] = ContextVar("program", default=None)
@@ -82,6 +83,7 @@ class CommandParser(argparse.ArgumentParser):
         )
         self.takes_settings = settings
         self.earlier = dict(_EARLIER)
+        self._absent: list[str] = []  # required options that were not given
 
     def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Read the arguments.
@@ -103,7 +105,7 @@ class CommandParser(argparse.ArgumentParser):
                 help="settings, such as dataset.root=data/mine; 'afa train --settings' lists them",
             )
         kept, settings = self._sorted(texts)
-        args, others = self.parse_known_intermixed_args(kept)
+        args, others = self._parsed(kept)
         if others:
             self.error(f"'{others[0]}' is one argument too many")
         if self.takes_settings:
@@ -114,7 +116,27 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a mistake as one line."""
+        if message.startswith(_REQUIRED):
+            message = ", ".join([message, *self._absent])
         raise UserError(f"{message} ('{self.prog} --help' explains)")
+
+    def _parsed(self, kept: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; one message names all that is missing, inputs and options (argparse asks for the options first)."""
+        required = [action for action in self._actions if action.option_strings and action.required]
+        words = {text.partition("=")[0] for text in kept}
+        self._absent = [action.option_strings[0] for action in required if words.isdisjoint(action.option_strings)]
+        for action in required:
+            action.required = False
+        try:
+            args, others = self.parse_known_intermixed_args(kept)
+        finally:
+            for action in required:
+                action.required = True
+        absent = [action.option_strings[0] for action in required if getattr(args, action.dest) is None]
+        if absent:
+            self._absent = []
+            self.error(f"{_REQUIRED}{', '.join(absent)}")
+        return args, others
 
     def _sorted(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
         """The arguments in today's words without the settings, and the settings."""

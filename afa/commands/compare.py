@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     supervision = titles_and_texts(args.supervision, None)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
-    from afa.report.comparison import RESAMPLES, compare, group_runs, read_run
+    from afa.report.bootstrap import RESAMPLES
+    from afa.report.comparison import compare, group_runs
+    from afa.report.runs import read_run
 
     runs = [(title, read_run(path)) for title, path in named]
     groups = group_runs(runs, supervision)

@@ -1,6 +1,6 @@
 """Score a trained network on a list of images that have masks.
 
-afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
+    afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
 
 Segmentation follows the test protocol (long side, scales, mirror); CAMs, and labels made from CAMs, are scored as in
 the validation during training.
@@ -25,7 +25,7 @@ from afa.commands.arguments import (
     prediction_settings,
 )
 from afa.config import RunConfig
-from afa.data.files import require_writable
+from afa.data.files import confusion_place, require_writable
 from afa.errors import UserError
 from afa.paths import given_path
 from afa.weights.files import require_source
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.csv is not None:
         if args.csv.suffix.lower() != ".csv":
             raise UserError(f"--csv {args.csv}: give a .csv file")
-        require_writable(args.csv, "--csv")
+        for place in (args.csv, confusion_place(args.csv)):
+            require_writable(place, "--csv")
     require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.

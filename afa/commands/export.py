@@ -145,6 +145,7 @@ def _stored(args: argparse.Namespace) -> Iterator[SubmittedMask]:
     layout = find_layout(_dataset(args.config, args.settings))
     names = _names(layout, args.split)
     folder = MapFolder(args.source)
+    folder.require_classes(layout.class_names, "set dataset.root to the data set that it was made for")
     folder.require_labels(names, args.outputs)
     for name in _tracked(names):
         path = layout.image(name, args.split)
@@ -222,6 +223,8 @@ def _layout(kind: str, arguments: list[str]) -> int:
         parser.add_argument("--copy", action="store_true", help="copy the images; default: links to them")
     args = parser.read(arguments)
     require_writable(args.output, "--output", folder=True)
+    if args.source.resolve() in args.output.resolve().parents:
+        raise UserError(f"--output {args.output} lies in {args.source}, which is exported: name a folder outside of it")
 
     from afa.data.other_layouts import export_layout, find_source
 

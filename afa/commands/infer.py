@@ -1,6 +1,6 @@
 """Segment your own images: save masks, CAMs and overlays.
 
-afa predict work_dirs/voc photos/ cat.jpg --output results
+    afa predict work_dirs/voc photos/ cat.jpg --output results
 
 Exit code 1 if an image could not be read; all other images are done.
 """

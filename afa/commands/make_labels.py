@@ -1,6 +1,6 @@
 """Make image-level labels for own data, from masks or from the names of folders.
 
-afa prepare labels --masks data/mine/masks --output data/mine/class_labels.json
+    afa prepare labels --masks data/mine/masks --output data/mine/class_labels.json
 afa prepare labels --folders data/mine/images --output data/mine/class_labels.csv
 """
 

@@ -1,6 +1,6 @@
 """Prepare COCO 2014: build masks, lists and image-level labels from its annotations.
 
-afa prepare coco data/COCO2014
+    afa prepare coco data/COCO2014
 
 After an interruption, start it again: it continues.
 """

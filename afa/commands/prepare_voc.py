@@ -1,6 +1,6 @@
 """Prepare PASCAL VOC 2012: build SegmentationClassAug, lists and image-level labels from VOC 2012 and SBD.
 
-afa prepare voc data/VOC2012 --download
+    afa prepare voc data/VOC2012 --download
 
 After an interruption, start it again: it continues.
 """

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from afa.commands.arguments import CommandParser
-from afa.data.files import require_writable
+from afa.data.files import confusion_place, require_writable
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
 
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = config_from_dict({}, overrides=settings) if args.config is None else load_config(args.config, settings)
         truth = TrueMasks.of_split(config.dataset, args.split, args.list)
     folder = MapFolder(args.folder)
+    folder.require_classes(truth.class_names, "score it with the true masks of the data set that it was made for")
     held, others = folder.label_outputs, folder.map_outputs
     if args.kind == "maps":
         held, others = others, held
@@ -155,7 +156,8 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if path is not None:
             if path.suffix.lower() != suffix:
                 raise UserError(f"--{name} {path}: give a {suffix} file")
-            require_writable(path, f"--{name}")
+            for place in (path, confusion_place(path)) if name == "csv" else (path,):
+                require_writable(place, f"--{name}")
     return args
 
 

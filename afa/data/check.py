@@ -30,7 +30,7 @@ _CLASS_LABELS, _SALIENCY = "class_labels", "saliency"
 
 # Kind of problem -> what it means and how to mend it.
 REMEDIES: Mapping[str, str] = {
-    "list": "write the list anew, or run the data set's preparation again",
+    "list": "write the list anew, put images into the split's folder, or run the data set's preparation again",
     "count": "run the data set's preparation again, or correct the list",
     "two-splits": "take the image out of one of the two lists: scores on training images mean nothing",
     "same-content": "take one of the two out of its list: scores on training images mean nothing",

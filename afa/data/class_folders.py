@@ -130,7 +130,7 @@ def refuse_twins(classes: Mapping[str, str], files: FilesBelow) -> None:
                 raise UserError(
                     f"{_place(files, name)} and {_place(files, twin)} are the same image in two class folders: keep "
                     "one, or, where it shows both classes, write classes.txt and class_labels.csv "
-                    "('afa prepare labels' --folders makes them to start from)"
+                    "('afa prepare labels --folders' makes them to start from)"
                 )
 
 

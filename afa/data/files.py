@@ -225,6 +225,11 @@ def require_writable(path: Path, what: str, *, folder: bool = False) -> None:
         raise UserError(f"{what} {path} cannot be written: {error.strerror or error}") from error
 
 
+def confusion_place(path: Path) -> Path:
+    """Where the confusion matrices that belong to a CSV file of scores lie: ``NAME_confusion.csv``."""
+    return path.with_name(f"{path.stem}_confusion{path.suffix}")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove temporary files of :func:`replacing` that a killed process left in a folder."""
     for path in folder.glob(f".*{_UNFINISHED}.*"):

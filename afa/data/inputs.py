@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.files import beside_missing, missing_files, read_json
+from afa.data.files import beside_missing, missing_files
 from afa.data.images import DamagedImage
 from afa.data.labels import classes_in_mask
-from afa.data.map_files import LABEL_FACTS, listed
+from afa.data.map_files import LABEL_FACTS
 from afa.data.map_folders import MapFolder
 from afa.data.saliency import read_saliency
 from afa.errors import UserError
@@ -60,7 +60,7 @@ class Inputs:
                 raise ValueError(f"there is no input '{name}'")
         for kind, folder in [(PIXEL_LABELS, self._labels), *((MAPS, folder) for folder, _ in self._maps.values())]:
             if folder is not None:
-                _require_classes(folder.root, kind, class_names)
+                folder.require_classes(class_names, f"name the folder of this data set as dataset.{kind}")
 
     def require(self, names: Sequence[str], split: str | None, class_labels: Mapping[str, Any]) -> None:
         """Refuse a folder that lacks files before a run spends hours.
@@ -154,17 +154,6 @@ def _open_maps(root: Path, output: str) -> tuple[MapFolder, str | None]:
     if output and not (root / LABEL_FACTS).is_file() and (root / output).is_dir():
         return MapFolder(root / output), None
     return MapFolder(root), output or None
-
-
-def _require_classes(root: Path, kind: str, class_names: Sequence[str]) -> None:
-    """Refuse a label folder that was made for other classes, where it says so."""
-    facts = read_json(root / LABEL_FACTS) if (root / LABEL_FACTS).is_file() else {}
-    theirs = facts.get("class_names") if isinstance(facts, dict) else None
-    if isinstance(theirs, list) and theirs != list(class_names):
-        raise UserError(
-            f"{root} is of the classes {listed(theirs)}, the data set's are {listed(class_names)}: name the folder of "
-            f"this data set as dataset.{kind}"
-        )
 
 
 def _require_size(values: np.ndarray, size: tuple[int, int], what: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LISTS = "ImageSets/Segmentation"
 _KNOWN_NAMES = {"voc": VOC_CLASS_NAMES, "coco": COCO_CLASS_NAMES}
 HOW_TO_PREPARE = {
-    "voc": "'afa prepare voc' builds it",
+    "voc": "'afa prepare voc' builds that of VOC, 'afa prepare shapes' the built-in one",
     "coco": "'afa prepare coco' builds it",
     "folder": "docs/data.md shows the layout",
 }
@@ -205,9 +205,10 @@ class Layout:
         if not names:
             there = self._splits()
             if there:
-                raise UserError(
-                    f"there is no split '{split}': the list {path} is missing; there are: {', '.join(there)}"
-                )
+                lack = f"the list {path} is missing"
+                if self.type == "folder":
+                    lack = f"{self.images / split} holds no images, and {lack}"
+                raise UserError(f"there is no split '{split}': {lack}; there are: {', '.join(there)}")
             raise UserError(f"the list {path} of the split '{split}' is missing: {HOW_TO_PREPARE[self.type]}")
         return names
 

@@ -23,6 +23,7 @@ from afa.data.map_files import (
     MAPS_FOLDER,
     inside,
     label_path,
+    listed,
     maps_path,
     read_maps,
 )
@@ -108,6 +109,22 @@ class MapFolder:
         """The list whose images a label folder is of, where it says so."""
         split = self._facts.get("split")
         return split if isinstance(split, str) else None
+
+    def require_classes(self, class_names: Sequence[str], mend: str) -> None:
+        """Refuse a label folder that was made for other classes, where it says so.
+
+        Args:
+            class_names: Of the K classes, background left out.
+            mend: What to do about it, for the message.
+
+        Raises:
+            UserError: It is of other classes, or of these in another order.
+        """
+        theirs = self._facts.get("class_names")
+        if isinstance(theirs, list) and theirs != list(class_names):
+            raise UserError(
+                f"{self.root} is of the classes {listed(theirs)}, the data set's are {listed(class_names)}: {mend}"
+            )
 
     @property
     def bits(self) -> int:

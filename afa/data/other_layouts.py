@@ -69,6 +69,7 @@ def find_source(
     """
     folder = MapFolder(root)
     layout = find_layout(dataset)
+    folder.require_classes(layout.class_names, "set dataset.root to the data set that it was made for")
     split = split or folder.split or dataset.train_split
     names = tuple(layout.names(split))
     for name in outputs or ():
@@ -120,15 +121,18 @@ def export_layout(
         "outputs": sorted({*source.labels, *source.maps}),
         "split": source.split,
         "class_names": list(source.layout.class_names),
+        "dataset": os.path.realpath(source.layout.root),
         "images": "copies" if copy_images else "links",
     }
     if kind in ("psa", "irn"):
         facts.pop("images")
     with_images = kind in ("mmseg", "deeplab")
-    images = {name: source.layout.image(name, source.split) for name in source.names} if with_images else {}
+    images = {name: source.layout.image(name, source.split) for name in source.names}
     missing = [path for path in images.values() if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of the {len(images)} images are missing, the first is {missing[0]}")
+    if kind == "irn":
+        _require_no_background(source)
     suffixes = sorted({path.suffix for path in images.values()})
     if kind == "mmseg" and len(suffixes) > 1:
         raise UserError(
@@ -217,11 +221,37 @@ def _put_mask(source: Source, name: str, output: str, place: Path) -> int:
     return 1
 
 
-def _require_size(source: Source, name: str, shape: tuple[int, ...], path: Path) -> tuple[int, int]:
-    """The image's size.
+def _require_no_background(source: Source) -> None:
+    """Refuse maps that IRN could not use, before anything is written.
 
     Raises:
-        UserError: The file is of another size.
+        UserError: They have a background.
+    """
+    for output in source.maps:
+        read = (source.folder.read(name, None, output) for name in source.names)
+        telling = next((maps for maps in read if maps.counted.any()), None)
+        if telling is not None and telling.has_background:
+            raise UserError(
+                f"the maps of '{output}' have a background, and IRN's have none: name another output with --outputs"
+            )
+
+
+def _require_size(source: Source, name: str, shape: tuple[int, ...], path: Path) -> None:
+    """Refuse a file of another size than its image's.
+
+    Raises:
+        UserError: It is.
+    """
+    height, width = _image_size(source, name)
+    if shape != (height, width):
+        raise UserError(f"{path} has {shape[1]} x {shape[0]} pixels, its image {width} x {height}")
+
+
+def _image_size(source: Source, name: str) -> tuple[int, int]:
+    """Height and width of an image.
+
+    Raises:
+        UserError: It cannot be read.
     """
     image = source.layout.image(name, source.split)
     try:
@@ -229,8 +259,6 @@ def _require_size(source: Source, name: str, shape: tuple[int, ...], path: Path)
             width, height = opened.size
     except OSError as error:
         raise UserError(f"the image {image} cannot be read: {error.strerror or error}") from error
-    if shape != (height, width):
-        raise UserError(f"{path} has {shape[1]} x {shape[0]} pixels, its image {width} x {height}")
     return height, width
 
 
@@ -238,20 +266,14 @@ def _put_maps(source: Source, name: str, output: str, place: Path, kind: str) ->
     """Scores at the image's size, float32: PSA's dictionary of a map for each key, or IRN's of keys and maps."""
     if place.is_file():
         return 0
-    maps = source.folder.read(name, None, output)
-    image = source.layout.image(name, source.split)
-    with Image.open(image) as opened:
-        size = (opened.height, opened.width)
+    size = _image_size(source, name)
+    maps = source.folder.read(name, None, output, size=size)
     counted = maps.counted[0]
     scores = maps.resized(size).scores[0][counted].numpy()
     # Key 0 is the first class where there is no background.
     keys = (maps.class_ids[0][counted] - (0 if maps.has_background else 1)).tolist()
     content: dict[Any, Any] = dict(zip(keys, scores, strict=True))
     if kind == "irn":
-        if maps.has_background:
-            raise UserError(
-                f"the maps of '{output}' have a background, and IRN's have none: name another output with --outputs"
-            )
         # IRN keeps a map for every fourth pixel, too.
         strided = maps.resized([-(-side // 4) for side in size]).scores[0][counted]
         content = {"keys": torch.tensor(keys, dtype=torch.int64), "cam": strided.contiguous(), "high_res": scores}

@@ -69,7 +69,7 @@ class TrueMasks:
 
     @classmethod
     def of_folder(cls, folder: Path, classes: Path, list_file: Path | None = None) -> TrueMasks:
-        """The masks of a folder, in which 255 counts for nothing.
+        """The masks of a folder, in which 255 is ignored.
 
         Args:
             folder: It holds NAME.png; sub-folders are searched, too.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afa.data.files import read_json, replacing, write_json, write_text
+from afa.data.files import confusion_place, read_json, replacing, write_json, write_text
 from afa.errors import UserError
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def write_csv(
     Raises:
         OSError: One cannot be written.
     """
-    beside = path.with_name(f"{path.stem}_confusion{path.suffix}")
+    beside = confusion_place(path)
     class_names = list(next(iter(totals.values()))["iou"]) if totals else []
     write_text(path, image_counts_csv(per_image, totals), surrogates="backslashreplace")
     write_text(beside, confusion_csv(confusion, class_names), surrogates="backslashreplace")

@@ -590,7 +590,9 @@
     table.className = compact ? "compact" : "";
     const head = make("tr");
     head.append(make("th", "", "truth"), ...columns.map((id) => {
-      const cell = make("th", "", id === OPEN ? "left open" : className(id));
+      const cell = make("th"), name = id === OPEN ? "left open" : className(id);
+      cell.append(make("span", "", name));
+      cell.title = name;
       cell.scope = "col";
       return cell;
     }));
@@ -598,6 +600,7 @@
       const row = make("tr");
       const name = make("th", "", className(id));
       name.scope = "row";
+      name.title = className(id);
       row.append(name);
       const total = counts.reduce((sum, value) => sum + value, 0);
       columns.forEach((column) => {

@@ -125,7 +125,8 @@ def _find_thresholds(sources: Sequence[Source], names: Sequence[str]) -> None:
         for seen in source.seen(names):
             scores.add(seen)
         for name, curve in scores.curves().items():
-            source.set_threshold(name, curve["best"]["threshold"])
+            if name not in scores.with_background:
+                source.set_threshold(name, curve["best"]["threshold"])
 
 
 class _Kept:

@@ -24,13 +24,14 @@ class Scores:
 
     Args:
         class_names: C names, background first.
-        outputs: Of the source.
+        outputs: Of the source, those that are scored.
 
     Attributes:
         matrices: Output's name -> confusion matrix of its labels.
         sweeps: Output's name -> counts of its maps over thresholds. What is compared with the threshold is the score s
             of the best class; of maps with a background, whose score is b, it is s / (s + b), so that a threshold of
             0.5 gives their own label.
+        with_background: Names of the outputs whose maps have a background, and so need no threshold.
         images: How many images had a true mask.
     """
 
@@ -45,6 +46,7 @@ class Scores:
             for output in outputs
             if output.kind == "maps"
         }
+        self.with_background: set[str] = set()
         self.images = 0
 
     def add(self, seen: Seen) -> dict[str, float]:
@@ -59,6 +61,8 @@ class Scores:
         self.images += 1
         found: dict[str, float] = {}
         for name, look in seen.looks.items():
+            if name not in self.outputs:
+                continue
             if look.maps is not None:
                 self._sweep(name, seen, look)
             if look.label is not None:
@@ -72,6 +76,7 @@ class Scores:
         if not look.maps.has_background:
             self.sweeps[name].add(seen.sample.name, seen.truth, look.maps)
             return
+        self.with_background.add(name)
         share, winner = share_of_best_class(look.maps, tuple(seen.truth.shape), logits=look.logits)
         self.sweeps[name].add_best(seen.sample.name, seen.truth, share, winner)
 

@@ -261,12 +261,7 @@ class FolderSource(Source):
         self.folder = MapFolder(where)
         self.facts = label_facts(where)
         self.class_names = tuple(find_layout(dataset).class_names)
-        theirs = self.facts.get("class_names")
-        if isinstance(theirs, list) and tuple(theirs) != self.class_names:
-            raise UserError(
-                f"{where} holds labels of {len(theirs)} classes, {one_line(', '.join(map(str, theirs)), 80)}, which "
-                f"are not those of the data set {dataset.root}: set dataset.root to the one that it was made for"
-            )
+        self.folder.require_classes(self.class_names, "set dataset.root to the data set that it was made for")
         known = self.facts.get("outputs")
         known = known if isinstance(known, dict) else {}
         held = [name for name in known if name in {*self.folder.map_outputs, *self.folder.label_outputs}]

@@ -138,7 +138,9 @@ def test_a_split_that_is_not_there_names_those_that_are(voc: DatasetConfig, tmp_
     with pytest.raises(UserError, match=r"there is no split 'val': .*; there are: train$"):
         find_layout(voc).names("val")
     root = make_folder_source(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"there are: train, val$"):
+    with pytest.raises(
+        UserError, match=r"images.training holds no images, and the list .* is missing; there are: train, val$"
+    ):
         find_layout(DatasetConfig(type="folder", root=str(root))).names("training")
 
 

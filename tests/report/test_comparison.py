@@ -14,7 +14,7 @@ from afa.config import config_to_dict, config_to_yaml
 from afa.evaluation.metrics import ConfusionMatrix, Counts, ImageCounts
 from afa.evaluation.tables import protocol_key, write_entry
 from afa.methods import config_from_dict
-from afa.report.comparison import paired_bootstrap
+from afa.report.bootstrap import paired_bootstrap
 
 CLASSES = ("background", "cat", "dog")
 TRUTHS = [np.random.default_rng((7, number)).choice([0, 0, 1, 2, 255], (6, 8)) for number in range(12)]
@@ -201,6 +201,16 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, run_tool: RunTool) -> N
         path.unlink()
     said = reason(run_tool, base, fewer)
     assert "cannot be read" in said and f"{100 * scores_of(fewer)[0]:.1f}" in said
+
+
+def test_counts_of_another_evaluation_give_no_interval(tmp_path: Path, run_tool: RunTool) -> None:
+    """An evaluation that was killed between its two files leaves new counts beside the old score."""
+    base = write_run(tmp_path / "base", predictions(1, 0.5))
+    run = write_run(tmp_path / "run", predictions(1, 0.9), optimiser__lr=1)
+    before = (run / "evaluation.json").read_text()
+    write_run(tmp_path / "run", predictions(1, 0.1), optimiser__lr=1)
+    (run / "evaluation.json").write_text(before)
+    assert "is not of the score beside it: evaluate run again" in reason(run_tool, base, run)
 
 
 def test_an_evaluation_of_before_has_a_mean_and_no_interval(tmp_path: Path, run_tool: RunTool) -> None:

@@ -125,6 +125,33 @@ def test_every_control_has_a_name(run_page: Path) -> None:
             assert attributes["role"] == "img" and attributes["aria-label"]
 
 
+def test_outputs_of_which_one_lacks_a_threshold(tmp_path: Path, own: OwnData) -> None:
+    """Maps without labels: one whose threshold is known, and one with a background, which needs none."""
+    truth = np.zeros((20, 30), np.uint8)
+    truth[:, 10:] = 2
+    own.add("a", truth, None)
+    facts = {
+        "outputs": {
+            name: {"kind": "maps", "threshold": value, "inputs": []} for name, value in (("cam", 0.4), ("crf", None))
+        }
+    }
+    (own.masks / "label.json").write_text(json.dumps(facts))
+    cam = torch.from_numpy(np.where(truth == 2, np.float32(0.8), np.float32(0.3)))[None, None]
+    counted = torch.ones(1, 1, dtype=torch.bool)
+    write_maps(
+        maps_path(own.masks, "cam", "a"), Maps(cam, torch.tensor([[2]]), counted, False), (20, 30), compress=False
+    )
+    whole = Maps(torch.cat([1 - cam, cam], 1), torch.tensor([[0, 2]]), counted.expand(1, 2), True)
+    write_maps(maps_path(own.masks, "crf", "a"), whole, (20, 30), compress=False)
+    data = report(tmp_path, *own.arguments)
+    assert {output["name"]: output["threshold"] for output in data["sources"][0]["outputs"]} == {
+        "cam": 0.4,
+        "crf": None,
+    }
+    for name in ("cam", "crf"):
+        assert (values_of(data["images"][0]["sources"][0]["labels"][name]) == truth).all()
+
+
 def golden_cams(folder: Path, own: OwnData) -> list[tuple[np.ndarray, np.ndarray]]:
     """The golden CAMs of two images as a label folder; with their true masks."""
     cams = load_golden("multi_scale_cam")
@@ -384,7 +411,7 @@ def test_results_of_other_classes_or_images_are_refused(tmp_path: Path, own: Own
         report(tmp_path, run, *own.arguments[1:])
     (own.masks / "label.json").write_text(json.dumps({"class_names": ["bus"]}))
     (own.masks / "labels/x").mkdir(parents=True)
-    with pytest.raises(UserError, match="labels of 1 classes"):
+    with pytest.raises(UserError, match="is of the classes bus"):
         report(tmp_path, *own.arguments)
     for name, arguments in (("page.txt", ["a"]), (None, ["a"])):
         output = [] if name is None else ["--output", str(tmp_path / name)]

@@ -16,6 +16,7 @@ from afa.commands import arguments as grammar
 from afa.commands.arguments import CommandParser, is_setting
 from afa.commands.main import main
 from afa.commands.table import COMMANDS, PREPARATIONS
+from afa.config.recipes import recipe_folder, recipe_names
 from afa.errors import UserError
 
 CALLS = [[name] for name in COMMANDS if name != "prepare"] + [["prepare", name] for name in PREPARATIONS]
@@ -60,12 +61,41 @@ def test_the_table_names_every_command_and_each_help_says_how_it_is_called(capsy
             assert earlier not in shown, f"{call}: {earlier}"
 
 
+def test_the_commands_that_readme_docs_and_recipes_show_have_these_options(capsys: pytest.CaptureFixture[str]) -> None:
+    root = TOOLS.parent
+    groups = "(?:prepare|export|benchmark) [a-z]+"
+    shown = re.compile(rf"\bafa ({groups}|{'|'.join(COMMANDS)})(?= |$|`)([^`#\n]*)", re.MULTILINE)
+    helps: dict[str, str] = {}
+    for page in [root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("configs/**/*.yaml"))]:
+        for call, rest in shown.findall(page.read_text(encoding="utf-8")):
+            if call not in helps:
+                with pytest.raises(SystemExit):
+                    main([*call.split(), "--help"])
+                helps[call] = capsys.readouterr().out
+            for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest):
+                assert re.search(rf"{option}(?![\w-])", helps[call]), f"{page.name}: afa {call} {option}"
+    assert {"train", "prepare voc", "export onnx", "predict"} <= set(helps)
+
+
 def test_every_script_is_a_command() -> None:
     modules = {command.module for table in (COMMANDS, PREPARATIONS) for command in table.values()}
     for script in TOOLS.glob("*.py"):
         if script.stem != "fidelity":  # needs the tests, which the package does not bring
             found = re.search(r"^from (afa\.commands\.\w+) import main$", script.read_text(), re.MULTILINE)
             assert found and found[1] in modules, script
+
+
+def test_the_headers_of_scripts_use_todays_words() -> None:
+    earlier = re.compile(r"(?<!\S)--(out|json|count|flip|no-flip|classes|batch|set)(?![\w-])")
+    for folder, pattern in ((TOOLS, "*.py"), (TOOLS.parent / "launch", "*.sh")):
+        for script in folder.glob(pattern):
+            assert not earlier.search(script.read_text(encoding="utf-8")), script
+
+
+def test_a_recipe_says_its_purpose_in_its_first_line() -> None:
+    for name in recipe_names():
+        first = (recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        assert first.endswith("."), f"{name}: 'afa list' shows the first line alone: {first}"
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
@@ -86,6 +116,9 @@ def test_a_mistaken_option_is_one_line_that_names_the_nearest(call: list[str]) -
         (["train"], "the following arguments are required: CONFIG "),
         (["train", "train.steps=3"], "the following arguments are required: CONFIG "),
         (["eval"], "the following arguments are required: RUN "),
+        (["predict"], "the following arguments are required: RUN, --output "),
+        (["convert"], "the following arguments are required: SOURCE, --format "),
+        (["export", "onnx"], "the following arguments are required: RUN, --output "),
         (["label", "run"], "the following arguments are required: --output "),
         (["predict", "--output", "out"], "the following arguments are required: RUN "),
         (["score", "masks"], "the following arguments are required: FOLDER "),

@@ -43,6 +43,18 @@ def test_sheet_with_crf_has_one_column_more(draw: RunTool, tmp_path: Path) -> No
     assert np.array(Image.open(tmp_path / "sheet.png")).shape[1] == 2 * 20 + 8 * 60 + 7 * 10
 
 
+def test_images_without_true_masks_are_shown_without(draw: RunTool, tmp_path: Path) -> None:
+    widths = []
+    for lost in ("image_1", "*"):
+        for path in (tmp_path / "shapes/SegmentationClass").glob(f"{lost}.png"):
+            path.unlink()
+        result = draw("--cell", 60, "--output", tmp_path / "sheet.png")
+        assert result.returncode == 0, result.stderr
+        assert f"{1 if lost != '*' else 5} of the 5 images have no true mask" in result.stderr
+        widths.append(Image.open(tmp_path / "sheet.png").width)
+    assert widths[0] - widths[1] == 60 + 10  # no column for the truth
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 from functools import partial
@@ -213,6 +214,49 @@ def test_pseudo_labels_for_others(
     assert other.returncode == 2 and "holds another export" in other.stderr
     unnamed = export(kind, folder, *settings(root), "--output", tmp_path / "third")
     assert unnamed.returncode == 2 and "name the one output" in unnamed.stderr and not (tmp_path / "third").exists()
+
+
+def test_an_export_is_of_one_data_set(tmp_path: Path, labelled: tuple[Path, Path], export: RunTool) -> None:
+    """Started again with another data set, links to the images of the first would stay without a word."""
+    root, folder = labelled
+    other = tmp_path / "moved"
+    shutil.copytree(root, other)
+    call = ("mmseg", folder, "--outputs", "refined_label", "--output", tmp_path / "out")
+    assert export(*call, *settings(root)).returncode == 0
+    again = export(*call, *settings(other))
+    assert again.returncode == 2 and f"another export (dataset: {root} -> {other})" in again.stderr
+
+
+@pytest.mark.parametrize("kind", ["mmseg", "deeplab", "psa", "irn"])
+def test_what_does_not_fit_is_not_exported(
+    tmp_path: Path, labelled: tuple[Path, Path], export: RunTool, kind: str
+) -> None:
+    root, folder = labelled
+    out = tmp_path / "out"
+    call = (kind, folder, *settings(root), "--outputs", "cam", "--output")
+    inside = export(*call, folder / "labels/new")
+    assert inside.returncode == 2 and "a folder outside of it" in inside.stderr
+
+    image = root / "images/a.png"
+    content = image.read_bytes()
+    image.unlink()
+    missing = export(*call, out)
+    assert missing.returncode == 2 and "1 of the 2 images are missing" in missing.stderr
+    image.write_bytes(content)
+
+    facts = read_json(folder / "label.json")
+    (folder / "label.json").write_text(json.dumps({**facts, "class_names": [*CLASSES[1:], CLASSES[0]]}))
+    turned = export(*call, out)
+    assert turned.returncode == 2 and "is of the classes" in turned.stderr
+    assert not out.exists() and not (folder / "labels/new").exists()
+
+
+def test_maps_of_another_image_are_not_exported(tmp_path: Path, labelled: tuple[Path, Path], export: RunTool) -> None:
+    root, folder = labelled
+    shutil.rmtree(folder / "labels")
+    Image.new("RGB", (30, 20)).save(root / "images/a.png")
+    done = export("psa", folder, *settings(root), "--outputs", "cam", "--output", tmp_path / "out")
+    assert done.returncode == 2 and "are of an image of 16 x 12 pixels, 'a' has 30 x 20" in done.stderr
 
 
 def test_maps_and_labels_for_psa_and_irn(tmp_path: Path, labelled: tuple[Path, Path], export: RunTool) -> None:

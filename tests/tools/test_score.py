@@ -348,6 +348,24 @@ def test_a_mistake_is_one_line(tmp_path: Path, truth: list[str], make: Any, said
     assert not {path.name for path in set(tmp_path.iterdir()) - before} - {"found", "labels.json"}
 
 
+@pytest.mark.parametrize("name", ["iou.csv", "iou_confusion.csv"])
+def test_every_file_can_be_written_or_nothing_is_scored(
+    tmp_path: Path, truth: list[str], name: str, capsys: Any
+) -> None:
+    (tmp_path / name).mkdir()
+    folder = save_masks(tmp_path / "found", prediction_of)
+    with pytest.raises(UserError, match=f"{name} cannot be written"):
+        main(["masks", str(folder), *truth, "--csv", str(tmp_path / "iou.csv")])
+    assert not capsys.readouterr().out
+
+
+def test_a_label_folder_of_other_classes_is_not_scored(tmp_path: Path, truth: list[str]) -> None:
+    folder = save_masks(tmp_path / "made/labels/cam", prediction_of).parents[1]
+    (folder / "label.json").write_text(json.dumps({"class_names": ["another", "class"]}))
+    with pytest.raises(UserError, match="is of the classes another class, the data set's are"):
+        main(["masks", str(folder), *truth])
+
+
 def test_the_truth_must_be_named(tmp_path: Path, truth: list[str]) -> None:
     with pytest.raises(UserError, match=r"give dataset\.root=FOLDER .*--config FILE, or --truth FOLDER"):
         main(["masks", str(tmp_path)])
