@@ -1,11 +1,11 @@
-"""AFA: weakly supervised semantic segmentation. Learning to segment every pixel from image-level labels alone.
+"""AFA: weakly supervised semantic segmentation. Training uses image-level labels only.
 
 import afa
 
 model = afa.load("work_dirs/voc")
 found = model.predict("cat.jpg")
 found.mask, found.maps["cam"], found.class_names
-found.plot().save("seen.png")
+found.plot().save("result.png")
 """
 
 from __future__ import annotations

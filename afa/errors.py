@@ -38,7 +38,7 @@ class UserError(Exception):
 
 
 def one_line(text: str, longest: int = _LONGEST_MESSAGE) -> str:
-    """Text as one line that a terminal shows as it stands.
+    """Text as one line that a terminal shows unchanged.
 
     Line breaks and runs of blanks become one blank. Characters that move the cursor, turn the direction of writing or
     cannot be seen are escaped (``\\x1b``). Of a long text the middle is left out.

@@ -1,4 +1,4 @@
-"""Named parts of the work, for whoever wants to know how long each of them takes.
+"""Named parts of the work, so that the time of each can be measured.
 
 PyTorch's profiler shows them under their names. :func:`watched` is for measurements of one's own.
 """

@@ -26,7 +26,7 @@ class Bar(tqdm):
     """The live line: bar, count, speed, time; nothing where stderr is no terminal.
 
     Args:
-        total: How many items there are; None: nobody knows.
+        total: How many items there are; None: unknown.
         what: Name of the work, for example "evaluating"; may be empty.
         unit: What is counted, in the singular.
         initial: Items that were done before.
@@ -136,7 +136,7 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds as H:MM:SS; None: nobody knows."""
+    """Seconds as H:MM:SS; None: unknown."""
     if seconds is None:
         return "-:--:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -148,7 +148,7 @@ def speed(rate: float, unit: str, *, per_item: bool = False) -> str:
     """A rate for people.
 
     Args:
-        rate: Items per second; 0: nobody knows.
+        rate: Items per second; 0: unknown.
         unit: What is counted, in the singular.
         per_item: Always seconds per item; else items per second where that is more than one.
     """

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # AFA, PSA, EDAM and the supervised bound on the built-in data set: the same images, the same scoring, one table. The column
-# supervision says what each was taught with: image-level labels (I), saliency maps (S), pixels. Runs anywhere, without a GPU.
+# supervision says which labels each one used: image-level labels (I), saliency maps (S), pixels. Runs without a GPU.
 #
 #   bash launch/compare_demo.sh [train.seed=N] [dataset.root=FOLDER] [train.output=FOLDER]
 #
-# What launch/demo.sh, psa_demo.sh and edam_demo.sh left behind is reused, and so is a bound of configs/segment/demo.yaml:
-# all lie in one folder, work_dirs unless train.output names another. Run again, it reuses what is there.
+# It reuses finished runs of launch/demo.sh, psa_demo.sh, edam_demo.sh and configs/segment/demo.yaml. All runs are in one
+# folder: work_dirs, or train.output. If you run it again, it reuses existing results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
@@ -21,7 +21,7 @@ for override in "$@"; do
     dataset.root=*) data=$(afa_folder "$override") ;;
     train.seed=*) shared+=("$override") ;;
     *)
-        echo "error: $override: what is compared shares train.seed=N, dataset.root=FOLDER and train.output=FOLDER alone" >&2
+        echo "error: $override: only train.seed=N, dataset.root=FOLDER and train.output=FOLDER can be set here" >&2
         exit 2
         ;;
     esac

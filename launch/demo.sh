@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Train AFA on the built-in data set from image-level labels, evaluate it, make images and a report of it. Runs anywhere,
-# without a GPU.
+# Train AFA on the built-in data set from image-level labels, evaluate it, make images and a report. Runs without a GPU.
 #
 #   bash launch/demo.sh [key=value ...]        for example: bash launch/demo.sh train.seed=2 train.output=work_dirs/demo2
 #
-# Run again, it reuses what is there.
+# If you run it again, it reuses existing results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments

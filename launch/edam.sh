@@ -5,14 +5,14 @@
 # begin, FOLDER receives everything. KEY=VALUE is a setting of the segmentation network; @ in it is the folder of the first
 # network's run.
 # With dataset.saliency the segmentation network learns from the labels with saliency, without it from those of the CRF.
-# Returns what the first command returns that fails. Started again, it does what is missing.
+# Returns the exit code of the first command that fails. If started again, it makes only what is missing.
 edam_pipeline() {
     local configs=$1 folder=$2 settings said val scored_val scored_train salient_train salient_val scored=()
     local edam=$folder/1_edam segment=$folder/2_segment lists scores=$folder/scores outputs=(cam crf) val_outputs=(cam crf)
     local start=(${3:+"${3%%@*}$edam${3#*@}"})
     local of_segment=("train.output=$segment" "dataset.pixel_labels=${edam}_labels/labels/with_saliency")
 
-    # A mistake in the last stage's settings is said before the first one's hours.
+    # Report a mistake in the settings of the last stage before the first stage runs for hours.
     local stages=("${configs}1_edam.yaml" "train.output=$edam")
     pipeline_settings edam
     stages+=(${settings[@]+"${settings[@]}"} -- "${configs}2_segment.yaml" "${of_segment[@]}" ${start[@]+"${start[@]}"})

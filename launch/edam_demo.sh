@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # EDAM on the built-in data set, from image-level labels and saliency maps: the network that learns from pairs, its labels,
-# the segmentation network, their scores in one table, images and a report of them. Runs anywhere, without a GPU.
+# the segmentation network, their scores in one table, images and a report. Runs without a GPU.
 #
 #   bash launch/edam_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: edam, segment
 #   bash launch/edam_demo.sh train.seed=2 train.output=work_dirs/edam_demo2
 #   bash launch/edam_demo.sh dataset.saliency=null train.output=work_dirs/edam_plain      without saliency
 #
-# Run again, it reuses what is there.
+# If you run it again, it reuses existing results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
@@ -20,7 +20,7 @@ for override in "$@"; do
     dataset.root=*) data=$(afa_folder "$override") ;;
     esac
 done
-# The maps lie with the data; the last of several settings of one name counts.
+# The maps are in the folder of the data; if a setting is given several times, the last one is used.
 pipeline_read work_dirs/edam_demo edam segment -- "dataset.saliency=$data/Saliency" "$@"
 pipeline_place cores
 
@@ -29,7 +29,7 @@ python tools/make_shapes.py --output "$data"
 edam_pipeline configs/edam/demo_ "$pipeline_folder" train.init=@/checkpoints/last
 run=$pipeline_folder/2_segment edam=$pipeline_folder/1_edam scores=$pipeline_folder/scores
 
-# These images are easy for CRF, which hides what saliency adds: the labels are scored without CRF as well.
+# These images are easy for CRF, which hides the effect of saliency: so the labels are scored without CRF, too.
 if [ -d "${edam}_val/labels/with_saliency" ]; then
     pipeline_settings edam dataset
     pipeline_label "$edam" ${settings[@]+"${settings[@]}"} edam.rule=released --split val \

@@ -1,9 +1,9 @@
 # Sourced by the other scripts: makes .venv beside this folder, installs AFA into it once, and puts it first on PATH.
-# Usage: source launch/environment.sh EXTRA      (EXTRA: test, benchmark or '' for nothing extra; never left out, as the
-#                                                 sourcing script's own arguments would then be taken for it)
-# PYTHON names the interpreter to start from (default: python3), AFA_VENV another folder in the place of .venv,
-# AFA_CONSTRAINTS another file of versions in the place of constraints.txt.
-# An environment that is there already is used as it is. Only one that this script made itself is ever deleted.
+# Usage: source launch/environment.sh EXTRA      (EXTRA: test, benchmark or '' for nothing extra; always give it,
+#                                                 else the arguments of the sourcing script are used instead)
+# PYTHON names the interpreter to start from (default: python3), AFA_VENV another folder instead of .venv,
+# AFA_CONSTRAINTS another file of versions instead of constraints.txt.
+# An existing environment is used as it is. The script deletes only environments that it made itself.
 
 afa_environment() {
     local root folder python made stamp wanted constraints
@@ -29,7 +29,7 @@ afa_environment() {
         if [ -f "$made" ] && [ ! -L "$folder" ]; then
             rm -rf "$folder"
         elif [ -L "$folder" ] || { [ -e "$folder" ] && [ -n "$(ls -A "$folder" 2>&1)" ]; }; then
-            echo "error: $folder has no working pip and is not this script's: move it away, install pip there" \
+            echo "error: $folder has no working pip, and this script did not make it: move it away, install pip there" \
                 "(uv pip install --python '$python' pip), or set AFA_VENV to another folder" >&2
             return 2
         fi

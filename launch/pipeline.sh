@@ -57,11 +57,11 @@ pipeline_read() {
             continue
             ;;
         *:train.output)
-            echo "error: $shown: the stages lie in one folder: give train.output=FOLDER without a stage" >&2
+            echo "error: $shown: all stages share one folder: give train.output=FOLDER without a stage" >&2
             return 2
             ;;
         :dataset.maps | :dataset.pixel_labels)
-            echo "error: $shown: the pipeline hands these on from stage to stage; name the stage that shall read others" >&2
+            echo "error: $shown: the pipeline sets this for each stage; for one stage, give STAGE:key=value" >&2
             return 2
             ;;
         esac

@@ -4,7 +4,7 @@
 # Trains, labels and scores, after pipeline_read and pipeline_place. CONFIGS is how the names of the three configurations
 # begin, FOLDER receives everything. KEY=VALUE is a setting of the two networks that follow; @ in it is the folder of the CAM
 # network's run.
-# Returns what the first command returns that fails. Started again, it does what is missing.
+# Returns the exit code of the first command that fails. If started again, it makes only what is missing.
 psa_pipeline() {
     local configs=$1 folder=$2 settings lists val scored_val scored_train scored=()
     local cam=$folder/1_cam affinity=$folder/2_affinity segment=$folder/3_segment
@@ -14,7 +14,7 @@ psa_pipeline() {
         "train.output=$segment" "dataset.pixel_labels=${affinity}_labels/labels/propagated_crf" ${start[@]+"${start[@]}"}
     )
 
-    # A mistake in the last stage's settings is said before the first one's hours.
+    # Report a mistake in the settings of the last stage before the first stage runs for hours.
     local stages=("${configs}1_cam.yaml" "train.output=$cam")
     pipeline_settings cam
     stages+=(${settings[@]+"${settings[@]}"} -- "${configs}2_affinity.yaml" "${of_affinity[@]}")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # PSA on the built-in data set, from image-level labels: CAM network, AffinityNet, segmentation network, their scores in one
-# table, images and a report of them. Runs anywhere, without a GPU.
+# table, images and a report. Runs without a GPU.
 #
 #   bash launch/psa_demo.sh [key=value ...] [STAGE:key=value ...]      STAGE: cam, affinity, segment
 #   bash launch/psa_demo.sh train.seed=2 train.output=work_dirs/psa_demo2
 #
-# Run again, it reuses what is there.
+# If you run it again, it reuses existing results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments
@@ -31,6 +31,6 @@ python tools/report.py "$run/checkpoints/last" "dataset.root=$data" --output "$p
 
 cat <<END
 report       $pipeline_folder/report.html    a page for your browser
-pictures     $pipeline_folder/contact_sheet.png
+images       $pipeline_folder/contact_sheet.png
 curves       ${AFA_VENV:-.venv}/bin/tensorboard --logdir $pipeline_folder
 END

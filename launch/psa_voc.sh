@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # PSA on PASCAL VOC 2012 with the GPUs of this machine: CAM network, AffinityNet, segmentation network, and the labels that
-# each hands to the next, as configs/psa/*.yaml say. docs/psa.md tells what lies where.
+# each hands to the next, as configs/psa/*.yaml say. docs/psa.md lists the output folders.
 #
 #   bash launch/psa_voc.sh [key=value ...] [STAGE:key=value ...]      STAGE: cam, affinity, segment
 #   bash launch/psa_voc.sh dataset.root=/data/VOC2012 train.output=work_dirs/mine cam:optimiser.lr=0.02
 #   GPUS=2 RESTARTS=3 bash launch/psa_voc.sh      two GPUs at most; a crashed stage of several processes starts again 3 times
 #
-# Stopped or killed, the same command goes on from there.
+# After a stop or a kill, the same command continues from there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments

@@ -4,9 +4,10 @@
 #   bash launch/seeds.sh RECIPE SEED ... [key=value ...]
 #   bash launch/seeds.sh configs/demo.yaml 1 2 3 train.steps=600 train.output=work_dirs/short
 #
-# RECIPE is a recipe's name or a YAML file, as tools/train.py takes it. Each run lies in FOLDER/seed_SEED: train.output names
-# FOLDER, else it is the recipe's own output folder with _seeds behind its name. The table goes to FOLDER/comparison.json and .md, too.
-# Started again, it goes on: runs that are there are finished or kept, and scored once. Further seeds may be added.
+# RECIPE is a recipe's name or a YAML file, as for tools/train.py. Each run is saved to FOLDER/seed_SEED. FOLDER is
+# train.output, or else the recipe's output folder with _seeds after its name. The table is also saved to
+# FOLDER/comparison.json and .md. If you start it again, it continues: unfinished runs are continued, finished runs are kept
+# and scored once. You can add seeds.
 # GPUS: how many to use (default: as many as can share a step's images out); without a GPU it runs on the processor.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +29,7 @@ for argument in "$@"; do
     case $argument in
     train.output=*) folder=$(afa_folder "$argument") ;;
     train.seed=*)
-        echo "error: $argument: the seeds stand behind the recipe, for example: bash launch/seeds.sh $recipe 1 2 3" >&2
+        echo "error: $argument: give the seeds after the recipe, for example: bash launch/seeds.sh $recipe 1 2 3" >&2
         exit 2
         ;;
     *=*)
@@ -41,7 +42,7 @@ for argument in "$@"; do
             exit 2
         fi
         if [[ " ${seeds[*]-} " == *" $argument "* ]]; then
-            echo "error: the seed $argument stands there twice" >&2
+            echo "error: the seed $argument is given twice" >&2
             exit 2
         fi
         seeds+=("$argument")
@@ -49,7 +50,7 @@ for argument in "$@"; do
     esac
 done
 if ((${#seeds[@]} == 0)); then
-    echo "error: give seeds behind the recipe, for example: bash launch/seeds.sh $recipe 1 2 3" >&2
+    echo "error: give seeds after the recipe, for example: bash launch/seeds.sh $recipe 1 2 3" >&2
     exit 2
 fi
 

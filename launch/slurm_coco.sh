@@ -5,7 +5,7 @@
 #   sbatch launch/slurm_coco.sh [key=value ...]      for example: sbatch launch/slurm_coco.sh train.output=work_dirs/mine
 #   sbatch --nodes=2 --gpus-per-node=2 launch/slurm_coco.sh
 #
-# Before the time is up, and when it is pre-empted, the job saves, goes back into the queue and later goes on.
+# Before its time limit, and when it is pre-empted, the job saves a checkpoint, is requeued and continues later.
 # Several nodes must share the file system.
 #SBATCH --job-name=afa_coco
 #SBATCH --nodes=1

@@ -5,7 +5,7 @@
 #   sbatch launch/slurm_psa_voc.sh [key=value ...] [STAGE:key=value ...]      STAGE: cam, affinity, segment
 #   sbatch --gpus-per-node=1 launch/slurm_psa_voc.sh train.output=work_dirs/mine
 #
-# Before the time is up, and when it is pre-empted, the job saves, goes back into the queue and later goes on.
+# Before its time limit, and when it is pre-empted, the job saves a checkpoint, is requeued and continues later.
 #SBATCH --job-name=afa_psa_voc
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=2

@@ -5,7 +5,7 @@
 #   sbatch launch/slurm_voc.sh [key=value ...]      for example: sbatch launch/slurm_voc.sh train.output=work_dirs/mine
 #   sbatch --nodes=2 --gpus-per-node=1 launch/slurm_voc.sh
 #
-# Before the time is up, and when it is pre-empted, the job saves, goes back into the queue and later goes on.
+# Before its time limit, and when it is pre-empted, the job saves a checkpoint, is requeued and continues later.
 # Several nodes must share the file system.
 #SBATCH --job-name=afa_voc
 #SBATCH --nodes=1

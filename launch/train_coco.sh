@@ -5,7 +5,7 @@
 #   bash launch/train_coco.sh [key=value ...]        for example: bash launch/train_coco.sh train.output=work_dirs/mine
 #   GPUS=1 RESTARTS=3 bash launch/train_coco.sh      one GPU; a crashed run of several processes starts again 3 times
 #
-# Stopped or killed, the same command goes on from the last checkpoint.
+# After a stop or a kill, the same command continues from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh '' # nothing extra; without '' it would see this script's arguments

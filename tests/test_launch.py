@@ -465,12 +465,12 @@ def test_seeds_lie_in_the_named_folder_and_share_the_gpus(checkout: Path) -> Non
     ("arguments", "said"),
     [
         ([], "give a recipe and seeds"),
-        (["a.yaml"], "give seeds behind the recipe"),
-        (["a.yaml", "a.b=1"], "give seeds behind the recipe"),
-        (["a.yaml", "1", "1"], "the seed 1 stands there twice"),
+        (["a.yaml"], "give seeds after the recipe"),
+        (["a.yaml", "a.b=1"], "give seeds after the recipe"),
+        (["a.yaml", "1", "1"], "the seed 1 is given twice"),
         (["a.yaml", "1", "two"], "two: give seeds"),
         (["a.yaml", "1", "-3"], "-3: give seeds"),
-        (["a.yaml", "1", "train.seed=3"], "train.seed=3: the seeds stand behind the recipe"),
+        (["a.yaml", "1", "train.seed=3"], "train.seed=3: give the seeds after the recipe"),
     ],
 )
 def test_a_mistake_in_seeds_is_one_line(checkout: Path, arguments: list[str], said: str) -> None:
@@ -503,7 +503,7 @@ def test_a_mistake_in_a_recipe_is_said_before_the_first_seed(
 @pytest.mark.parametrize("argument", ["cam.scales=[1]", "edam:train.seed=1", "train.seed", "dataset.saliency=null"])
 def test_what_is_compared_shares_its_settings(checkout: Path, argument: str) -> None:
     said = finished(checkout, "compare_demo.sh", argument, code=2)
-    assert said.startswith(f"error: {argument}: what is compared shares train.seed=N") and said.count("\n") == 1
+    assert said.startswith(f"error: {argument}: only train.seed=N") and said.count("\n") == 1
     assert not calls(checkout)
 
 
@@ -553,8 +553,8 @@ def test_settings_go_to_their_stages_and_a_stages_own_win(checkout: Path) -> Non
         ("cam:train.output=x", "give train.output=FOLDER without a stage"),
         ("train.output=", "give a folder"),
         ("train.output=~nobody/x", "write the home folder out"),
-        ("dataset.maps=x", "the pipeline hands these on"),
-        ("dataset.pixel_labels=x", "the pipeline hands these on"),
+        ("dataset.maps=x", "the pipeline sets this for each stage"),
+        ("dataset.pixel_labels=x", "the pipeline sets this for each stage"),
         ("a\nb", "give key=value"),
     ],
 )

@@ -1,7 +1,7 @@
 """How every command reads its arguments: one grammar, one line for a mistake. Imports no PyTorch, which takes seconds.
 
-Inputs stand by themselves, results go to ``--output``, and ``key=value`` anywhere is a setting, unless a file or folder
-of that name is there. Words of earlier versions are understood, and shown nowhere.
+Inputs need no option, results are saved to ``--output``, and ``key=value`` is a setting, unless a file or folder has
+that name. Options of earlier versions still work, but no help shows them.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def add_workers_argument(parser: argparse.ArgumentParser, default: int | None = 
         type=int,
         default=usable_cores() if default is None else default,
         metavar="N",
-        help="processes that read files; 0: this one alone (default: %(default)s)",
+        help="processes that read files; 0: only this one (default: %(default)s)",
     )
 
 
@@ -296,7 +296,7 @@ def add_map_arguments(parser: argparse.ArgumentParser, *, size: int, bits: int) 
         type=int,
         default=bits,
         choices=(8, bits),
-        help="bits of a score: 8 are small and for looking, no threshold should meet them (default: %(default)s)",
+        help="bits per score; 8 makes small files for viewing only, not for thresholds (default: %(default)s)",
     )
 
 

@@ -61,13 +61,13 @@ def _purpose(benchmark: _Benchmark) -> str:
 
 
 def _step(parser: CommandParser) -> None:
-    """A training step: its parts, and how far it is from the arithmetic that cannot be avoided."""
+    """A training step: its parts, and its time compared with the floor, the necessary arithmetic."""
     _add_training(parser)
     _add_stage(parser)
 
 
 def _operators(parser: CommandParser) -> None:
-    """A training step, operator by operator: what stands between it and its floor."""
+    """A training step, operator by operator: why it is slower than its floor."""
     _step(parser)
 
 
@@ -78,18 +78,18 @@ def _growth(parser: CommandParser) -> None:
         "--vary", nargs="+", choices=tuple(SERIES), default=list(SERIES), help="one table each (default: all)"
     )
     parser.add_argument(
-        "--values", nargs="+", metavar="V", help="of the one thing that is varied; default: a series that suits it"
+        "--values", nargs="+", metavar="V", help="values of the quantity in --vary; default: a suitable series"
     )
 
 
 def _regularised(parser: CommandParser) -> None:
-    """The regularised loss: what it adds to a training step."""
+    """The regularised loss: time that it adds to a training step."""
     _add_training(parser)
     parser.set_defaults(stage="all")
 
 
 def _par(parser: CommandParser) -> None:
-    """PAR alone, beside a direct version whose neighbours are made by convolutions."""
+    """PAR alone, compared with a direct version that uses convolutions."""
     _add_number(parser, "--size", 256, "side of image and masks")
     _add_number(parser, "--channels", 3, "of the masks")
     _add_number(parser, "--batch-size", 2, "images")
@@ -99,7 +99,7 @@ def _par(parser: CommandParser) -> None:
 
 
 def _data(parser: CommandParser) -> None:
-    """How many training images one core prepares per second, and what JPEG decoders cost."""
+    """Training images that one core prepares per second, and time of JPEG decoders."""
     parser.add_argument(
         "--images", type=given_path, help="folder of JPEG files; without it, images of VOC's size are made"
     )
@@ -109,7 +109,7 @@ def _data(parser: CommandParser) -> None:
 
 
 def _eval(parser: CommandParser) -> None:
-    """Evaluation: images per second for each output, and what sharing passes between outputs saves."""
+    """Evaluation: images per second for each output, and time saved by shared passes."""
     parser.add_argument("--encoder", default="mit_b1", help="variant (default: %(default)s)")
     _add_number(parser, "--classes", 20, "foreground classes")
     _add_number(parser, "--present", 2, "classes in an image")
@@ -120,11 +120,11 @@ def _eval(parser: CommandParser) -> None:
     _add_number(parser, "--batch-size", 1, "images that run together")
     _add_runs(parser)
     add_device_argument(parser, "auto")
-    parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs beside the network")
+    parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs after the network")
 
 
 def _crf(parser: CommandParser) -> None:
-    """DenseCRF: time, memory and agreement beside pydensecrf, on the same machine in the same run."""
+    """DenseCRF: time, memory and agreement, compared with pydensecrf on the same machine in the same run."""
     _add_number(parser, "--classes", 21, "number of classes")
     _add_number(parser, "--present", 3, "classes that the image shows")
     _add_size(parser)
@@ -139,7 +139,7 @@ def _crf(parser: CommandParser) -> None:
 
 
 def _photo(parser: CommandParser) -> None:
-    """Predicting a large photo: what the network's passes take, and what everything else takes."""
+    """Prediction of a large photo: time of the network's passes, and of everything else."""
     _add_number(parser, "--megapixels", 12, "of the photo, 4:3")
     _add_number(parser, "--classes", 21, "with background", minimum=2)
     _add_number(parser, "--present", 2, "classes in the photo")
@@ -188,7 +188,7 @@ def _add_stage(parser: CommandParser) -> None:
         "--stage",
         choices=("all", "classification"),
         default="all",
-        help="steps with all labels, or classification alone (default: %(default)s)",
+        help="steps with all labels, or with classification only (default: %(default)s)",
     )
 
 

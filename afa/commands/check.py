@@ -1,8 +1,8 @@
-"""Check a data set: read every file once, and say what is wrong.
+"""Check a data set: read every file once, and report what is wrong.
 
     afa check voc dataset.root=data/VOC2012 --output report.json
 
-Exit code 0 when nothing is wrong, 1 when something is, 2 when there is no such data set.
+Exit code 0: no problem found; 1: problems found; 2: there is no such data set.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     afa compare work_dirs/demo_seeds/seed_* work_dirs/other_seeds/seed_* --output table.md table.json
     afa compare baseline=work_dirs/a baseline=work_dirs/b mine=work_dirs/c --supervision mine=pixels
 
-RUN is a run's output folder, or its evaluation.json. Runs of one recipe (the same settings but the seed and the output
-places) make one group; runs with one TITLE do so whatever their settings. The first group is what the others are held
-against. The interval is over images: it says how much hangs on which images were taken, not how much on the seeds.
+RUN is a run's output folder, or its evaluation.json. Runs of one recipe (the same settings except for the seed and
+the output folders) form one group; runs with the same TITLE form one group with any settings. All other groups are
+compared with the first one. The interval is over images: it shows the influence of the choice of images, not of the
+seeds.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="TITLE=TEXT",
-        help="what a group was taught with: I, I+S, pixels",
+        help="supervision of a group: I, I+S, pixels",
     )
     parser.add_argument(
         "--output",
@@ -103,7 +104,7 @@ def _tables(found: Comparison) -> list[list[list[str]]]:
     differences = [list(_DIFFERENCES)]
     for other in found.differences:
         values = [_percent(value, sign=True) for value in (other.difference, other.low, other.high)]
-        note = other.reason or ("" if (other.low or 0) * (other.high or 0) > 0 else "the interval holds 0")
+        note = other.reason or ("" if (other.low or 0) * (other.high or 0) > 0 else "the interval contains 0")
         differences.append([f"{other.title} - {other.base}", other.output, *values, note])
     settings = [["setting", *(group.title for group in found.groups)]]
     settings += [[key, *values] for key, values in found.settings.items()]

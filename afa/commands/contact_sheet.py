@@ -1,4 +1,4 @@
-"""Draw what a trained network sees, image by image, side by side.
+"""Draw the maps and labels of a trained network, one row or more for each image.
 
 afa sheet work_dirs/voc --split val --limit 8 --output sheet.png
 """

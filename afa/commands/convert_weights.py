@@ -1,11 +1,11 @@
 """Write a trained network in another layout: ours, the released program's, or Hugging Face's.
 
-SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. Of a
-file with several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
+SOURCE is a run's output folder (its best checkpoint, else its last), a checkpoint folder, or a file of weights. If a
+file has several versions of the network, SOURCE#ENTRY names one: model.pth#model_ema.
 --output is a .safetensors file (afa), a .pth file (released), or a folder (huggingface).
 
-Hugging Face's knows AFA's networks with a Mix Transformer alone, the released one those, and those of PSA and EDAM with
-a ResNet-38; all others are written as ours.
+The format huggingface supports AFA's networks with a Mix Transformer only. The format released supports these, and
+PSA's and EDAM's networks with a ResNet-38. The format afa supports all networks.
 
     afa convert work_dirs/voc --output afa_voc_hf --format huggingface
 """

@@ -1,10 +1,10 @@
-"""Train AFA on a small built-in data set from image-level labels, evaluate it, and draw what it sees.
+"""Train AFA on a small built-in data set from image-level labels, evaluate it, and draw its results.
 
     afa demo
     afa demo --output work_dirs/demo2 train.seed=2
 
-Everything lands in the current folder: the data set in data/shapes (the setting dataset.root), the run in
-work_dirs/demo. It takes some minutes and needs no GPU. Run again, it reuses what is there.
+Everything is saved to the current folder: the data set to data/shapes (the setting dataset.root), the run to
+work_dirs/demo. It takes some minutes and needs no GPU. If you run it again, it reuses existing results.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
 
-Segmentation follows the test protocol (long side, scales, mirror); CAMs and what is made of them are scored as in
-training's validation.
+Segmentation follows the test protocol (long side, scales, mirror); CAMs, and labels made from CAMs, are scored as in
+the validation during training.
 """
 
 from __future__ import annotations

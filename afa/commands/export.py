@@ -1,12 +1,12 @@
-"""Hand results and networks to other programs.
+"""Export results and networks for other programs.
 
     afa export voc RUN --split test --output results.tgz dataset.root=data/VOC2012
     afa export mmseg LABELS --output DIR dataset.root=data/VOC2012       and deeplab, psa, irn
     afa export onnx RUN --output model.onnx
 
 voc: an archive for VOC's test server. mmseg, deeplab, psa, irn: pseudo labels (and maps) of a label folder in the
-layout that these programs read. onnx: the segmentation network, with what belongs before and after it in a JSON file.
-'afa export KIND --help' says more of one.
+layout that these programs read. onnx: the segmentation network; a JSON file describes its pre- and postprocessing.
+'afa export KIND --help' explains one of them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _dataset(config: Path | None, overrides: Sequence[str]) -> DatasetConfig:
     from afa.methods import config_from_dict, load_config
 
     if config is None and not any(override.startswith("dataset.root=") for override in overrides):
-        raise UserError("where the images lie is missing: give dataset.root=FOLDER, or --config FILE")
+        raise UserError("the folder of the images is missing: give dataset.root=FOLDER, or --config FILE")
     found: DatasetConfig = (
         config_from_dict({}, overrides=overrides) if config is None else load_config(config, overrides)
     ).dataset
@@ -81,7 +81,7 @@ def _voc(arguments: list[str]) -> int:
         "--competition",
         choices=COMPETITIONS,
         default="comp6",
-        help="comp5: trained on VOC's own data alone; comp6: on others, too, such as ImageNet (default: %(default)s)",
+        help="comp5: trained on VOC's own data only; comp6: on other data, too, as ImageNet (default: %(default)s)",
     )
     parser.add_argument("--crf", action="store_true", help="refine a network's masks with DenseCRF")
     parser.add_argument("--config", type=expand_home, metavar="FILE", help="configuration in place of the run's")
@@ -240,12 +240,12 @@ def _onnx(arguments: list[str]) -> int:
         "onnx",
         "RUN",
         "a run's output folder (its last checkpoint), a checkpoint or weights",
-        "Write the segmentation network as ONNX, opset 17, for images of any size and number, and MODEL.json with what "
-        "belongs before and after it. The file is kept only if onnxruntime gives what PyTorch gives.",
+        "Write the segmentation network as ONNX, opset 17, for images of any size and number, and MODEL.json with its "
+        "pre- and postprocessing. The file is kept only if onnxruntime and PyTorch give the same results.",
     )
     parser.add_argument("--output", type=given_path, required=True, metavar="FILE", help=".onnx")
     parser.add_argument(
-        "--size", nargs=2, metavar=("HEIGHT", "WIDTH"), help="for images of this size alone; default: of any size"
+        "--size", nargs=2, metavar=("HEIGHT", "WIDTH"), help="only for images of this size; default: any size"
     )
     parser.add_argument("--config", type=expand_home, metavar="FILE", help="configuration in place of the run's")
     args = parser.read(arguments)

@@ -1,8 +1,8 @@
-"""Segment anyone's images: write masks, CAMs and overlays.
+"""Segment your own images: save masks, CAMs and overlays.
 
     afa predict work_dirs/voc photos/ cat.jpg --output results
 
-Exit code 1 if an image could not be read; the others are done.
+Exit code 1 if an image could not be read; all other images are done.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels",
         type=given_path,
         metavar="FILE",
-        help="image-level labels (.txt .csv .json .npy) in place of predicted ones; folders may hold images without",
+        help="image-level labels (.txt .csv .json .npy) instead of predicted ones; "
+        "in folders, images without labels are skipped",
     )
     parser.add_argument(
         "--pseudo-labels",
         nargs="+",
         metavar="KIND",
-        help="labels of the method's outputs, named as in label folders (X stands for X_label, too), or "
-        "plain: what a threshold makes of the first maps; default: with --labels the method's last output that is a "
-        "label alone, else none",
+        help="pseudo labels to save: outputs of the method, named as in label folders (X also means X_label), or "
+        "plain: a threshold on the first maps; default: with --labels the method's last output that is a "
+        "label only, else none",
     )
     parser.add_argument("--gif", action="store_true", help="an animated GIF for each folder of frames")
     parser.add_argument("--fps", type=float, default=8.0, help="its frames per second (default: %(default)s)")
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = sum(picture.folder is None for picture in pictures)
     if args.gif and alone:
         of_all = f"{alone} of {len(pictures)} images"
-        print(f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in none", file=sys.stderr)
+        print(
+            f"note: --gif makes a GIF of each folder; {of_all} were given as files and are in no GIF", file=sys.stderr
+        )
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.inputs import CLASS_LABELS, Inputs
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = one_line(str(args.output))
     print(f"{len(pictures)} images: {len(work.done)} done, {failed} failed{left_out}; saved to {place}")
     if passed_over:
-        print(f"passed over, as no images that can be read: {describe_files(passed_over)}")
+        print(f"skipped, because they are not readable images: {describe_files(passed_over)}")
     for message in work.failures:
         print(f"  failed: {message}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,9 +1,9 @@
-"""Write what a trained method says about every image of a split into a folder that later stages read.
+"""Save the outputs of a trained method for every image of a split to a folder that later stages read.
 
     afa label work_dirs/voc --split train_aug --output work_dirs/voc_labels
 
-The folder holds label.json, maps/OUTPUT/NAME.npz, labels/OUTPUT/NAME.png and, when all is there, manifest.json. Killed
-and started again, the same command does what is missing. Under torchrun the processes share the images out.
+The folder holds label.json, maps/OUTPUT/NAME.npz, labels/OUTPUT/NAME.png and, at the end, manifest.json. After a
+kill, the same command does the missing images. Under torchrun the processes share the images.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     afa list
     afa list recipes
 
-A recipe is a configuration that comes with the package: 'afa train NAME' trains it. An output is something that a
-trained network says about an image: 'afa label --outputs NAME' writes it.
+A recipe is a configuration in the package: 'afa train NAME' trains it. An output is a map or label that a trained
+network computes for an image: 'afa label --outputs NAME' saves it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _outputs() -> Iterator[tuple[str, str]]:
             with torch.device("meta"):  # no memory: nothing is computed
                 method = build_method(config_class(name)(), ["class"], SingleProcess())
         except Exception:  # a stranger's may raise anything where its settings have only their defaults
-            yield name, "known once it is configured"
+            yield name, "depend on the configuration"
             continue
         for output in method.outputs:
             needs = f"; needs {', '.join(output.inputs)}" if output.inputs else ""

@@ -1,4 +1,4 @@
-"""Weakly supervised semantic segmentation: learn to segment every pixel from image-level labels."""
+"""Weakly supervised semantic segmentation: train networks that segment every pixel, from image-level labels only."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
     afa prepare saliency photos/ --output saliency --network vit_s_focus.onnx
 
 Without a network they are made by minimum barrier distance (Zhang et al., ICCV 2015), which finds objects that differ
-in colour from a simple background, and little else: docs/data.md has figures, and a network that can be had. Killed and
-started again, the same command does what is missing. Exit code 1 if an image could not be read; the others are done.
+in colour from a simple background, and little else: docs/data.md has scores, and names a network that you can download.
+After a kill, the same command makes the missing maps. Exit code 1 if an image could not be read; all others are done.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     counts = f"{len(images)} images: {made.written} maps made, {made.there} there already, {len(made.failures)} failed"
     print(f"{counts}; in {one_line(str(args.output))}")
     if passed_over:
-        print(f"passed over, as no images that can be read: {describe_files(passed_over)}")
+        print(f"skipped, because they are not readable images: {describe_files(passed_over)}")
     for failure in made.failures:
         print(f"  failed: {failure}", file=sys.stderr)
     return 1 if made.failures else 0

@@ -1,4 +1,4 @@
-"""Prepare data: known data sets, and what own images lack."""
+"""Prepare data: known data sets, and labels or saliency maps for your own images."""
 
 from __future__ import annotations
 

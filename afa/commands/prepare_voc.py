@@ -2,7 +2,7 @@
 
     afa prepare voc data/VOC2012 --download
 
-Interrupted, it goes on when started again.
+After an interruption, start it again: it continues.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Write one HTML page about a run, a label folder or a folder of masks: scores, curves, images. It needs no network.
+"""Write one HTML page about a run, a label folder or a folder of masks: scores, curves, images. It works offline.
 
     afa report work_dirs/voc dataset.root=data/VOC2012
     afa report work_dirs/voc work_dirs/voc2 --output both.html
     afa report masks/ --config voc --split val --output masks.html
 
-Of a run it takes the last checkpoint; to see another, name it: work_dirs/voc/checkpoints/best. A folder is a label
-folder of 'afa label', or holds masks (.png) or maps (.npy) that any program made; which images they are of is said
-by --config, by dataset.root=FOLDER, or by the run beside it. Two of these are shown side by side.
+For a run, the last checkpoint is used; to use another, name it: work_dirs/voc/checkpoints/best. A folder is a label
+folder of 'afa label', or holds masks (.png) or maps (.npy) of any program; its images are those of --config, of
+dataset.root=FOLDER, or of the run beside it. Two inputs are shown side by side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, look at the images, write the page."""
     parser = CommandParser(__doc__, settings=True)
     parser.add_argument(
-        "sources", nargs="+", type=given_path, metavar="RUN_OR_FOLDER", help="one, or two that are shown side by side"
+        "sources",
+        nargs="+",
+        type=given_path,
+        metavar="RUN_OR_FOLDER",
+        help="one input, or two that are shown side by side",
     )
     parser.add_argument(
         "--output", type=given_path, metavar="FILE", help=".html; default: report.html in the folder of a single run"
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", help="list of images; default: dataset.val_split, or that of a label folder")
     parser.add_argument("--images", type=int, default=48, metavar="N", help="images in the page (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="look at the first N images of the list only")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of the list")
     parser.add_argument("--outputs", nargs="+", metavar="NAME", help="outputs that are shown; default: all")
     parser.add_argument(
         "--affinity", action=argparse.BooleanOptionalAction, default=True, help="store affinities, the largest part"
@@ -135,7 +139,7 @@ def _dataset_of(place: Path, config: str | None, settings: Sequence[str]) -> Dat
         return found.dataset
     if not any(setting.startswith("dataset.root=") for setting in settings):
         raise UserError(
-            f"{place}: which images is it of? Give --config FILE, or dataset.root=FOLDER (and dataset.type)"
+            f"{place}: which images does it belong to? Give --config FILE, or dataset.root=FOLDER (and dataset.type)"
         )
     known = label_facts(place).get("config")
     tree = {"dataset": known["dataset"]} if isinstance(known, dict) and isinstance(known.get("dataset"), dict) else {}

@@ -5,8 +5,8 @@
     afa score maps FOLDER --truth masks/ --class-names classes.txt --plot sweep.svg
 
 FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
-colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask leaves a pixel open, which counts as a
-miss; in the true masks it is ignored. Maps are resized to the true mask's size; masks must have it.
+colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask is a pixel without a class, which counts
+as a miss; 255 in a true mask is ignored. Maps are resized to the size of the true mask; masks must have this size.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(__doc__, settings=True)
     parser.add_argument("kind", metavar="masks|maps", choices=("masks", "maps"), help="what is scored")
-    parser.add_argument("folder", metavar="FOLDER", type=given_path, help="where it lies")
+    parser.add_argument("folder", metavar="FOLDER", type=given_path, help="the folder of the files")
     parser.add_argument(
         "--config",
         type=expand_home,
@@ -141,7 +141,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.truth is not None and args.config is not None:
         raise UserError("--truth and --config both name the true masks: give one of them")
     if args.truth is not None and args.class_names is None:
-        raise UserError("--truth needs --class-names FILE, class names one per line, background left out")
+        raise UserError("--truth needs --class-names FILE, class names one per line, without the background")
     if args.split is not None and args.truth is not None:
         raise UserError("--split belongs to a data set, not to --truth")
     if args.class_names is not None and args.truth is None:
@@ -343,7 +343,7 @@ def _sweep_table(output: str, row: Mapping[str, Any]) -> list[str]:
 def _note_empty_truth(truth: TrueMasks, counts: Counts) -> None:
     """Say where a score says nothing of classes."""
     if not counts.labelled[1:].any():
-        print(f"note: {truth.where} shows no class: the scores are the background's alone", file=sys.stderr)
+        print(f"note: {truth.where} shows no class: only the background is scored", file=sys.stderr)
 
 
 def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, Any]) -> Iterable[str]:
@@ -356,7 +356,7 @@ def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, An
     if kind == "maps" and folder.bits < 32:
         yield (
             f"the maps in {folder.root} have {folder.bits} bits: a score is off by up to half a step of 1/255, and "
-            "what a threshold makes of it may differ from that of 32 bits"
+            "labels by a threshold may differ from those of 32 bits"
         )
     unscored = len(set(folder.names) - set(truth.names))
     if unscored:

@@ -3,9 +3,9 @@
     afa summary "CAM network=scores/cam_val.json" "AFA=work_dirs/voc/evaluation.json" --output summary.json
     afa summary AFA=afa.json EDAM=edam.json --supervision AFA=I EDAM=I+S
 
-A file is what 'afa score --output' wrote, or an evaluation.json of 'afa eval'. Each of its outputs is a row: of
-maps that have no background, the score at the best threshold; of an evaluation.json, every protocol over a whole list.
---supervision adds a column that says what each was taught with: image labels (I), saliency (S), pixels.
+A file comes from 'afa score --output', or is an evaluation.json of 'afa eval'. Each of its outputs is a row: for maps
+without a background, the score at the best threshold; for an evaluation.json, every protocol over a whole list.
+--supervision adds a column with the supervision of each row: image labels (I), saliency (S), pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Row:
         fp_rate: Rate of false positives, 0 to 1, likewise.
         fn_rate: Rate of false negatives, 0 to 1, likewise.
         file: The file.
-        supervision: What the networks and labels behind it were taught with; None where nobody says.
+        supervision: Of the networks and labels behind it; None if unknown.
     """
 
     title: str
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "files", nargs="+", metavar="[TITLE=]FILE.json", help="scores, and what to call them; default: the file's name"
     )
     parser.add_argument(
-        "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="what the files of a title were taught with"
+        "--supervision", nargs="+", default=[], metavar="TITLE=TEXT", help="supervision of the files of a title"
     )
     parser.add_argument("--output", type=given_path, metavar="FILE", help=".json for the table")
     args = parser.read(arguments)
@@ -123,7 +123,7 @@ def read_rows(title: str, path: Path) -> list[Row]:
             raise UserError(f"{path} holds no scores of 'afa score' or 'afa eval'") from error
         whole = [entry for entry in entries if not entry.get("partial")]
         if entries and not whole:
-            raise UserError(f"{path} holds scores of a part of the list alone: evaluate without --limit")
+            raise UserError(f"{path} holds scores of only a part of the list: evaluate without --limit")
         rows = list(dict.fromkeys(_evaluated_rows(title, path, whole)))
     if not rows:
         raise UserError(f"{path} holds no scores")

@@ -1,10 +1,10 @@
-"""Train a method as a recipe says.
+"""Train a method with a recipe.
 
     afa train voc --output work_dirs/mine optimiser.lr=1e-4
     afa train mine.yaml train.steps=5000
 
-CONFIG is a recipe ('afa list recipes' names them) or your own YAML file. Killed and started again, the same command
-goes on from the last checkpoint.
+CONFIG is a recipe ('afa list recipes' names them) or your own YAML file. After a kill, the same command continues
+from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         metavar="METHOD",
         action=_PrintSettings,
-        help=f"list every setting of a method ({', '.join(method_names())}; default: afa) and leave",
+        help=f"list every setting of a method ({', '.join(method_names())}; default: afa) and exit",
     )
     args = parser.read(arguments)
     settings = [f"{key}={getattr(args, name)}" for name, key in _SHORT.items() if getattr(args, name) is not None]

@@ -1,4 +1,4 @@
-"""What a configuration must keep to. Each check raises :class:`UserError` with one line that begins with its source."""
+"""Checks of a configuration. Each check raises :class:`UserError` with one line that begins with its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afa.errors import UserError
 
 
 def check_keys(tree: Any, kind: type, prefix: str, source: str, root: type[RunConfig]) -> None:
-    """Refuse keys that ``kind`` does not have; names the nearest in ``root``. ``prefix`` is where the section lies."""
+    """Refuse keys that ``kind`` does not have; names the nearest in ``root``. ``prefix`` is the key of the section."""
     if not isinstance(tree, Mapping):
         raise UserError(f"{source}: '{prefix.rstrip('.')}' is a section: give its settings below it, not {shown(tree)}")
     fields = {item.name: item for item in dataclasses.fields(kind)}
@@ -56,7 +56,7 @@ def check_ranges(config: RunConfig, source_of: Callable[[str], str]) -> None:
 
 
 def check_agreement(config: RunConfig, source_of: Callable[[str], str]) -> None:
-    """Refuse values that are fine alone but contradict each other. ``source_of`` says who gave them, by the problem."""
+    """Refuse values that contradict each other. ``source_of`` says who gave them, by the problem."""
     for problem in config.problems():
         raise UserError(f"{source_of(problem)}: {problem}")
 

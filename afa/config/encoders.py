@@ -14,7 +14,7 @@ from afa.config.values import shown
 
 @dataclass(frozen=True)
 class EncoderVariant:
-    """What tells the Mix Transformer's variants apart; all else they share."""
+    """The differences between the variants of the Mix Transformer."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -87,10 +87,10 @@ class EncoderConfig:
     strides: list[int] = setting(
         [4, 2, 2, 1], "strides of the four patch embeddings (SegFormer: 4 2 2 2)", minimum=1, maximum=1024
     )
-    mlp_ratio: float = setting(4.0, "hidden width of the MLPs over their input's", above=0, maximum=64)
-    drop_path: float = setting(0.1, "stochastic depth, rising linearly to this over the blocks", minimum=0, maximum=0.9)
+    mlp_ratio: float = setting(4.0, "hidden width of the MLPs, relative to their input", above=0, maximum=64)
+    drop_path: float = setting(0.1, "stochastic depth, rises linearly over the blocks to this", minimum=0, maximum=0.9)
     fused_attention: bool = setting(
-        True, "false writes attention out: slower, but it rounds as the released program does"
+        True, "false: attention step by step, slower, but it rounds as the released program does"
     )
     base_width: int = setting(
         64,
@@ -152,7 +152,7 @@ def name_problem(name: str) -> str | None:
 
 
 def encoder_problems(config: EncoderConfig, *, crop_size: int | None = None) -> Iterator[str]:
-    """What contradicts itself in an encoder's settings, one line each; only the first can be relied upon.
+    """Contradictions in an encoder's settings, one line each; only the first can be relied upon.
 
     Args:
         config: The ``model`` section, its values within their ranges.
@@ -216,7 +216,7 @@ def own_normalisation(config: EncoderConfig) -> Normalisation | None:
 
 
 def timm_normalisation(name: str) -> Normalisation:
-    """What timm says about the weights of a network; ImageNet's for those that it does not know.
+    """timm's facts about the weights of a network; ImageNet's if timm has none.
 
     Args:
         name: Without ``timm/``, perhaps with the tag of the weights.

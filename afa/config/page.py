@@ -88,7 +88,7 @@ def _table(settings: Mapping[str, _Setting], differing: Mapping[str, list[str]])
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for key, one in settings.items():
         links = ", ".join(f"[{name}](#method-{name})" for name in differing.get(key, ()))
-        meaning = f"{one.meaning}. Not so in {links}" if links else one.meaning
+        meaning = f"{one.meaning}. Differs in {links}" if links else one.meaning
         rows.append(f"| `{key}` | {one.default} | {one.values} | {meaning} |")
     return rows
 

@@ -169,7 +169,7 @@ def _without_shares(kind: type[RunConfig], given: Mapping[str, _Given]) -> dict[
 
 
 def _normalise_as_the_encoder(config: RunConfig, given: Mapping[str, _Given]) -> None:
-    """Where nobody says how images are normalised, they are as the encoder's own weights are used to."""
+    """Without settings for it, images are normalised as for the pretrained weights of the encoder."""
     model = getattr(config, "model", None)
     wanted = [name for name in ("image_mean", "image_std") if f"dataset.{name}" not in given]
     own = own_normalisation(model) if wanted and isinstance(model, EncoderConfig) else None
@@ -197,7 +197,7 @@ def _read_files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     try:
         tree = read_yaml(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file; 'afa list recipes' names those of the project") from error
+        raise UserError(f"{path}: no such configuration file; 'afa list recipes' lists those of the project") from error
     if tree is None:
         raise UserError(f"{path}: is empty: give at least one setting")
     if not isinstance(tree, dict):

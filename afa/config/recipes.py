@@ -19,7 +19,7 @@ _MOST_NAMED = 5
 
 @cache
 def recipe_folder() -> Path:
-    """Where the recipes lie.
+    """The folder of the recipes.
 
     Raises:
         UserError: They were not installed.
@@ -44,7 +44,7 @@ def recipe_purpose(name: str) -> str:
 
 
 def config_file(text: str | Path) -> Path:
-    """The YAML file that somebody means: a file, or the name of a recipe.
+    """The YAML file for an argument: a file, or the name of a recipe.
 
     Args:
         text: A path; or ``voc``, ``voc.yaml`` or ``configs/voc.yaml``, where there is no such file.
@@ -62,6 +62,6 @@ def config_file(text: str | Path) -> Path:
     near = [recipe for recipe in known if recipe.startswith(f"{name}/")] or difflib.get_close_matches(
         name, known, n=_MOST_NAMED
     )
-    hint = f"did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else "'afa list recipes' names those there are"
+    hint = f"did you mean {' or '.join(near[:_MOST_NAMED])}?" if near else "'afa list recipes' lists them"
     what = "a folder, and no recipe of that name" if path.is_dir() else "neither a file nor a recipe"
     raise UserError(f"{text}: {what}; {hint}")

@@ -54,10 +54,10 @@ class DatasetConfig:
     train_split: str = setting("train_aug", "name of the training list")
     val_split: str = setting("val", "name of the validation list")
     name_list_dir: str | None = setting(
-        None, "folder of the lists SPLIT.txt; default: where the layout keeps them", path=True
+        None, "folder of the lists SPLIT.txt; default: the folder of the layout", path=True
     )
     mask_dir: str | None = setting(
-        None, "folder of the masks, in root or as it is; default: where the layout keeps them", path=True
+        None, "folder of the masks, in root or a full path; default: the folder of the layout", path=True
     )
     labels: str | None = setting(
         None,
@@ -66,10 +66,10 @@ class DatasetConfig:
     )
     mask_palette: str | None = setting(
         None,
-        "for masks that are colour images: file that lists the classes' colours (docs/data.md), in root or as it is",
+        "for masks that are colour images: file with the colours of the classes (docs/data.md), in root or a full path",
         path=True,
     )
-    class_names: str | None = setting(None, "file with one class name per line, background left out", path=True)
+    class_names: str | None = setting(None, "file with one class name per line, without the background", path=True)
     pixel_labels: str | None = setting(
         None, "folder of pixel labels NAME.png that training reads: true masks, or those of an earlier stage", path=True
     )
@@ -81,32 +81,32 @@ class DatasetConfig:
     saliency: str | None = setting(None, "folder of grey saliency images NAME.png", path=True)
     pairs: str | None = setting(
         None,
-        "for methods that train on pairs: list of pairs in EDAM's form, IMAGE IMAGE CLASS_INDEX per line, taken in its "
-        "order; default: partners are drawn",
+        "for methods that train on pairs: list of pairs in EDAM's format, IMAGE IMAGE CLASS_INDEX per line, used in "
+        "this order; default: random pairs",
         path=True,
     )
     image_mean: list[float] = setting(
-        [123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255; with an encoder of timm by default its own"
+        [123.675, 116.28, 103.53], "mean of the R, G, B values, 0-255; with a timm encoder, the default is its own"
     )
     image_std: list[float] = setting(
-        [58.395, 57.12, 57.375], "standard deviation of the R, G, B values; default as above", above=0
+        [58.395, 57.12, 57.375], "standard deviation of the R, G, B values; default as for the mean", above=0
     )
-    ignore_index: int = setting(255, "mask value that is ignored", minimum=0, maximum=255)
+    ignore_index: int = setting(255, "mask value of ignored pixels", minimum=0, maximum=255)
     bad_image: str = setting(
         "stop",
-        "a damaged image: stop, or say so and skip it (in training another is drawn, in evaluation it is left out)",
+        "a damaged image: stop, or skip it with a warning (training takes another image, evaluation takes none)",
         choices=("stop", "skip"),
     )
     max_pixels: int = setting(
         MAX_PIXELS,
-        "images and masks of more pixels are refused before they are decoded; a loader process takes up to 10 bytes "
-        "per pixel in training, 25 in evaluation",
+        "images and masks with more pixels are refused before decoding; a loader process needs up to 10 bytes of "
+        "memory per pixel in training, 25 in evaluation",
         minimum=1,
         maximum=10_000_000_000,
     )
     read_timeout: float = setting(
         120.0,
-        "seconds that images are waited for at most, in training and evaluation; 0: for ever",
+        "longest time to wait for images in training and evaluation, in seconds; 0: no limit",
         minimum=0,
         maximum=86_400,
     )
@@ -114,17 +114,17 @@ class DatasetConfig:
 
 @dataclass
 class CropConfig:
-    """What every training transform has: colours, mirror, crop."""
+    """Settings of all training transforms: colours, mirror, crop."""
 
     crop_size: int = setting(512, "side of the square training crop in pixels", minimum=16, maximum=8192)
-    mirror_probability: float = setting(0.5, "how often an image is mirrored", minimum=0, maximum=1)
-    brightness: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    contrast: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    saturation: float = setting(0.0, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    hue: float = setting(0.0, "colour jitter: turn from -this to this; 0.5 is half a turn", minimum=0, maximum=0.5)
+    mirror_probability: float = setting(0.5, "probability that an image is mirrored", minimum=0, maximum=1)
+    brightness: float = setting(0.0, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    contrast: float = setting(0.0, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    saturation: float = setting(0.0, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    hue: float = setting(0.0, "colour jitter: random shift of the hue; 0.5 is half a turn", minimum=0, maximum=0.5)
 
     def problems(self) -> Iterator[str]:
-        """What contradicts itself, one line each."""
+        """Contradictions between settings of the section, one line each."""
         yield from ()
 
 
@@ -149,13 +149,13 @@ class OptimiserConfig:
     """AdamW or SGD over a method's groups of parameters; linear warm-up, polynomial decay."""
 
     name: str = setting("adamw", "how weights are updated", choices=("adamw", "sgd"))
-    lr: float = setting(6e-5, "learning rate of what starts from pretrained weights", above=0)
-    head_lr_factor: float = setting(10.0, "learning rate of all other layers over that", above=0)
+    lr: float = setting(6e-5, "learning rate of layers with pretrained weights", above=0)
+    head_lr_factor: float = setting(10.0, "learning rate of all other layers, as a multiple of lr", above=0)
     weight_decay: float = setting(0.01, "weight decay; AdamW's is decoupled", minimum=0)
     freeze: str = setting(
         "released",
-        "what is not trained: what the released program of the method freezes (AFA: encoder parameters whose name "
-        "holds 'norm'), or none: for training from scratch",
+        "parameters that are not trained: released, those that the method's released program freezes (AFA: encoder "
+        "parameters with 'norm' in their name), or none, for training from scratch",
         choices=("released", "none"),
     )
     beta1: float = setting(0.9, "AdamW's first beta", minimum=0, below=1)
@@ -167,41 +167,41 @@ class OptimiserConfig:
     power: float = setting(1.0, "exponent of the polynomial decay", minimum=0)
     decay_from: str = setting(
         "start",
-        "where the decay counts from: the start (the factor drops where the warm-up ends), or the end of the warm-up",
+        "first step of the decay: start of training (the rate then drops at the end of the warm-up), or end of warm-up",
         choices=("start", "warmup"),
     )
 
 
 @dataclass
 class TrainConfig:
-    """How long, where, how often."""
+    """Length, output folder, batches, precision, and intervals of logs and checkpoints."""
 
-    output: str = setting("work_dirs/voc", "folder that receives everything the run writes", path=True)
+    output: str = setting("work_dirs/voc", "output folder of the run", path=True)
     steps: int = setting(20000, "training steps", minimum=1)
     batch_size: int = setting(2, "images per process and forward pass", minimum=1)
     accumulate: int = setting(1, "forward passes whose gradients are averaged into one step", minimum=1)
     workers: int = setting(2, "loader processes per training process", minimum=0)
     seed: int = setting(1, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**63)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    threads: int = setting(0, "CPU threads of each process; 0: what PyTorch chooses", minimum=0, maximum=1024)
+    threads: int = setting(0, "CPU threads of each process; 0: PyTorch decides", minimum=0, maximum=1024)
     precision: str = setting(
         "float32",
-        "arithmetic of the networks in training; labels, losses and validation stay float32. tf32: float32 with "
-        "products of 10 bits, on GPUs that have it",
+        "number format of the networks in training; labels, losses and validation stay float32. tf32: float32, "
+        "with products of 10-bit precision, on GPUs that support it",
         choices=("float32", "tf32", "bf16", "fp16"),
     )
-    compile: bool = setting(False, "torch.compile the networks; falls back with a warning")
-    channels_last: bool = setting(False, "memory format of images and convolutions")
-    deterministic: bool = setting(False, "deterministic algorithms on the GPU (the CPU always is)")
+    compile: bool = setting(False, "use torch.compile; where it fails, a warning, and training without it")
+    channels_last: bool = setting(False, "use the memory format channels_last for images and convolutions")
+    deterministic: bool = setting(False, "deterministic algorithms on the GPU (the CPU always uses them)")
     sync_batchnorm: bool = setting(True, "synchronise BatchNorm over processes where it works (GPU only)")
     non_finite: str = setting("stop", "a non-finite loss or gradient: stop, or skip the step", choices=("stop", "skip"))
-    non_finite_limit: int = setting(10, "so many steps of one run may be skipped, the next one stops it", minimum=0)
+    non_finite_limit: int = setting(10, "most steps that a run may skip; one more stops the run", minimum=0)
     log_every: int = setting(50, "steps between records", minimum=1, of_steps=True)
-    pictures_every: int = setting(1000, "steps between picture grids in TensorBoard; 0: none", minimum=0, of_steps=True)
+    pictures_every: int = setting(1000, "steps between image grids in TensorBoard; 0: none", minimum=0, of_steps=True)
     checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1, of_steps=True)
-    keep_checkpoints: int = setting(2, "how many of the latest checkpoints stay, the best besides", minimum=1)
-    init: str | None = setting(None, "weights of another run to start from: all that fit, by name and shape", path=True)
-    resume: bool = setting(True, "go on from the output folder's latest checkpoint where there is one")
+    keep_checkpoints: int = setting(2, "how many of the latest checkpoints to keep, besides the best one", minimum=1)
+    init: str | None = setting(None, "start from weights of another run: all that fit by name and shape", path=True)
+    resume: bool = setting(True, "continue from the latest checkpoint in the output folder, if any")
 
 
 @dataclass
@@ -210,7 +210,7 @@ class ValidationConfig:
 
     every: int = setting(2000, "steps between validations; the last step is always validated", minimum=1, of_steps=True)
     outputs: list[str] | None = setting(None, "outputs of the method to score; default: all that are scored")
-    batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
+    batch_size: int = setting(1, "images of the same size per batch; rounding differs above 1", minimum=1)
 
 
 @dataclass
@@ -222,7 +222,7 @@ class TestConfig:
     long_side: int = setting(512, "images are resized to this long side first; 0: native size", minimum=0)
     scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0, maximum=16)
     mirror: bool = setting(True, "average the logits with those of the mirrored image")
-    batch_size: int = setting(1, "images of one size that run together; rounding differs above 1", minimum=1)
+    batch_size: int = setting(1, "images of the same size per batch; rounding differs above 1", minimum=1)
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)
     crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", minimum=0.5)
     crf_gaussian_weight: float = setting(3.0, "DenseCRF: weight of the smoothness kernel", minimum=0)
@@ -233,7 +233,7 @@ class TestConfig:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A setting that has another name by now.
+    """A setting that was renamed.
 
     Attributes:
         key: Its name.
@@ -260,7 +260,7 @@ class RunConfig:
     test: TestConfig = field(default_factory=TestConfig)
 
     def problems(self) -> Iterator[str]:
-        """What is fine alone but contradicts each other, one line each; the first is what the user is told."""
+        """Contradictions between settings, one line each; the user sees the first."""
         for name in ("image_mean", "image_std"):
             if len(getattr(self.dataset, name)) != 3:
                 yield f"dataset.{name} needs three values: R, G, B"
@@ -274,7 +274,7 @@ class RunConfig:
         yield from ()
 
     def training_remarks(self) -> Iterator[str]:
-        """What can be meant in a training, but rarely is, one line each."""
+        """Settings that are allowed in a training but rarely intended, one line each."""
         optimiser, unset = self.optimiser, type(self.optimiser)()
         for name, others in (("adamw", ("momentum",)), ("sgd", ("beta1", "beta2", "epsilon"))):
             for setting_name in others if optimiser.name == name else ():

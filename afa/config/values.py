@@ -1,4 +1,4 @@
-"""What a setting's declared type makes of the value that somebody gave it."""
+"""Conversion of a given value to the declared type of its setting."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _declared(section: type, prefix: str) -> Mapping[str, Declared]:
 
 
 def from_command_line(text: str, declared: Declared) -> Any:
-    """The value of a setting whose text stands on the command line.
+    """The value of a setting from its text on the command line.
 
     A text setting takes the text as it stands; ``null``, or nothing, makes an optional one None. All others are read
     as YAML.

@@ -31,7 +31,7 @@ _WORDS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "o
 
 @dataclass(frozen=True)
 class Unquoted:
-    """A value that stands in YAML without quotes and that YAML does not take for text.
+    """A value in YAML without quotes that YAML does not read as text.
 
     Attributes:
         text: As it stands.
@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: not readable as YAML: it is no file")
+            raise UserError(f"{path}: not readable as YAML: it is not a file")
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def _mapping(node: yaml.MappingNode) -> dict[Hashable, Any]:
         if key.value == "<<":
             raise UserError(f"line {line}: merge keys (<<) are not read here: write the values out")
         if key.value in lines:
-            raise UserError(f"'{key.value}' stands twice, in lines {lines[key.value]} and {line}: keep one of them")
+            raise UserError(f"'{key.value}' appears twice, in lines {lines[key.value]} and {line}: keep one of them")
         lines[key.value] = line
         tree[key.value] = _value(value)
     return tree

@@ -16,7 +16,7 @@ _SHOWN_CLASSES = 10
 
 
 def class_of(name: str, split: str | None) -> str | None:
-    """The class folder of an image, as the folder is spelled; None where it lies in none, or deeper.
+    """The name of the class folder of an image; None if the image is in no class folder, or deeper.
 
     Args:
         name: Of the image, for example ``train/cat/1``.
@@ -42,7 +42,7 @@ def folders_of_split(files: FilesBelow, names: Sequence[str], split: str, *, lis
         Image name -> name of its folder, as it is spelled; None where no image lies in a class folder.
 
     Raises:
-        UserError: It is uncertain what the classes are: an image lies beside the class folders or deeper than they do,
+        UserError: It is uncertain what the classes are: an image is beside the class folders or deeper than they do,
             or a class folder holds no image.
     """
     parent = files.folder if listed else files.folder / split
@@ -52,13 +52,13 @@ def folders_of_split(files: FilesBelow, names: Sequence[str], split: str, *, lis
         return None
     if beside:
         raise UserError(
-            f"{_place(files, beside[0])} lies beside the class folders in {parent}: move it into the folder of its "
+            f"{_place(files, beside[0])} is beside the class folders in {parent}: move it into the folder of its "
             "class, or write classes.txt and class_labels.csv (docs/data.md)"
         )
     deeper = next((name for name in names if name.count("/") > depth), None)
     if deeper is not None:
         raise UserError(
-            f"{_place(files, deeper)} lies deeper than the class folders in {parent}: is its class the outer or the "
+            f"{_place(files, deeper)} is deeper than the class folders in {parent}: is its class the outer or the "
             "inner folder? Move the images up into the class folders"
         )
     found = {name: name.split("/")[-2] for name in names}
@@ -75,7 +75,7 @@ def folders_of_split(files: FilesBelow, names: Sequence[str], split: str, *, lis
 
 
 def class_names_of(folders: Mapping[str, str], parent: Path) -> dict[str, str]:
-    """The classes that folders stand for, in the order of their ids.
+    """The classes of the folders, in the order of their ids.
 
     Args:
         folders: Of :func:`folders_of_split`.

@@ -46,7 +46,7 @@ def class_key(name: str) -> str:
 
 
 def is_no_class(name: str) -> bool:
-    """Whether a name stands for the background or for pixels that count for nothing, as ``__ignore__`` does.
+    """Whether a name means the background or ignored pixels, such as ``__ignore__``.
 
     Names that only contain such a word, as "background music", are classes.
     """
@@ -73,7 +73,7 @@ def check_class_names(names: Sequence[str], places: Sequence[str]) -> None:
             )
         key = class_key(name)
         if not key or name.startswith("#") or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise UserError(f"{place}: {name!r} can be no class name, for a list could not hold it: rename it")
+            raise UserError(f"{place}: {name!r} cannot be a class name, because a list could not hold it: rename it")
         if key in seen:
             first = seen[key]
             how = "twice" if names[first] == name else f"twice, once as '{names[first]}' ({places[first]})"
@@ -97,7 +97,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             :func:`check_class_names`.
     """
     if not path.exists():
-        raise UserError(f"the class names {path} are missing: write one name per line, background left out")
+        raise UserError(f"the class names {path} are missing: write one name per line, without the background")
     text = unicodedata.normalize("NFC", read_text(path, "the file of class names"))
     lines = [(number, " ".join(line.split())) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
@@ -117,6 +117,6 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             raise UserError(f"{place}: '{name}' gives a class its colour: write the bare class name, one per line")
         for form in (_NUMBERED_LINE.fullmatch(name), _NAME_AND_NUMBERS.fullmatch(name)):
             if form and is_no_class(form[form.re.groups]):
-                raise UserError(f"{place}: '{name}' is no class: write bare class names, background left out")
+                raise UserError(f"{place}: '{name}' is no class: write bare class names, without the background")
     check_class_names(names, places)
     return names

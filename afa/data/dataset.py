@@ -233,12 +233,12 @@ class TrainingImages(Dataset[dict[str, Any]]):
         )
         absent = [name for name, count in zip(layout.class_names, counts, strict=True) if not count]
         if absent:
-            say(f"no image of {split} shows {quoted(absent)}: what no image shows cannot be learnt")
+            say(f"no image of {split} shows {quoted(absent)}: such classes cannot be learnt")
         without = [names[index] for index in np.flatnonzero(~class_labels.any(axis=1))]
         if without:
             say(f"{len(without)} of the {len(names)} images of {split} have no class, the first is '{without[0]}'")
         if len(names) > 1 and bool((class_labels == class_labels[0]).all()):
-            say(f"all images of {split} have the same classes: nothing tells images with a class from those without")
+            say(f"all images of {split} have the same classes: training needs images with and without a class")
 
     def _listed_pairs(self) -> np.ndarray | None:
         path, layout = self.images.config.pairs, self.images.layout
@@ -392,7 +392,7 @@ def _require(kind: str, split: str, paths: Sequence[Path]) -> None:
         raise UserError(
             f"{len(missing)} of the {len(paths)} {kind} of '{split}' are missing, the first is {missing[0]}"
             f"{beside_missing(missing, paths)}: "
-            "afa check lists all; dataset.bad_image=skip goes on without"
+            "afa check lists all; dataset.bad_image=skip continues without them"
         )
 
 
@@ -413,7 +413,7 @@ def find_labels(
         layout: The data set.
         split: Name of the list.
         names: Its image names.
-        ignore_index: Mask value that is ignored.
+        ignore_index: Mask value of ignored pixels.
         max_pixels: Larger masks are refused.
 
     Returns:

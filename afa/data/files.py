@@ -127,7 +127,7 @@ class FilesBelow:
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> FilesBelow:
-    """The files below a folder, what is hidden left out.
+    """The files below a folder, without hidden ones.
 
     Args:
         folder: Its sub-folders are searched too, and those that links lead to; it need not exist.
@@ -231,7 +231,7 @@ def confusion_place(path: Path) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of :func:`replacing` in a folder."""
+    """Remove temporary files of :func:`replacing` that a killed process left in a folder."""
     for path in folder.glob(f".*{_UNFINISHED}.*"):
         path.unlink(missing_ok=True)
 
@@ -322,7 +322,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key '{twice}' stands twice in one object")
+        raise ValueError(f"the key '{twice}' appears twice in one object")
     return table
 
 
@@ -370,7 +370,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
     """
     for line in lines:
         if "\n" in line or "\r" in line:
-            raise UserError(f"{path} cannot hold the name {line!r}, for it has a line break in it: rename it")
+            raise UserError(f"{path} cannot hold the name {line!r}, because it has a line break: rename it")
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 

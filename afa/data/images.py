@@ -68,7 +68,7 @@ def to_rgb(decoded: Decoded, *, upright: bool = False) -> np.ndarray:
     # Of 16-bit colours the lower half is gone: black cannot be told from nearly black.
     if decoded.bits == 16 and rgb.max() < _DARKEST_WHITE and not (grey and not np.asarray(image).any()):
         raise DamagedImage(
-            f"the image {path} has 16 bits per channel, but no value above 4095: it would be all but black; save it "
+            f"the image {path} has 16 bits per channel, but no value above 4095: it would be almost black; save it "
             "with 8 bits, scaled to 0-255"
         )
     if upright and decoded.orientation != 1:
@@ -78,7 +78,7 @@ def to_rgb(decoded: Decoded, *, upright: bool = False) -> np.ndarray:
 
 
 def read_mask(path: str | Path, *, palette: MaskPalette | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a mask: the class ids as they stand in the file, in the pixels' stored order.
+    """Read a mask: the class ids stored in the file, in the stored order of the pixels.
 
     - Palette images: the indices count, not the colours.
     - Greyscale of 1 to 32 bits, floats too: the values, which must be whole numbers from 0 to 255.

@@ -25,13 +25,13 @@ CLASS_LABELS, PIXEL_LABELS, SALIENCY, MAPS = "class_labels", "pixel_labels", "sa
 
 
 class Inputs:
-    """The inputs of a list's images that somebody asks for.
+    """The requested inputs of the images of a list.
 
     Args:
         config: Names the folders.
         wanted: ``pixel_labels``, ``saliency``, ``maps/OUTPUT``, or ``maps`` for a folder that holds one output.
             ``class_labels`` are no concern of this class.
-        class_names: Of the K classes, background left out.
+        class_names: Of the K classes, without the background.
 
     Raises:
         UserError: A folder is not named or not there, holds no such output, or is of other classes.
@@ -53,17 +53,17 @@ class Inputs:
                 self._maps[name] = opened = _open_maps(_folder(config.maps, MAPS), output)
                 if opened[0].bits < 32:
                     raise UserError(
-                        f"the maps in {opened[0].root} have {opened[0].bits} bits, which are for looking, and what "
-                        "reads dataset.maps holds thresholds against them: write them again without --maps-bits 8"
+                        f"the maps in {opened[0].root} have {opened[0].bits} bits, which are for viewing "
+                        "only: dataset.maps needs maps for thresholds; write them again without --maps-bits 8"
                     )
             elif kind != CLASS_LABELS:
-                raise ValueError(f"nobody knows the input '{name}'")
+                raise ValueError(f"there is no input '{name}'")
         for kind, folder in [(PIXEL_LABELS, self._labels), *((MAPS, folder) for folder, _ in self._maps.values())]:
             if folder is not None:
                 folder.require_classes(class_names, f"name the folder of this data set as dataset.{kind}")
 
     def require(self, names: Sequence[str], split: str | None, class_labels: Mapping[str, Any]) -> None:
-        """Refuse a folder that lacks files before hours of work stand behind it.
+        """Refuse a folder that lacks files before a run spends hours.
 
         Args:
             names: Of the images.
@@ -140,7 +140,7 @@ class Inputs:
 
 
 def setting_of(name: str) -> str:
-    """The setting that names the folder of an input: ``maps/cam`` lies in that of ``maps``."""
+    """The setting that names the folder of an input; for ``maps/cam`` it is ``maps``."""
     return name.partition("/")[0]
 
 

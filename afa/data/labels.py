@@ -39,7 +39,7 @@ def read_labels(path: Path, class_names: Sequence[str]) -> dict[str, np.ndarray]
 
     Args:
         path: File with one of the suffixes above.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
 
     Returns:
         Image name -> float32 [K] of 0 and 1.
@@ -129,7 +129,7 @@ def classes_in_mask(mask: np.ndarray, num_classes: int, ignore_index: int = IGNO
     Args:
         mask: uint8 [H, W].
         num_classes: K.
-        ignore_index: Value that is ignored.
+        ignore_index: Value of ignored pixels.
         path: Where the mask comes from, for the error.
 
     Raises:
@@ -149,7 +149,7 @@ class _ClassIds:
     """Class names and ids, as label files have them, to ids.
 
     Args:
-        class_names: K names, background left out.
+        class_names: K names, without the background.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, for the layouts voc, coco and folder."""
+"""The folders of the files of a data set, for the layouts voc, coco and folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Layout:
         masks: Folder of the masks.
         lists: Folder of the lists ``SPLIT.txt``.
         labels: File with the image-level labels; None where there is none.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         by_split: Images and masks lie in one sub-folder per split (COCO).
         palette: For masks that are colour images: which colour is which class.
         train_split: Name of the training list.
@@ -86,11 +86,11 @@ class Layout:
 
     @property
     def class_folders_parent(self) -> Path:
-        """Where the class folders lie."""
+        """The folder of the class folders."""
         return self.images if self.is_listed(self.train_split) else self.images / self.train_split
 
     def classes_of_folders(self, split: str, names: Sequence[str]) -> dict[str, str] | None:
-        """The class of each image by its folder, where nothing else tells it; None where folders do not tell it.
+        """The class of each image by its folder, if nothing else gives the class; None if folders do not give it.
 
         Args:
             split: Name of the list. Of training images the folders count, of others only where they have no masks.
@@ -114,13 +114,13 @@ class Layout:
         without = [name for name in names if name not in classes]
         if classes and without:
             raise UserError(
-                f"{self.image(without[0], split)} lies in no folder of a class, unlike other images of '{split}': the "
+                f"{self.image(without[0], split)} is in no class folder, unlike other images of '{split}': the "
                 f"classes are the folders in {self.class_folders_parent}"
             )
         return classes or None
 
     def told_labels(self, split: str, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-        """The image-level labels that somebody gave: in a labels file, or by folders that are called as the classes.
+        """The given image-level labels: in a labels file, or by folders with the names of the classes.
 
         Args:
             split: Name of the list.
@@ -159,11 +159,11 @@ class Layout:
         return self._below(folder, MASK_SUFFIXES).path(name) or folder / f"{name}.png"
 
     def split_masks(self, split: str) -> Path:
-        """The folder in which a split's masks lie."""
+        """The folder of a split's masks."""
         return self.masks / self._sub_folder(split)
 
     def has_masks(self, split: str) -> bool:
-        """Whether there are masks for a split; own data may do without, and is then not scored.
+        """Whether there are masks for a split; own data may have none, and is then not scored.
 
         Raises:
             UserError: As :meth:`names`, for own folders, whose splits may share a folder of masks.
@@ -317,15 +317,16 @@ def _with_class_folders(layout: Layout) -> Layout:
     """
     split, named = layout.train_split, bool(layout.class_names)
     needed = UserError(
-        f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, background left out; or, without "
-        f"such a file, put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
+        f"{layout.root / CLASS_NAMES_FILE} is missing: write one class name per line, without the background; or, "
+        "without such a file, "
+        f"put the training images into one folder per class: {layout.images / split / 'CLASS' / '1.jpg'}"
     )
     if layout.labels is not None:
         if named:
             return layout
         raise UserError(
             f"{layout.root / CLASS_NAMES_FILE} is missing, and {layout.labels} is there: write the class names, "
-            "one per line, background left out; or, where folders are to tell the classes, take the labels file away"
+            "one per line, without the background; or, if the folders should give the classes, remove the labels file"
         )
     try:
         names = layout.names(split)

@@ -70,7 +70,7 @@ def read_list(
         elif not is_there(name) and len(line.split()) > 1 and is_there(name_of(line.split()[0])):
             raise UserError(f"{place}: '{line}' is no image's name: write one name per line and nothing else")
         if name.startswith("/") or ".." in name.split("/"):
-            raise UserError(f"{place}: '{line}' lies outside of the image folder {images.folder}: write its name there")
+            raise UserError(f"{place}: '{line}' is outside the image folder {images.folder}: write its name there")
         if name in names:
             first, spelling = names[name]
             how = f"twice, first in line {first}" + ("" if spelling == line else f" as '{spelling}'")

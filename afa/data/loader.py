@@ -57,7 +57,7 @@ class LoadingStopped(Exception):
 
 
 class ImageLoader(DataLoader[Any]):
-    """A loader that can be left at any time.
+    """A loader that can be stopped at any time.
 
     It raises a worker's :class:`UserError` as it is: one line, without the worker's traceback. While it waits for an
     image, it looks at the time limit and at requests to stop; so it reads in a thread where it has no processes. When

@@ -34,8 +34,8 @@ def labels_from_masks(
 
     Args:
         masks: Folder of masks; sub-folders are searched too.
-        class_names: K names, background left out.
-        ignore_index: Mask value that is ignored.
+        class_names: K names, without the background.
+        ignore_index: Mask value of ignored pixels.
         palette: For masks that are colour images: which colour is which class.
         max_pixels: Larger masks are refused.
         workers: Processes.
@@ -76,7 +76,7 @@ def labels_from_masks(
 
 
 def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
-    """The name of the folder in which each image lies, as its only class.
+    """The name of each image's folder, as its only class.
 
     Args:
         images: Folder with one sub-folder per class; the sub-folders may lie deeper (``train/cat/1.jpg``).
@@ -100,7 +100,7 @@ def labels_from_folders(images: str | Path) -> dict[str, list[str]]:
     for name in sorted(files.found):
         path = images / files.found[name]
         if path.parent == images:
-            raise UserError(f"{path} lies in no sub-folder: its class is unknown; move it into a folder named after it")
+            raise UserError(f"{path} is in no sub-folder: its class is unknown; move it into a folder named after it")
         class_name = unicodedata.normalize("NFC", path.parent.name)
         labels[name] = [class_name]
         places.setdefault(class_name, str(path.parent))
@@ -127,7 +127,7 @@ def write_label_file(
         masks: Folder of masks; or
         folders: folder of images in sub-folders named after the classes.
         class_names: File of the class names; ``classes.txt`` beside the output by default.
-        ignore_index: Mask value that is ignored.
+        ignore_index: Mask value of ignored pixels.
         mask_palette: For masks that are colour images: file with the classes' colours, see
             :func:`afa.data.palette.read_palette`.
         max_pixels: Larger masks are refused.

@@ -1,4 +1,4 @@
-"""What a prepared data set says about itself, and the published sizes of the known ones."""
+"""The manifest of a prepared data set, and the published sizes of the known data sets."""
 
 from __future__ import annotations
 

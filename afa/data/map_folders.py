@@ -85,7 +85,7 @@ class MapFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this folder's content from another's, as 32 hexadecimal digits; where it lies does not matter.
+        """A fingerprint of the folder's content, 32 hexadecimal digits; it does not depend on the path.
 
         Of a label folder it is what made it, ``label.json``. Of other folders it is the names, sizes and times of
         change of the files.
@@ -128,7 +128,7 @@ class MapFolder:
 
     @property
     def bits(self) -> int:
-        """Of the scores in its maps: 8 for those that were written for looking, else 32."""
+        """Bits of the scores in its maps: 8 if they were written for viewing only, else 32."""
         form = self._facts.get("maps")
         return 8 if isinstance(form, dict) and form.get("bits") == 8 else 32
 

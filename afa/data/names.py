@@ -55,11 +55,11 @@ def passed_over(files: Sequence[str]) -> str | None:
         return None
     kinds = sorted({os.path.splitext(file)[1].lower() for file in images})
     first = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
-    return f"{len(images)} image files are passed over, for files of the kind {', '.join(kinds)} are not read: {first}"
+    return f"{len(images)} image files are skipped, because files of the kind {', '.join(kinds)} are not read: {first}"
 
 
 def two_of_each(missing: Iterable[str], others: Iterable[str]) -> str:
-    """What a message about names that do not match adds: two that are missing, and two that nobody asked for.
+    """Examples for a message about names that do not match: two missing and two unexpected ones.
 
     Args:
         missing: Names that were looked for in vain.

@@ -87,7 +87,7 @@ def find_source(
         raise UserError(f"--outputs: name the one output of {root} whose labels are exported; it has labels of {there}")
     if folder.bits < 32 and maps:
         raise UserError(
-            f"the maps in {root} have {folder.bits} bits, which are for looking: write them again without --maps-bits 8"
+            f"the maps in {root} have {folder.bits} bits, for viewing only: write them again without --maps-bits 8"
         )
     for output in labels:
         folder.require_labels(names, output)

@@ -46,13 +46,13 @@ def check_inside(root: Path, path: Path) -> None:
     """
     if leads_out(root, path):
         raise UserError(
-            f"{path} leads out of {root} through a link, and nothing is written into what was lent: "
+            f"{path} leads out of {root} through a link, and this command writes only inside it: "
             "put a folder of its own there"
         )
 
 
 def is_free(path: Path) -> bool:
-    """Whether there is nothing at a path, or an empty file, as a loss of power leaves one."""
+    """Whether a path is unused, or holds an empty file, as after a loss of power."""
     if path.is_symlink() or not path.exists():
         return not path.is_symlink()
     return path.is_file() and path.stat().st_size == 0
@@ -93,7 +93,7 @@ class Preparation:
                 self._check_own(name)
 
     def write(self, files: Mapping[str, str]) -> None:
-        """Write small text files. Those that hold the text already are left as they are, whoever made them.
+        """Write small text files. Files that hold the text already are not changed, no matter where they come from.
 
         Args:
             files: Path below the root -> text.
@@ -155,7 +155,7 @@ class Preparation:
 
 
 class MaskNote(NamedTuple):
-    """What a mask file says about its making.
+    """The note in a mask file about its origin.
 
     Args:
         made_by: Name of the preparation.
@@ -195,7 +195,7 @@ def source_sum(content: bytes) -> str:
 def place_mask(
     root: Path, path: Path, mask: np.ndarray, *, made_by: str, source: str = "none", advice: str = ""
 ) -> None:
-    """Put a mask into its place, unless a file with the same pixels is there, whoever made that.
+    """Put a mask into its place, unless a file with the same pixels exists, no matter where it comes from.
 
     Args:
         root: Folder of the data set.

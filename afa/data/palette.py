@@ -57,8 +57,8 @@ def read_palette(path: Path, class_names: Sequence[str], ignore_index: int = 255
 
     Args:
         path: Text file in UTF-8.
-        class_names: K names, background left out.
-        ignore_index: Mask value that is ignored.
+        class_names: K names, without the background.
+        ignore_index: Mask value of ignored pixels.
 
     Raises:
         UserError: The file is missing or malformed, names no class, or gives one colour to two.

@@ -220,7 +220,7 @@ def _bytes(value: Any) -> bytes:
 
 def _make_array(arguments: tuple[Any, ...], budget: Budget) -> _Array:
     if not arguments or arguments[0] != Name("numpy", "ndarray"):
-        refuse("it asks for a kind of array that is not NumPy's plain one")
+        refuse("it needs a kind of array that is not NumPy's plain one")
     return _Array()
 
 

@@ -146,7 +146,11 @@ def _find_sources(
     stale = own_masks(root, outdated.values(), _MADE_BY)
     for path in stale:
         del augmented[path.stem]
-    notes = [f"{len(stale)} masks of an earlier start, of which image or source is gone, are deleted"] if stale else []
+    notes = (
+        [f"{len(stale)} masks of an earlier start, whose image or source no longer exists, are deleted"]
+        if stale
+        else []
+    )
     sources = {**augmented, **sbd_masks, **voc_masks}
     left_out = sorted(name for name in sources if name not in images)
     if left_out:
@@ -223,8 +227,8 @@ def _find_voc(root: Path) -> Path:
     folder = folders[0]
     if leads_out(root, folder):
         raise UserError(
-            f"{folder} leads out of {root} through a link, and nothing is written into what was lent: "
-            f"give {folder.resolve()} itself, if that is yours to write into"
+            f"{folder} leads out of {root} through a link, and this command writes only inside it: "
+            f"give {folder.resolve()} itself, if you want to write there"
         )
     if (root / VOC_TEST_ARCHIVE).exists():
         extract(root / VOC_TEST_ARCHIVE, below(_VOC_MEMBER, folder), root=folder)
@@ -310,7 +314,7 @@ def _write_mask(root: Path, item: tuple[str, Path]) -> list[int]:
     classes = classes_in_mask(mask, len(VOC_CLASS_NAMES), path=source)
     height, width = mask.shape
     check_size(root / "JPEGImages" / f"{name}.jpg", (height, width), lambda: f"the mask {source}")
-    advice = ", and give that as --sbd if its masks are to serve"
+    advice = ", and give that as --sbd to use its masks"
     place_mask(root, root / AUGMENTED / f"{name}.png", mask, made_by=_MADE_BY, advice=advice)
     return classes
 

@@ -1,4 +1,4 @@
-"""Saliency maps: grey images that say how much each pixel stands out, whatever its class (EDAM reads them)."""
+"""Saliency maps: grey images of how salient each pixel is, for any class (EDAM reads them)."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class SaliencyRange:
     def remark(self) -> str | None:
         """What is odd about the range: which ``edam.saliency_maximum`` fits, where that is not plain."""
         if self.lowest == self.highest:
-            return f"every grey value is {self.lowest}: such maps say nothing about any pixel"
+            return f"every grey value is {self.lowest}: such maps contain no information"
         if self.highest <= 1:
             return (
                 "no grey value is above 1: these are masks of zeros and ones, which need edam.saliency_maximum=1; with "
@@ -93,8 +93,8 @@ class SaliencyRange:
             )
         if self.highest <= 100:
             return (
-                f"no grey value is above {self.highest}: where they are percentages, edam.saliency_maximum=100 makes "
-                "edam.theta the share that it looks like; with 255, theta above "
+                f"no grey value is above {self.highest}: if they are percentages, edam.saliency_maximum=100 makes "
+                "edam.theta a share of full saliency; with 255, theta above "
                 f"{self.highest / 255:.2f} makes no pixel salient"
             )
         return None

@@ -17,7 +17,7 @@ class Sample:
     Attributes:
         name: In the lists.
         image: uint8 RGB [H, W, 3].
-        class_labels: Image-level labels, float32 [K] of 0 and 1; None where nobody knows them.
+        class_labels: Image-level labels, float32 [K] of 0 and 1; None if unknown.
         inputs: What else was asked for, by the name in a method's ``needs`` or an output's ``inputs``:
             ``pixel_labels`` uint8 [H, W] (255 is ignored), ``maps/NAME`` :class:`afa.maps.Maps` [1, c, H, W],
             ``saliency`` uint8 [H, W].

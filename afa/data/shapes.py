@@ -409,7 +409,7 @@ def _name(split: str, number: int) -> str:
 
 
 def _write_unless_changed(path: Path, text: str) -> None:
-    """Write a file, whose content the settings decide: one with another content was changed by somebody."""
+    """Write a file whose content follows from the settings: an existing file with other content was edited."""
     if is_free(path):
         write_text(path, text)
     elif not path.is_file() or path.read_bytes() != text.encode("utf-8"):

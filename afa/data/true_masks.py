@@ -27,10 +27,10 @@ class TrueMasks:
 
     Attributes:
         names: Of the images.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         where: What the truth is, for people.
         paths: Name -> its mask.
-        ignore_index: Mask value that is ignored.
+        ignore_index: Mask value of ignored pixels.
         labels_file: File of image-level labels; None: the masks tell.
     """
 
@@ -73,7 +73,7 @@ class TrueMasks:
 
         Args:
             folder: It holds NAME.png; sub-folders are searched, too.
-            classes: File with one class name per line, background left out.
+            classes: File with one class name per line, without the background.
             list_file: List of the images to take; default: all masks of the folder.
 
         Raises:

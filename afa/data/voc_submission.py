@@ -93,7 +93,7 @@ def check_name(name: str) -> None:
         UserError: It is not one plain word.
     """
     if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
-        raise UserError(f"'{name}' is no name of a VOC image, such as 2008_000006: the server knows no other")
+        raise UserError(f"'{name}' is no name of a VOC image, such as 2008_000006: the server accepts only such names")
 
 
 def require_voc_classes(class_names: Iterable[str], what: str) -> None:

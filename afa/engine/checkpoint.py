@@ -187,8 +187,8 @@ class CheckpointStore:
             return checkpoint
         if steps and any(prefix == _ASIDE for _, prefix in passed_over):
             raise UserError(
-                f"no checkpoint in {self.folder} can be used: some hold another step than their name says; give them "
-                "their own names again, or delete the folder to start afresh"
+                f"no checkpoint in {self.folder} can be used: the step in some of them is not the step in their "
+                "name; restore their names, or delete the folder to start again"
             )
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged: delete the folder to start afresh")
@@ -388,7 +388,7 @@ def _described(tensor: Tensor) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """What the program and what it stands on were when it was started."""
+    """Versions of the program and its libraries at the start."""
     return {
         "afa": afa.__version__,
         "git": git_revision(),

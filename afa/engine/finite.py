@@ -98,7 +98,7 @@ class FiniteGuard:
             buffer.copy_(torch.where(flag > 0, before, buffer))
 
     def inspect(self, step: InspectedStep) -> tuple[Tensor, Tensor]:
-        """Look at a step's losses and at the network's gradients.
+        """Check a step's losses and the network's gradients.
 
         Returns:
             The gradient norm, and the 0/1 flag for the optimiser, on the device.

@@ -96,7 +96,7 @@ class TrainingRun:
         self.table: dict[str, Any] = {}
 
     def go(self) -> int:
-        """Train from where the run stands to its end."""
+        """Train from the current step to the end."""
         with ExitStack() as stack:
             self.runtime.on_main(lambda: stack.enter_context(locked(self.output)))
             saved = self._restore()
@@ -331,7 +331,7 @@ class TrainingRun:
                 logger.info("TensorBoard gets no images: %s", error)
             else:
                 if self.predictor.left_out:
-                    logger.info("TensorBoard's images go without %s", self.predictor.left_out)
+                    logger.info("TensorBoard's images lack %s", self.predictor.left_out)
         where = f"{self.runtime.world_size} process(es) on {self.runtime.device.type}"
         beginning = f"going on from step {start}" if start else "starting"
         logger.info("%s in %s, %s, git %s", beginning, self.output, where, self.facts["versions"]["git"][:12])

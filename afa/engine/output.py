@@ -1,4 +1,4 @@
-"""The folder that receives everything a run writes: whose it is, and that one run alone writes there."""
+"""The output folder of a run: which run owns it, and that only one run writes there."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
         )
     if steps and old.get(_IMAGES) is None:
         logger.warning(
-            "%s does not say what its run was trained on: that the training list and the labels are still the same was "
-            "not checked",
+            "%s does not record its training list and labels: it was not checked whether they are still the same",
             output,
         )
     elif steps and old[_IMAGES] != facts[_IMAGES]:
@@ -121,7 +120,7 @@ def locked(output: Path) -> Iterator[None]:
         raise UserError(f"another process trains in {output}: wait for its end, or take another folder") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        logger.warning("%s cannot be locked (%s): let one run alone write there", output, reason)
+        logger.warning("%s cannot be locked (%s): let only one run write there", output, reason)
     try:
         yield
     finally:

@@ -211,7 +211,8 @@ def _join(device: torch.device) -> Any:
     try:
         store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=_MEETING)))
     except dist.DistError as error:
-        raise UserError(f"the processes of this run cannot meet ({where}): {_first_line(str(error))}") from error
+        reason = _first_line(str(error))
+        raise UserError(f"the processes of this run cannot connect to each other ({where}): {reason}") from error
     finally:
         remark.cancel()
         signal.signal(signal.SIGINT, interrupt)
@@ -229,7 +230,7 @@ def _join(device: torch.device) -> Any:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of the group is gone."""
+    """Whether an error says that another process of the group has ended."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -49,7 +49,7 @@ class Trainer:
         self._wrapped = self.runtime.wrap(self.method.network, sync_batchnorm=self.config.train.sync_batchnorm)
 
     def to_device(self, batch: Mapping[str, Any]) -> Batch:
-        """What networks see travels to the device; what steers shapes stays on the host."""
+        """Inputs of networks go to the device; values that decide shapes stay on the host."""
         moved: Batch = {}
         for key, value in batch.items():
             if isinstance(value, Tensor) and key not in self.method.on_host:

@@ -32,14 +32,14 @@ _SAME_LEVEL = 0.5  # of 255: normalisations that are written with fewer digits
 
 
 def train(config: RunConfig) -> int:
-    """Train as configured, going on from the output folder's latest checkpoint where there is one.
+    """Train as configured; continue from the latest checkpoint in the output folder, if there is one.
 
     Every step's randomness (samples, augmentation, dropout) is a function of the seed and the step, so a resumed run
     ends like an undisturbed one.
 
     Returns:
         Exit code: 0 when done; :data:`afa.engine.signals.PREEMPTED_EXIT_CODE` after SIGTERM or SIGUSR1, 130 after an
-        interrupt, both with everything saved; 1 where another process of the run is gone.
+        interrupt, both with everything saved; 1 if another process of the run has ended.
 
     Raises:
         UserError: Anything that the user can mend.
@@ -72,7 +72,7 @@ def _trained(config: RunConfig, log: RunLog) -> int:
             raise
         # The one that failed tells why; torchrun ends or restarts this one.
         time.sleep(2)
-        logger.error("another process of this run is gone: the same command goes on from the last checkpoint")
+        logger.error("another process of this run has ended: the same command goes on from the last checkpoint")
         return LOST_PROCESS_EXIT_CODE
 
 
@@ -127,18 +127,18 @@ def _start_weights(config: RunConfig, method: Method, *, speaks: bool) -> None:
         load_fitting(method.network, last_checkpoint(config.train.init))
     elif config.optimiser.freeze == "released" and not pretrained and speaks:
         logger.warning(
-            "optimiser.freeze=released without pretrained weights: what is frozen stays at its initial values"
+            "optimiser.freeze=released without pretrained weights: frozen parameters keep their initial values"
         )
 
 
 def _warn_of_other_normalisation(config: RunConfig, encoder: Encoder) -> None:
-    """Say that pretrained weights are used to images that are normalised otherwise."""
+    """Warn if pretrained weights need another normalisation of the images."""
     for name, used_to in (("image_mean", encoder.mean), ("image_std", encoder.std)):
         given = getattr(config.dataset, name)
         if any(abs(ours - theirs) > _SAME_LEVEL for ours, theirs in zip(given, used_to, strict=True)):
             values = ",".join(f"{value:g}" for value in used_to)
             logger.warning(
-                "the encoder's weights are used to dataset.%s=[%s], not %s: results will be worse", name, values, given
+                "the encoder was pretrained with dataset.%s=[%s], not %s: results will be worse", name, values, given
             )
 
 
@@ -174,9 +174,9 @@ def _validation(
             said = f"{said}, and no losses on '{split}': {error}"
     if runtime.is_main:
         if held_out is None:
-            logger.warning("%s: training goes without validation, the last weights count", said)
+            logger.warning("%s: training continues without validation; the last weights are the result", said)
         else:
-            logger.info("%s: the losses on '%s' are reported, the last weights count", said, split)
+            logger.info("%s: the losses on '%s' are reported; the last weights are the result", said, split)
     return None, held_out
 
 

@@ -29,7 +29,7 @@ class Counts:
         intersection: int64 [..., C], pixels of a class that are predicted as it.
         labelled: int64 [..., C], pixels of a class.
         predicted: int64 [..., C], pixels predicted as a class.
-        left_open: int64 [...], pixels predicted as no class (255): a miss of their true class, nobody's false alarm.
+        left_open: int64 [...], pixels predicted as no class (255): a miss of their true class, but no false positive.
     """
 
     intersection: Tensor

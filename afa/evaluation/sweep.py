@@ -1,4 +1,4 @@
-"""Scores of maps without a background over a range of background thresholds, from one look at each image.
+"""Scores of maps without a background over a range of background thresholds, reading each image once.
 
 At each pixel the class with the highest score competes with the threshold alone. So one histogram of these scores per
 class says for every threshold how many pixels are predicted as the class, and how many of them rightly.

@@ -46,7 +46,7 @@ def protocol_key(
     limit: int | None,
     settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What tells one evaluation of a run from another.
+    """The protocol that identifies an evaluation of a run.
 
     Args:
         split: Name of the list.

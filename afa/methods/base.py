@@ -1,7 +1,7 @@
-"""The contract of a method: what training, prediction, evaluation and reports ask of it, and they ask nothing else.
+"""The interface of a method: all that training, prediction, evaluation and reports need from it.
 
-A method is a network, what one training step of it means, and what it says about an image: its ``outputs``. Everyone
-else iterates those. docs/architecture.md shows a whole method in sixty lines.
+A method is a network, its training step, and its ``outputs`` for an image. All other code iterates over these outputs.
+docs/architecture.md shows a complete method in sixty lines.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from afa.maps import Maps
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 
 Batch = dict[str, Any]
-"""What a method's transform gave for each image, stacked: key -> tensor [B, ...]; ``name`` -> list of B names."""
+"""The results of a method's transform, stacked: key -> tensor [B, ...]; ``name`` -> list of B names."""
 
 
 Said = Maps | Tensor | TokenAffinity | PairAffinity
-"""What a method says about one image: maps [1, c, h, w], a label int64 [h, w], or an affinity."""
+"""One output for one image: maps [1, c, h, w], a label int64 [h, w], or an affinity."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """Something that a method says about an image.
+    """One output of a method: a kind of map, label or affinity that it computes for an image.
 
     Attributes:
-        name: As files and tables call it, for example "cam". Letters, digits and ``_``.
-        title: As people read it, for example "CAM".
-        kind: ``maps``: scores of classes, from which a label can be made. ``label``: a class per pixel, where 255
-            leaves it open. ``affinity``: of the tokens of a grid, for looking at.
+        name: Its name in files and tables, for example "cam". Letters, digits and ``_``.
+        title: Its name for people, for example "CAM".
+        kind: ``maps``: scores of classes, from which a label can be made. ``label``: a class per pixel; 255 is no
+            class. ``affinity``: of the tokens of a grid, for display.
         logits: The maps are those of all classes and background, and their softmax gives probabilities.
-        threshold: For maps without a background: the background score with which a label is made of them.
+        threshold: For maps without a background: the background score that makes a label from them.
         inputs: What prediction must be given, names as in :class:`afa.data.samples.Sample`; ``class_labels`` are used
-            where they are known, and need not be named unless the output is impossible without.
+            where they are known, and must be named only if the output is impossible without them.
         scored: Whether evaluation scores it by default.
     """
 
@@ -111,7 +111,7 @@ class SegmentationProtocol:
 
 @dataclass(frozen=True)
 class Found:
-    """What a method says about one image.
+    """The outputs of a method for one image.
 
     Attributes:
         outputs: Output's name -> maps [1, c, h, w], label int64 [h, w], or affinity of one image.
@@ -135,13 +135,13 @@ class ParameterGroup(TypedDict):
 
 @dataclass
 class StepOutput:
-    """What one forward pass of a step gives.
+    """The results of one forward pass of a step.
 
     Attributes:
         losses: Name -> scalar with gradient.
         weights: Name -> weight of that loss in this step's total; the same names.
         scalars: Further figures for the log, as scalars on the device.
-        targets: Labels that this step was supervised with, for whoever looks in from outside.
+        targets: Labels that supervised this step, for tests and displays.
     """
 
     losses: dict[str, Tensor]
@@ -156,11 +156,11 @@ class StepOutput:
 
 
 class Runtime(Protocol):
-    """What the engine offers to a method."""
+    """The services of the engine for a method."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         ...
 
     @property
@@ -173,13 +173,13 @@ class Runtime(Protocol):
         ...
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over the processes; all of them must ask."""
+        """Sum of a tensor over the processes; all of them must call it."""
         ...
 
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """The :class:`Runtime` of whoever uses a method alone, in float32."""
+    """The :class:`Runtime` for a method in one process, in float32."""
 
     device: torch.device = torch.device("cpu")
     world_size: int = 1
@@ -194,33 +194,33 @@ class SingleProcess:
 
 
 class Method(ABC):
-    """A network, and what training and prediction mean for it.
+    """A network, with its training and its prediction.
 
     Args:
-        config: Of the class that the method's configuration has.
-        class_names: K names, background left out.
+        config: An object of :attr:`config_class`.
+        class_names: K names, without the background.
         runtime: Where it runs.
 
     Attributes:
         network: All that is trained and saved, copies such as a moving average included.
-        outputs: What it says about an image; the score of the last one that is scored decides which checkpoint is best.
+        outputs: What it computes for an image; the last one that is scored decides which checkpoint is best.
     """
 
     name: ClassVar[str]
-    """As configurations and checkpoints call it."""
+    """Its name in configurations and checkpoints."""
 
     config_class: ClassVar[type[RunConfig]]
     """The class of its configuration."""
 
     needs: tuple[str, ...] = ("class_labels",)
-    """What training samples must bring: ``class_labels``, ``pixel_labels``, ``maps/NAME``, ``saliency``. A method whose
-    needs follow from its settings sets them in ``__init__``."""
+    """What training samples must contain: ``class_labels``, ``pixel_labels``, ``maps/NAME``, ``saliency``. A method
+    whose needs depend on its settings sets them in ``__init__``."""
 
     sampler: ClassVar[Literal["images", "pairs"]] = "images"
-    """``pairs``: partners with a class in common lie side by side in a batch."""
+    """``pairs``: two images with a class in common are neighbours in a batch."""
 
     on_host: ClassVar[frozenset[str]] = frozenset({"class_labels"})
-    """Keys of a batch that steer shapes, and so stay on the host: a step need not wait for a GPU."""
+    """Keys of a batch that decide shapes, and so stay on the host: then a step does not wait for a GPU."""
 
     network: nn.Module
     outputs: tuple[Output, ...]
@@ -233,7 +233,7 @@ class Method(ABC):
         """The training transform."""
 
     def validation_transform(self) -> Transform | None:
-        """What a validation without masks computes the losses of: a sample -> what a training step takes.
+        """The transform for validation losses without masks: a sample -> the input of a training step.
 
         None: without masks there is no validation.
         """
@@ -255,7 +255,7 @@ class Method(ABC):
 
     @abstractmethod
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
-        """What the network says about images. Its mode is set by the caller; nothing changes.
+        """The outputs for images. The caller sets the mode of the network; this changes no state.
 
         Args:
             samples: Whose images have one size, and one ``network_size``.
@@ -263,8 +263,8 @@ class Method(ABC):
             protocol: For segmentations.
 
         Returns:
-            One for each sample, with the outputs that were wanted. What only some methods can say, such as scales of
-            CAMs, is in the method's configuration.
+            One for each sample, with the wanted outputs. Options of single methods, such as scales of CAMs, are in the
+            method's configuration.
         """
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
@@ -276,7 +276,7 @@ class Method(ABC):
         return None
 
     def pretrained(self) -> Sequence[tuple[nn.Module, str]]:
-        """Parts of the network that start from somebody's weights, and the file, folder or hub name of each."""
+        """Parts of the network that start from pretrained weights, and the file, folder or hub name of each."""
         return ()
 
     def after_step(self, step: int, bad: Tensor) -> None:  # noqa: B027 - nothing to do, for most methods
@@ -284,7 +284,7 @@ class Method(ABC):
 
         Args:
             step: Counted from 0.
-            bad: 0-dimensional, 1 where the step was left out because something was not finite. On the device.
+            bad: 0-dimensional, 1 if the step was skipped because something was not finite. On the device.
         """
 
     def after_training(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - as above
@@ -307,7 +307,7 @@ class Method(ABC):
 
 
 def possible_outputs(method: Method, given: Collection[str]) -> tuple[Output, ...]:
-    """The outputs that need nothing else than what is given.
+    """The outputs that need only the given inputs.
 
     Args:
         method: Its outputs count.
@@ -317,14 +317,14 @@ def possible_outputs(method: Method, given: Collection[str]) -> tuple[Output, ..
 
 
 def named_input_outputs(outputs: Sequence[Output], dataset: DatasetConfig) -> list[Output]:
-    """Where nobody asks for outputs by name: those whose inputs the settings name. Which others are left out is said.
+    """The default outputs: those whose inputs the settings name. A message names the others, which are left out.
 
     Args:
         outputs: Of a method.
         dataset: Names folders of inputs.
 
     Returns:
-        All of them where the settings suffice for none: what is missing then is a mistake.
+        All of them if the settings are not enough for any: then the missing inputs are a mistake.
     """
     unnamed = {
         output.name: [f"dataset.{setting_of(name)}" for name in output.inputs if not _is_given(dataset, name)]
@@ -344,7 +344,7 @@ def _is_given(dataset: DatasetConfig, name: str) -> bool:
 
 
 def missing_inputs(outputs: Sequence[Output]) -> str:
-    """What to say of outputs that no image alone can have: what they need, and how to get them all the same.
+    """A message about outputs that need more than an image: what they need, and how to get them.
 
     Args:
         outputs: Each with inputs.
@@ -353,11 +353,11 @@ def missing_inputs(outputs: Sequence[Output]) -> str:
     needed = list(dict.fromkeys(name for output in outputs for name in output.inputs))
     folders = dict.fromkeys(f"dataset.{setting_of(name)}=FOLDER" for name in needed if name != CLASS_LABELS)
     how = f"'afa label' writes them for the images of a list, with {' '.join(folders)}" if folders else "give them"
-    return f"an image alone does not suffice for {names}, which needs {', '.join(needed)}: {how}"
+    return f"an image alone is not enough for {names}, which needs {', '.join(needed)}: {how}"
 
 
 def named_outputs(offered: Iterable[Output], names: Sequence[str] | None, what: str) -> list[Output]:
-    """Those of the offered outputs that are named, in the order of the offer; all of them where no names are given.
+    """The named ones of the offered outputs, in the offered order; all of them if no names are given.
 
     Args:
         offered: Some outputs of a method.
@@ -383,7 +383,7 @@ def label_output(method: Method, kind: str) -> Output | None:
     """The output whose labels a user means by a name; None where there is none.
 
     ``x`` is the output ``x_label`` where there is one (labels as training makes them), else the output ``x``.
-    ``plain`` is the label that a threshold makes of the first maps without background.
+    ``plain`` is the label of the first maps without background, by a threshold.
     """
     offered = {output.name: output for output in method.outputs if output.kind != "affinity"}
     if kind == "plain":

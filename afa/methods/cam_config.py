@@ -13,15 +13,15 @@ class JitteredCropConfig(CropConfig):
     """Mirror, colour jitter and crop, as released."""
 
     crop_size: int = setting(448, "side of the square training crop in pixels", minimum=16, maximum=8192)
-    brightness: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    contrast: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    saturation: float = setting(0.3, "colour jitter: factor from 1 - this to 1 + this", minimum=0, maximum=1)
-    hue: float = setting(0.1, "colour jitter: turn from -this to this; 0.5 is half a turn", minimum=0, maximum=0.5)
+    brightness: float = setting(0.3, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    contrast: float = setting(0.3, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    saturation: float = setting(0.3, "colour jitter: random factor, 1 - value to 1 + value", minimum=0, maximum=1)
+    hue: float = setting(0.1, "colour jitter: random shift of the hue; 0.5 is half a turn", minimum=0, maximum=0.5)
 
 
 @dataclass
 class CAMAugmentationConfig(JitteredCropConfig):
-    """As AffinityNet's, with a random size before."""
+    """As for AffinityNet, with a random resize before the crop."""
 
     long_side_min: int = setting(256, "smallest long side that an image is resized to", minimum=1, maximum=8192)
     long_side_max: int = setting(512, "largest long side that an image is resized to", minimum=1, maximum=8192)
@@ -34,21 +34,21 @@ class CAMAugmentationConfig(JitteredCropConfig):
 
 @dataclass
 class ReleasedOptimiserConfig(OptimiserConfig):
-    """As every method's; the defaults are those of the released program."""
+    """As for every method; the defaults are those of the released program."""
 
     name: str = setting("sgd", "how weights are updated", choices=("adamw", "sgd"))
-    lr: float = setting(0.01, "learning rate of the encoder (README 0.1, which is for VGG-16 alone)", above=0)
+    lr: float = setting(0.01, "learning rate of the encoder (the released README has 0.1, for VGG-16 only)", above=0)
     weight_decay: float = setting(5e-4, "weight decay; biases have none", minimum=0)
     freeze: str = setting(
         "released",
-        "what is not trained: the first layers and all BatchNorms of the encoder, as in the released program, or none: "
-        "for training from scratch",
+        "parameters that are not trained: released, the first layers and all BatchNorms of the encoder, or none, for "
+        "training from scratch",
         choices=("released", "none"),
     )
-    bias_lr_factor: float = setting(2.0, "learning rate of biases over that of weights beside them", above=0)
+    bias_lr_factor: float = setting(2.0, "learning rate of biases, as a multiple of the weights' rate", above=0)
     momentum: float = setting(
         5e-4,
-        "SGD's momentum; the released program has its weight decay in this place, where 0.9 was meant",
+        "SGD's momentum; the released program passes its weight decay here by mistake, 0.9 was intended",
         minimum=0,
         below=1,
     )

@@ -1,4 +1,4 @@
-"""CAMs with a score of the background, and what DenseCRF makes of such volumes (PSA sec. 3.2.1).
+"""CAMs with a background score, and such volumes after DenseCRF (PSA sec. 3.2.1).
 
 Shapes: P present classes, H x W pixels.
 """

@@ -32,7 +32,7 @@ def choose_classes(cls_logits: Tensor) -> Tensor:
 
 
 def classes_that_count(samples: Sequence[Sample], cls_logits: Tensor) -> PresentClasses:
-    """The classes of the samples' labels; where nobody knows them, those that the classifier predicts.
+    """The classes of the samples' labels; if unknown, those that the classifier predicts.
 
     Args:
         samples: B of them.
@@ -47,7 +47,7 @@ def classes_that_count(samples: Sequence[Sample], cls_logits: Tensor) -> Present
 
 
 def given_labels(samples: Sequence[Sample]) -> Tensor | None:
-    """The samples' labels [B, K], on the host; None where nobody knows them.
+    """The samples' labels [B, K], on the host; None if unknown.
 
     Raises:
         ValueError: Only some of the samples have labels.

@@ -93,7 +93,7 @@ class EncoderOutput(NamedTuple):
 
 
 class AttentiveEncoder(Encoder):
-    """An encoder that also tells what its last blocks attend to, on the grid of its last feature map.
+    """An encoder that also gives the attention of its last blocks, on the grid of its last feature map.
 
     Attributes:
         centred_attention: Whether whoever learns from its logits should take each query's less their mean over the

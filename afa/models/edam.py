@@ -32,7 +32,7 @@ class EDAMNetwork(nn.Module):
 
     Args:
         encoder: Its last map is read; that of a ResNet-38 without its last ReLU, see :class:`afa.models.ResNet38`.
-        num_classes: K, background left out.
+        num_classes: K, without the background.
         width: d of the tokens.
         heads: H of the attention.
         dropout: Of tokens, of attention probabilities, and within and behind the layers of the transformer blocks.
@@ -98,7 +98,7 @@ class EDAMNetwork(nn.Module):
         return F.normalize(self.mask_layer(feature).float(), dim=1).abs()
 
     def tokens(self, feature: Tensor, distribution: Tensor) -> Tensor:
-        """What each class sees of each position, where it lies, and in which image of its pair.
+        """Features of each position for each class, with codes of the position and of the image in the pair.
 
         Args:
             feature: [B, C, h, w].

@@ -22,7 +22,7 @@ class CAMNetwork(nn.Module):
 
     Args:
         encoder: Its last map is classified.
-        num_classes: K, background left out.
+        num_classes: K, without the background.
         dropout: Of whole channels of the last map, in training.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What stands out in an image, by minimum barrier distance: no network, no training (Zhang et al., ICCV 2015).
+"""Saliency of an image by minimum barrier distance: no network, no training (Zhang et al., ICCV 2015).
 
 "Minimum Barrier Salient Object Detection at 80 FPS". A pixel stands out where every way to the image's border crosses
 great differences of colour, and where its colour is unlike the border's.

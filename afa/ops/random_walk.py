@@ -23,7 +23,7 @@ class TokenAffinity(NamedTuple):
     grid: tuple[int, int]
 
     def of(self, y: int, x: int) -> Tensor:
-        """The affinity of every token with one of them, for looking at: [B, h, w].
+        """The affinity of every token with one token, for display: [B, h, w].
 
         Raises:
             IndexError: There is no such token.
@@ -72,7 +72,7 @@ class PairAffinity(NamedTuple):
         return self.values.shape[-2], self.values.shape[-1]
 
     def of(self, y: int, x: int) -> Tensor:
-        """The affinity of every position with one of them, for looking at: [h, w], 1 with itself, 0 beyond the pairs.
+        """The affinity of every position with one position, for display: [h, w], 1 with itself, 0 beyond the pairs.
 
         Raises:
             IndexError: There is no such position.
@@ -99,7 +99,7 @@ def _place(y: int, x: int, grid: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=8)
 def affinity_window(height: int, width: int, radius: int, device: torch.device | None = None) -> Tensor:
-    """Which pairs of tokens lie within ``radius`` of each other in y and in x.
+    """Which pairs of tokens are within ``radius`` of each other in y and in x.
 
     Built once per grid: every step asks for the same few. The last eight are kept: large grids have large ones.
 

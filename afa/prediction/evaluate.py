@@ -82,7 +82,7 @@ def evaluate(
         method: Its network's mode and the random state are the same afterwards as before.
         samples: As :func:`afa.data.loader.evaluation_loader` gives them; this process's share. Maps are made with their
             class labels.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         device: Where the network lies.
         outputs: Names of those to score; default: all that are scored.
         protocol: Of the segmentation; default: one forward at native size, as in training.

@@ -21,7 +21,7 @@ _NAMED = 3  # files of a kind that are passed over
 
 @dataclass(frozen=True)
 class Picture:
-    """A file to look at.
+    """An image file to predict.
 
     Attributes:
         path: The file.
@@ -87,7 +87,7 @@ def find_pictures(arguments: Sequence[Path], without: Path) -> Found:
                 seen.add(place)
                 found.append((path, folder))
     if not found:
-        more = f"; passed over: {describe_files(passed_over)}" if passed_over else ""
+        more = f"; skipped: {describe_files(passed_over)}" if passed_over else ""
         raise UserError(
             f"no image in {', '.join(map(str, arguments))}: {', '.join(IMAGE_SUFFIXES)} files are read{more}"
         )

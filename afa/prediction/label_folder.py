@@ -1,4 +1,4 @@
-"""A label folder being made: what a trained method says about images, for later stages to read.
+"""Writing a label folder: the outputs of a trained method, for later stages to read.
 
 ``label.json`` (what made it) is written first, then ``maps/OUTPUT/NAME.npz`` and ``labels/OUTPUT/NAME.png``, and
 ``manifest.json`` (counts, failures, time) last. Started again it does what is missing.
@@ -108,7 +108,7 @@ class LabelFolder:
         return sum(path.stat().st_size for output in self.outputs for path in self._paths(output, name))
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove incomplete files of a killed process."""
         for folder, _, _ in os.walk(self.root):
             remove_unfinished(Path(folder))
 

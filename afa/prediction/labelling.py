@@ -1,4 +1,4 @@
-"""The label stage: a trained method looks at every image of a split and writes what it sees."""
+"""The label stage: a trained method predicts every image of a split and saves its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained method, opened for use: the public face of the project."""
+"""A trained method, opened for use: the public interface of the project."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Model:
 
     Attributes:
         method: Its network is in evaluation mode.
-        config: Its configuration, with what was changed for this use.
-        class_names: K names, background left out.
-        step: Training steps done, None where nobody says.
-        device: Where the network lies.
+        config: Its configuration, with the changes for this use.
+        class_names: K names, without the background.
+        step: Training steps done; None if unknown.
+        device: The device of the network.
         weights: The file of the weights.
     """
 
@@ -58,12 +58,12 @@ class Model:
 
     @property
     def protocol(self) -> SegmentationProtocol:
-        """How the ``test`` settings say that segmentations are predicted."""
+        """The protocol of segmentations in the ``test`` settings."""
         test = self.config.test
         return SegmentationProtocol(test.long_side, tuple(test.scales), test.mirror)
 
     def predictor(self, crf: DenseCRF | None = None, inputs: Collection[str] = ()) -> Predictor:
-        """For images of any size; ``crf`` refines the masks, ``inputs`` is what every image will come with."""
+        """A predictor for images of any size; ``crf`` refines the masks, ``inputs`` names what every image brings."""
         return Predictor(self.method, self.config, device=self.device, crf=crf, inputs=inputs)
 
     def predict(
@@ -75,15 +75,15 @@ class Model:
         crf: bool = False,
         batch_size: int = 1,
     ) -> Any:
-        """Look at images: masks, maps and classes.
+        """Predict images: masks, maps and classes.
 
         Args:
             images: A path, an array (uint8 RGB [H, W, 3], or grey [H, W]), a PIL image, or a list of those. A folder
                 stands for all images in it. Files are turned upright as their EXIF orientation says, arrays and PIL
-                images are taken as they are.
-            labels: Names of the classes that an image shows; for several images a list of such lists. Default: what
-                the classifier says.
-            maps: Outputs whose maps are wanted; default: all that give no logits.
+                images are used unchanged.
+            labels: Names of the classes that an image shows; for several images a list of such lists. Default: the
+                classes that the classifier predicts.
+            maps: Outputs whose maps are returned; default: all except logits.
             crf: Refine the masks with DenseCRF.
             batch_size: Images of one size, one after the other, that run together.
 
@@ -142,7 +142,7 @@ def load(
             :func:`afa.weights.open_checkpoint` takes it.
         config: Configuration (YAML) instead of the one that came with the weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        overrides: ``section.key=value`` strings for how it is used; what it is stays as it was trained.
+        overrides: ``section.key=value`` strings, for settings of its use; the network itself cannot be changed.
 
     Raises:
         UserError: The checkpoint, the device or a setting is wrong.
@@ -180,7 +180,7 @@ def scored_class_names(model: Model) -> tuple[str, ...]:
         )
     for own, other in zip(model.class_names, names, strict=True):
         if own != other:
-            logger.warning("the network's class '%s' is '%s' in the data set: their classes should agree", own, other)
+            logger.warning("the network's class '%s' is '%s' in the data set: the classes should agree", own, other)
             break
     return names
 

@@ -87,7 +87,7 @@ def require_onnx() -> None:
 
 @torch.no_grad()
 def export_onnx(model: Model, path: Path, *, size: Sequence[int] | None = None) -> Exported:
-    """Write a segmentation network, and beside it a JSON file with what belongs before and after it.
+    """Write a segmentation network, and beside it a JSON file about its pre- and postprocessing.
 
     The graph takes normalised images ``image`` float32 [B, 3, H, W] and gives ``logits`` float32 [B, C, h, w]. B, H and
     W are free, unless ``size`` is given. The file is kept only where onnxruntime gives the same logits as PyTorch for

@@ -161,7 +161,7 @@ class Predictor:
         unrefined_mask: bool = False,
         maps_as_computed: bool = False,
     ) -> Prediction:
-        """Look at one image: :meth:`predict_batch` of it alone."""
+        """Predict one image: :meth:`predict_batch` for it alone."""
         return self.predict_batch(
             [image],
             None if class_labels is None else [class_labels],
@@ -184,7 +184,7 @@ class Predictor:
         unrefined_mask: bool = False,
         maps_as_computed: bool = False,
     ) -> list[Prediction]:
-        """Look at images of one size together.
+        """Predict images of one size together.
 
         Args:
             images: uint8 RGB, each [H, W, 3].

@@ -1,4 +1,4 @@
-"""What lies in a folder of results, NAME being the image's own name without suffix:
+"""The files in a folder of results. NAME is the name of the image without suffix:
 
 - ``masks/NAME.png``: segmentation, palette PNG in VOC's colours, the indices are the class ids.
 - ``cams/NAME.npz``: ``cams`` float16 [m, h, w] in 0..1, ``class_ids`` int64 [m] (1..K), ``class_names`` [m], ``scores``
@@ -10,7 +10,7 @@
 - ``cam_overlays/NAME.jpg``: each class's CAM over the image, with a colour bar: grey where the background wins. At most
   six classes, those with the highest scores.
 - ``pseudo_labels/KIND/NAME.png``: as the masks, 255 where the label is left open.
-- ``FOLDER.gif``: the overlays of a folder's frames, without names; images that were named one by one are in none.
+- ``FOLDER.gif``: the overlays of a folder's frames, without names; images that were named one by one are in no GIF.
 - ``pictures.json``: NAME -> the image's path and its classes with their scores.
 """
 
@@ -32,7 +32,7 @@ class WantedResults:
         maps: The output whose maps count as CAMs; None: there are none, or they are not wanted.
         write_maps: Write them.
         maps_form: Their size and precision; None: as they are, in float16.
-        overlays: Images to look at.
+        overlays: Write overlays.
         pseudo_labels: KIND, the name of a folder -> the output whose labels go there.
         gif: An animated GIF per folder that was given.
         frames_per_second: Its speed.

@@ -1,4 +1,4 @@
-"""A contact sheet: everything that a method says about some images, rows for each."""
+"""A contact sheet: all outputs of a method for some images, with rows for each."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def miou_text(matrix: ConfusionMatrix, class_names: Sequence[str]) -> str:
         class_names: K names.
     """
     if not matrix.class_counts().labelled.any():
-        return "no mIoU, as all truth is ignored,"
+        return "no mIoU, because all true pixels are ignored,"
     return f"mIoU {100 * matrix.scores(['background', *class_names])['miou']:.1f} %"
 
 

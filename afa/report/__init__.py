@@ -1,1 +1,1 @@
-"""What people look at: a run or a label folder as one page, and the comparison of runs."""
+"""Results for people: a run or a label folder as one page, and the comparison of runs."""

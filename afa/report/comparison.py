@@ -35,7 +35,7 @@ class Group:
     Attributes:
         title: What people call it.
         runs: One or more.
-        supervision: What they were taught with; None where nobody says.
+        supervision: Their supervision; None if unknown.
     """
 
     title: str
@@ -124,7 +124,7 @@ def group_runs(runs: Sequence[tuple[str | None, Run]], supervision: Mapping[str,
     Args:
         runs: A title and a run. Runs of one title are one group, whatever their settings; of those without a title, the
             runs of one recipe.
-        supervision: Title -> what the group was taught with; it wins over what the settings tell.
+        supervision: Title -> supervision of the group; it overrides the one from the settings.
 
     Raises:
         UserError: A run is named twice, or a title of ``supervision`` is no group's.
@@ -181,8 +181,8 @@ def compare(groups: Sequence[Group], *, resamples: int = RESAMPLES, seed: int = 
     for group in groups[1:]:
         if not any(found.title == group.title for found in differences):
             notes.append(
-                f"{group.title} and {groups[0].title} share no output that was scored under one protocol: nothing of "
-                "them can be compared"
+                f"{group.title} and {groups[0].title} have no output that was scored with the same protocol: they "
+                "cannot be compared"
             )
     return Comparison(tuple(groups), tuple(rows), tuple(differences), _differing(groups), tuple(notes), resamples, seed)
 
@@ -214,14 +214,14 @@ def _notes(groups: Sequence[Group]) -> Iterator[str]:
         if len({run.recipe for run in group.runs}) > 1:
             keys = _differing_keys(group.runs)
             what = f"differ in {', '.join(keys)}" if keys else "are of different recipes or training images"
-            yield f"{group.title}: its runs {what}, and are one group because they have one title"
+            yield f"{group.title}: its runs {what}, and form one group because they have the same title"
         seeds = [run.seed for run in group.runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):
-            yield f"{group.title}: several runs have one seed, so the deviation says too little"
+            yield f"{group.title}: several runs have the same seed, so the deviation may be too small"
         if group.supervision is None:
             yield (
-                f"nobody says what {group.title} was taught with (I, I+S, pixels): --supervision '{group.title}=I' "
-                "would say it"
+                f"the supervision of {group.title} is unknown (I, I+S, pixels): give --supervision, for example "
+                f"'{group.title}=I'"
             )
 
 

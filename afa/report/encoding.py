@@ -42,7 +42,7 @@ def shown_size(size: Sequence[int], long_side: int = IMAGE_LONG_SIDE) -> tuple[i
 
 
 def photo_uri(image: np.ndarray) -> str:
-    """An image, uint8 RGB [H, W, 3], for looking at."""
+    """An image, uint8 RGB [H, W, 3], for display."""
     height, width = shown_size(image.shape[:2])
     if (height, width) != image.shape[:2]:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

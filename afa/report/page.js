@@ -270,7 +270,7 @@
     if (layer === "errors") {
       if (!image.truth) return nothing("it has no true mask");
       paintErrors(canvas, image, await grey(image.truth), label);
-      return "red: the prediction differs from the truth; hatched: nobody knows";
+      return "red: the prediction differs from the truth; hatched: ignored or open";
     }
     paintLabel(canvas, image, label);
     const miou = layer === "truth" ? null : said.mious[layer === "prediction" ? data.sources[source].main : name];

@@ -1,4 +1,4 @@
-"""The page: images are looked at and counted one by one, those to be shown are kept, and all goes into one file."""
+"""The page: images are predicted and scored one by one, those to show are kept, and all is written to one file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Written:
 
 
 def write_report(path: Path, sources: Sequence[Source], *, most_images: int) -> Written:
-    """Look at the images, and write the page.
+    """Predict or read the images, and write the page.
 
     Args:
         path: The file; it appears when it is whole.
@@ -97,7 +97,7 @@ def write_report(path: Path, sources: Sequence[Source], *, most_images: int) -> 
 
 
 def _together(sources: Sequence[Source], names: Sequence[str]) -> Any:
-    """What all sources say about each image; an image that one of them leaves out is left out."""
+    """The outputs of all sources for each image; an image that one source skips is skipped."""
     streams = [iter(source.seen(names)) for source in sources]
     waiting = [next(stream, None) for stream in streams]
     place = {name: index for index, name in enumerate(names)}
@@ -114,7 +114,7 @@ def _together(sources: Sequence[Source], names: Sequence[str]) -> Any:
 
 
 def _find_thresholds(sources: Sequence[Source], names: Sequence[str]) -> None:
-    """Give maps of other programs, of which nobody says the threshold, the best one: from a first look at them."""
+    """Give maps of other programs without a known threshold the best threshold: from a first pass over them."""
     for source in sources:
         if not isinstance(source, FolderSource):
             continue

@@ -1,4 +1,4 @@
-"""What a report is about: a trained method that looks at images, or a folder in which somebody's results lie."""
+"""What a report is about: a trained method that predicts images, or a folder of results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LONGEST_TITLE = 60
 
 @dataclass(frozen=True)
 class Look:
-    """What one output says about one image.
+    """One output for one image.
 
     Attributes:
         label: Class ids, int64 [H, W] of the image's size, 255 open; None where no label can be made.
@@ -57,7 +57,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image and what a source says about it.
+    """An image and the outputs of a source for it.
 
     Attributes:
         sample: The image.
@@ -78,7 +78,7 @@ class Source(ABC):
     Attributes:
         where: The run, the file of weights or the folder.
         title: A short name for it.
-        class_names: K names, background left out.
+        class_names: K names, without the background.
         images: The list.
         names: Of those images that it says something about.
         outputs: What it says about them.
@@ -106,7 +106,7 @@ class Source(ABC):
         return next(reversed(scored or with_label), None)
 
     def seen(self, names: Sequence[str]) -> Iterator[Seen]:
-        """Look at images, one after the other. Those that are damaged are left out where the data set says so.
+        """Predict or read images, one after the other. Damaged ones are skipped if the data set allows it.
 
         Raises:
             DamagedImage: An image, its mask or what belongs to it cannot be read.
@@ -118,7 +118,7 @@ class Source(ABC):
             except DamagedImage as error:
                 if self.images.config.bad_image == "stop":
                     raise DamagedImage(
-                        f"{error} ('afa check' finds all; dataset.bad_image=skip goes on without)"
+                        f"{error} ('afa check' finds all; dataset.bad_image=skip continues without them)"
                     ) from error
                 self.notes.append(f"left out: {error}")
                 logger.warning("%s; it is left out", error)
@@ -273,7 +273,7 @@ class FolderSource(Source):
         self._found_thresholds: dict[str, float] = {}
 
     def needs_threshold(self, output: Output) -> bool:
-        """Whether an output is of maps alone, without labels, of which nobody says the threshold."""
+        """Whether an output is of maps alone, without labels and without a known threshold."""
         return output.name not in self.folder.label_outputs and output.threshold is None
 
     def set_threshold(self, name: str, threshold: float) -> None:
@@ -372,15 +372,15 @@ def require_same_images(first: Source, second: Source) -> list[str]:
     """
     if first.class_names != second.class_names:
         raise UserError(
-            f"{first.where} knows {len(first.class_names)} classes, {second.where} {len(second.class_names)}, or "
-            "others: only results of the same classes stand side by side"
+            f"{first.where} ({len(first.class_names)} classes) and {second.where} ({len(second.class_names)}) have "
+            "different classes: only results with the same classes can be compared"
         )
     both = set(second.names)
     names = [name for name in first.names if name in both]
     if not names or first.images.layout.root.resolve() != second.images.layout.root.resolve():
         raise UserError(
-            f"{first.where} and {second.where} are not of the same images: give dataset.root=FOLDER and --split NAME, "
-            "which then hold for both"
+            f"{first.where} and {second.where} do not have the same images: give dataset.root=FOLDER and --split "
+            "NAME, which then apply to both"
         )
     return names
 

@@ -1,4 +1,4 @@
-"""What a source is: its recipe and settings, what it was made with, and what was recorded while it was trained."""
+"""The summary of a source: recipe, settings, versions, and the records of its training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OWN = {"dataset": SETTINGS_OF_PLACES, "train": ("output", "device", "workers", 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a page says about a source before its images.
+    """The summary of a source on a page.
 
     Attributes:
         facts: (name, value) pairs.
@@ -111,7 +111,7 @@ def _of_run(source: RunSource, shown: Sequence[tuple[str, str]]) -> Summary:
 
 
 def run_folder(weights: Path) -> Path | None:
-    """The folder of the run that a checkpoint's weights belong to; None where they lie elsewhere."""
+    """The folder of the run that a checkpoint's weights belong to; None if they are elsewhere."""
     store = weights.parent.parent
     return store.parent if store.name == CHECKPOINTS_FOLDER else None
 

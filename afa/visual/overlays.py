@@ -52,7 +52,7 @@ def overlay_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def hatching(size: tuple[int, ...]) -> np.ndarray:
-    """Diagonal stripes, which stand for ignored pixels.
+    """Diagonal stripes, which mark ignored pixels.
 
     Args:
         size: (H, W).

@@ -35,8 +35,8 @@ class OpenedCheckpoint(NamedTuple):
     Attributes:
         method: Its network is in evaluation mode, on the CPU.
         config: What it was trained with; defaults where nothing came with the weights.
-        class_names: K names, background left out.
-        step: Training steps done, None where nobody says.
+        class_names: K names, without the background.
+        step: Training steps done; None if unknown.
         path: The file of the weights.
     """
 
@@ -107,8 +107,8 @@ def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
         return config_from_dict(sections, source=str(file.path))
     if seen.num_classes is None:
         raise UserError(
-            f"{file.path} holds no AFA network and says nothing about itself: it seems to be {article(seen.kind)}; "
-            "give the configuration that it was trained with"
+            f"{file.path} holds no AFA network and has no record of its configuration: it seems to be "
+            f"{article(seen.kind)}; give the configuration that it was trained with"
         )
     try:
         settings, _ = describe_network(file.tensors)

@@ -131,8 +131,8 @@ def _check_config(config: Mapping[str, Any], source: str) -> None:
             nodes += node
         elif isinstance(node, str) and ("${" in node or node == "???"):
             raise UserError(
-                f"{source}: its configuration holds '{shown(node)}': what stands for something else would be looked up "
-                "on this machine, which is refused; give a configuration of your own instead (--config)"
+                f"{source}: its configuration holds '{shown(node)}': such a reference would read a value of "
+                "this machine, so it is refused; give your own configuration instead (--config)"
             )
     model = config.get("model")
     depths = model.get("depths") if isinstance(model, Mapping) else None

@@ -78,7 +78,7 @@ class _Reader:
             raise ValueError(f"{self.left} bytes follow its end")
         twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
-            raise ValueError(f"the name '{shown(twice[0])}' stands twice")
+            raise ValueError(f"the name '{shown(twice[0])}' appears twice")
         return dict(zip(names, arrays, strict=True))
 
     def _array(self) -> Tensor:

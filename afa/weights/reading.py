@@ -313,7 +313,7 @@ def _download(name: str) -> Path:
             logger.info("%s %s: %s", name, "from the cache" if from_cache else "downloaded", path)
             return path
     raise UserError(
-        f"{name}: no such file or folder, and not to be had from the Hugging Face hub ({type(reason).__name__}): "
+        f"{name}: no such file or folder, and not available from the Hugging Face hub ({type(reason).__name__}): "
         f"check name and network, or fetch its {' or '.join(_HUB_FILES)} elsewhere and give that file's path"
     ) from reason
 

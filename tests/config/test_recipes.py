@@ -47,7 +47,7 @@ def test_own_files_build_on_recipes(empty: Path) -> None:
     [
         ("vco", "vco: neither a file nor a recipe; did you mean voc"),
         ("psa", "psa: neither a file nor a recipe; did you mean psa/1_cam or psa/2_affinity or psa/3_segment"),
-        ("nothing-like-it.yaml", "neither a file nor a recipe; 'afa list recipes' names those there are"),
+        ("nothing-like-it.yaml", "neither a file nor a recipe; 'afa list recipes' lists them"),
         ("folder", "folder: a folder, and no recipe of that name"),
         ("", "neither a file nor a recipe|a folder"),
         ("../voc", "../voc: neither a file nor a recipe"),

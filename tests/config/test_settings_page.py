@@ -67,7 +67,7 @@ def test_every_setting_of_a_method_is_in_the_common_part_or_its_own() -> None:
 def test_what_differs_is_told_apart_and_signs_of_markdown_are_words() -> None:
     page = settings_page({"plain": RunConfig, "other": Other})
     common, plain, other = page.split("\n## Method ")
-    assert "extra" not in common and "Not so in" not in common
+    assert "extra" not in common and "Differs in" not in common
     assert plain.strip() == "plain"
     assert "`extra`: Of this method alone. More is said here." in other
     row = r"| `extra.odd` | `null` | whole number or number, 1 to 2,000; or `null` | a \| b \< \`c\` |"

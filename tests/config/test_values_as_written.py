@@ -189,8 +189,8 @@ def test_a_value_that_contradicts_the_file_names_both(file: Path) -> None:
 BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty"),
     "comment": ("# nothing\n", "is empty"),
-    "twice": ("train:\n  steps: 5\n  seed: 1\n  steps: 6", "'steps' stands twice, in lines 2 and 4"),
-    "section twice": ("train: {steps: 5}\ntrain: {seed: 1}", "'train' stands twice, in lines 1 and 2"),
+    "twice": ("train:\n  steps: 5\n  seed: 1\n  steps: 6", "'steps' appears twice, in lines 2 and 4"),
+    "section twice": ("train: {steps: 5}\ntrain: {seed: 1}", "'train' appears twice, in lines 1 and 2"),
     "bomb": ("a: &a [1, 1]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(90)), "aliases"),
     "merge": ("train:\n  <<: {steps: 5}", "merge keys"),
     "tag": ("train: {steps: !!int '5'}", "tags"),
@@ -222,8 +222,8 @@ def test_a_broken_file_is_one_line_that_names_it(file: Path, kind: str) -> None:
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "it is no file" in refusal(tmp_path / "pipe")
-    assert "it is no file" in refusal(Path("/dev/zero"))
+    assert "it is not a file" in refusal(tmp_path / "pipe")
+    assert "it is not a file" in refusal(Path("/dev/zero"))
 
 
 def test_a_file_with_a_byte_order_mark_is_read(file: Path) -> None:

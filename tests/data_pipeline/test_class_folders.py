@@ -99,7 +99,7 @@ def test_validation_images_without_masks_have_the_classes_of_their_folders(root:
     put(root / "images" / "val" / "Cat" / "1.png")
     assert told(split_of(root, "val")) == {"val/Cat/1": ["Cat"]}
     put(root / "images" / "val" / "bird" / "1.png")
-    with pytest.raises(UserError, match=r"val/bird/1\.png lies in no folder of a class"):
+    with pytest.raises(UserError, match=r"val/bird/1\.png is in no class folder"):
         split_of(root, "val")
 
 
@@ -161,8 +161,8 @@ def _depths_in_a_list(root: Path) -> None:
 @pytest.mark.parametrize(
     ("disturb", "words"),
     [
-        (_beside, "train/0.png lies beside the class folders"),
-        (_nested, "train/Cat/black/0.png lies deeper than the class folders"),
+        (_beside, "train/0.png is beside the class folders"),
+        (_nested, "train/Cat/black/0.png is deeper than the class folders"),
         (_empty, "the class folder .*train/bird holds no image"),
         (_unread, "the class folder .*train/bird holds no image"),
         (_twins, "are the same image in two class folders"),
@@ -171,7 +171,7 @@ def _depths_in_a_list(root: Path) -> None:
         (_one_class_twice, "'zebra.crossing' is named twice"),
         (_flat, "classes.txt is missing.*one folder per class: .*images/train/CLASS"),
         (_without_split, "classes.txt is missing.*one folder per class: .*images/train/CLASS"),
-        (_depths_in_a_list, "lies deeper than the class folders"),
+        (_depths_in_a_list, "is deeper than the class folders"),
     ],
 )
 def test_what_is_uncertain_is_refused(root: Path, disturb: Callable[[Path], None], words: str) -> None:

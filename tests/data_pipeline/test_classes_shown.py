@@ -122,7 +122,7 @@ def test_folders_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         ("l.json", '{"a": [1.0]}', "not a list of class names"),
         ("l.json", '{"a": [-1]}', "'-1' is neither"),
         ("l.json", '{"a": ["' + "9" * 5000 + '"]}', "is neither"),
-        ("l.json", '{"a": ["cat"], "a": ["dog"]}', "the key 'a' stands twice"),
+        ("l.json", '{"a": ["cat"], "a": ["dog"]}', "the key 'a' appears twice"),
         ("l.json", '{"a.jpg": ["cat"], "./a": ["dog"]}', r"twice, as 'a\.jpg' .*and as '\./a'"),
         ("l.json", '{"a\\\\b": ["cat"], "a/b ": ["dog"]}', "twice, as"),
         ("l.json", '{"Zo\u00eb": ["cat"], "Zoe\u0308": ["dog"]}', "twice, as"),
@@ -280,7 +280,7 @@ def test_files_of_other_kinds_are_named(tmp_path: Path, caplog: pytest.LogCaptur
         (root / "images/train/cat" / name).write_bytes(b"")
     write_label_file(root / "class_labels.json", folders=root / "images")
     said = (
-        "4 image files are passed over, for files of the kind .heic, .heif, .jxl, .psd are not read: "
+        "4 image files are skipped, because files of the kind .heic, .heif, .jxl, .psd are not read: "
         "train/cat/a.HEIC, train/cat/b.heif, train/cat/c.jxl, ..."
     )
     assert said in caplog.text

@@ -75,7 +75,7 @@ def test_pipes_and_folders_are_never_replaced(tmp_path: Path) -> None:
 
 
 BAD_JSON = {
-    "twice": (b'{"a": 1, "b": {"x": 1, "x": 2}}', "the key 'x' stands twice"),
+    "twice": (b'{"a": 1, "b": {"x": 1, "x": 2}}', "the key 'x' appears twice"),
     "NaN": (b'{"a": NaN}', "NaN is not a number"),
     "infinity": (b"[-Infinity]", "-Infinity is not a number"),
     "too large": (b"[1.5e999]", "too large"),

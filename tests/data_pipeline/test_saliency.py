@@ -113,7 +113,7 @@ def test_check_data_says_range_and_size(config: DatasetConfig) -> None:
     ("white", "said"),
     [
         (1, "zeros and ones, which need edam.saliency_maximum=1"),
-        (100, "no grey value is above 100: where they are percentages, edam.saliency_maximum=100"),
+        (100, "no grey value is above 100: if they are percentages, edam.saliency_maximum=100"),
         (0, "every grey value is 0"),
         (101, None),
     ],

@@ -153,7 +153,7 @@ def test_nothing_but_copies_is_one_line(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     save(store, 1)
     store.path(1).rename(store.path(7))
-    with pytest.raises(UserError, match="hold another step than their name says"):
+    with pytest.raises(UserError, match="is not the step in their name"):
         store.load_latest()
     assert store.steps() == [7]
 

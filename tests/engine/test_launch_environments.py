@@ -77,5 +77,5 @@ def test_a_port_that_is_taken_is_one_line(config: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         done = faults.run_here(config)
     assert done.code == 2
-    assert done.text.startswith("error: the processes of this run cannot meet (MASTER_ADDR=127.0.0.1")
+    assert done.text.startswith("error: the processes of this run cannot connect to each other (MASTER_ADDR=127.0.0.1")
     assert faults.is_one_line(done.text)

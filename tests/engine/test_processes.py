@@ -257,7 +257,7 @@ def test_a_group_that_lost_a_process_ends_and_goes_on(
     codes = [run.wait() for run in group]
     assert codes[rank] == faults.KILLED
     assert codes[1 - rank] == 1, group[1 - rank].text()
-    assert "another process of this run is gone: the same command goes on" in group[1 - rank].text()
+    assert "another process of this run has ended: the same command goes on" in group[1 - rank].text()
     assert "Traceback" not in group[0].text() + group[1].text()
     if rank == 1:
         return  # What stays behind is the same.

@@ -146,7 +146,7 @@ def test_a_run_of_an_older_version_goes_on_with_a_warning(
         del checksums["checkpoint.json"]
         (folder / "checkpoint.json").write_text(pack_facts(facts, checksums))
     assert train(load_config(config)) == 0
-    assert "the labels are still the same was not checked" in caplog.text
+    assert "it was not checked whether they are still the same" in caplog.text
 
 
 POINTLESS = {

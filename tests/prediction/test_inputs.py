@@ -250,5 +250,5 @@ def test_training_shows_what_its_samples_bring(
         settings["dataset"]["mask_dir"] = str(tmp_path / "no_masks")  # type: ignore[index]
     assert train(config_from_dict(settings)) == 0
     assert shown == ([] if titles is None else [titles])
-    said = "gets no images: the method 'blind'" if titles is None else "images go without walked CAM (needs maps/cam)"
+    said = "gets no images: the method 'blind'" if titles is None else "images lack walked CAM (needs maps/cam)"
     assert [said in record.getMessage() for record in caplog.records].count(True) == 1

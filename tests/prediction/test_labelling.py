@@ -327,7 +327,7 @@ def test_small_maps_for_looking_are_no_ones_input(label: RunTool, place: Path, r
     for folder, refused in (("small", True), ("whole", False)):
         config.maps = str(place / folder)
         if refused:
-            with pytest.raises(UserError, match="have 8 bits, which are for looking"):
+            with pytest.raises(UserError, match="have 8 bits, which are for viewing only"):
                 Inputs(config, ["maps/cam"], CLASS_NAMES)
         else:
             Inputs(config, ["maps/cam"], CLASS_NAMES)

@@ -176,7 +176,7 @@ def test_a_title_makes_a_group_and_says_what_differs_in_it(seeds: list[Path], ru
     done = run_tool("compare.py", *(f"mine={run}" for run in (seeds[0], seeds[3])), "--supervision", "mine=I+S")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:2] == ["mine", "I+S"]
-    assert "its runs differ in optimiser.lr" in done.stderr and "several runs have one seed" in done.stderr
+    assert "its runs differ in optimiser.lr" in done.stderr and "several runs have the same seed" in done.stderr
 
 
 def reason(run_tool: RunTool, *runs: object) -> str:
@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, run_tool: RunTool) -> N
     assert "their true masks differ" in reason(run_tool, base, others)
     scaled = write_run(tmp_path / "scaled", predictions(1, 0.5), protocol={"scales": [1, 2]}, optimiser__lr=1)
     said = reason(run_tool, base, scaled)
-    assert "scaled and base share no output that was scored under one protocol" in said
+    assert "scaled and base have no output that was scored with the same protocol" in said
     assert "segmentation, scales [1.0, 2.0]" in said
     for path in fewer.glob("*.npz"):
         path.unlink()
@@ -222,7 +222,7 @@ def test_an_evaluation_of_before_has_a_mean_and_no_interval(tmp_path: Path, run_
     )
     said = reason(run_tool, base, tmp_path / "old/evaluation.json")
     assert "50.0" in said and "has no counts of images: evaluate it again" in said
-    assert "nobody says what old was taught with" in said
+    assert "the supervision of old is unknown" in said
 
 
 def test_the_last_step_counts_and_parts_of_a_list_do_not(tmp_path: Path, run_tool: RunTool) -> None:
@@ -250,7 +250,7 @@ def test_runs_on_labels_that_one_recipe_made_are_seeds(tmp_path: Path, run_tool:
         )
     said = reason(run_tool, *runs)
     assert [line.split()[5] for line in said.splitlines()[1:3]] == ["2", "1"]
-    assert "nobody says what run was taught with" in said
+    assert "the supervision of run is unknown" in said
 
 
 @pytest.mark.parametrize(

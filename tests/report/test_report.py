@@ -368,7 +368,7 @@ def test_a_chart_leaves_out_what_is_not_known() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["MASKS"], "which images is it of"),
+        (["MASKS"], "which images does it belong to"),
         (["MASKS", "ROOT", "a", "b"], "give one run or folder, or two"),
         (["ROOT"], "the following arguments are required: RUN_OR_FOLDER"),
         (["nowhere", "ROOT"], "nowhere"),

@@ -229,10 +229,10 @@ def test_images_given_as_files_are_in_no_gif_and_that_is_said(infer: RunTool, ch
     alone, of_folder = save(tmp_path / "a.png"), save(tmp_path / "clip/b.png")
     options = ("--out", tmp_path / "out", "--no-cams", "--no-overlays", "--gif")
     said = infer(checkpoint, alone, *options).stderr.splitlines()
-    assert "note: --gif makes a GIF of each folder; 1 of 1 images were given as files and are in none" in said
+    assert "note: --gif makes a GIF of each folder; 1 of 1 images were given as files and are in no GIF" in said
     assert not list((tmp_path / "out").glob("*.gif"))
     said = infer(checkpoint, alone, of_folder.parent, *options).stderr.splitlines()
-    assert "note: --gif makes a GIF of each folder; 1 of 2 images were given as files and are in none" in said
+    assert "note: --gif makes a GIF of each folder; 1 of 2 images were given as files and are in no GIF" in said
     assert [path.name for path in (tmp_path / "out").glob("*.gif")] == ["clip.gif"]
     assert "GIF" not in infer(checkpoint, of_folder.parent, *options).stderr
 

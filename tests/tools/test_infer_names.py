@@ -112,7 +112,7 @@ def test_what_is_passed_over_is_counted_and_named(checkpoint: Path, run_tool: Ru
         (folder / name).write_text("something")
     result = run_tool("infer.py", checkpoint, folder, "--output", tmp_path / "out")
     assert result.returncode == 2
-    assert "passed over: 4 .heic (a.heic, b.HEIC, c.heic, ...), 1 .txt (notes.txt)" in result.stderr
+    assert "skipped: 4 .heic (a.heic, b.HEIC, c.heic, ...), 1 .txt (notes.txt)" in result.stderr
     Image.new("RGB", (40, 32)).save(folder / "e.gif")
     Image.new("RGB", (40, 32)).save(folder / "f.jfif", "JPEG")
     result = run_tool("infer.py", checkpoint, folder, "--output", tmp_path / "out", "--no-cams", "--no-overlays")

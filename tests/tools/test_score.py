@@ -382,7 +382,7 @@ def test_the_truth_must_be_named(tmp_path: Path, truth: list[str]) -> None:
 def test_a_truth_without_classes_is_said(tmp_path: Path, truth: list[str], capsys: Any) -> None:
     save_masks(tmp_path / "truth", lambda name: np.zeros(NAMES[name], np.uint8))
     scored(tmp_path, "masks", save_masks(tmp_path / "found", prediction_of), *truth)
-    assert "shows no class: the scores are the background's alone" in capsys.readouterr().err
+    assert "shows no class: only the background is scored" in capsys.readouterr().err
 
 
 def test_the_command_ends_with_a_code(tmp_path: Path, truth: list[str], run_tool: RunTool) -> None:

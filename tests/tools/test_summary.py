@@ -137,7 +137,7 @@ def test_a_file_whose_name_holds_an_equals_sign(tmp_path: Path, table: Callable[
         ('{"rows": {"cam": 1}}', "is damaged: 'cam' has no mIoU"),
         ('{"rows": {"cam": {"miou": "much"}}}', "is damaged: miou of 'cam' is no number"),
         ('{"evaluations": [{"protocol": {}, "table": 1}]}', "is damaged: an evaluation has no table"),
-        ('{"evaluations": [{"protocol": {}, "partial": true}]}', "holds scores of a part of the list alone"),
+        ('{"evaluations": [{"protocol": {}, "partial": true}]}', "holds scores of only a part of the list"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(tmp_path: Path, run_tool: RunTool, content: str | None, message: str) -> None:

@@ -292,12 +292,12 @@ def test_nothing_of_this_machine_is_looked_up(good: Path, tmp_path: Path, monkey
         config = config_to_dict(AFAConfig(model=small_settings()))
         config[section][key] = text
         rewrite(folder, config=config)
-        with pytest.raises(UserError, match="looked up on this machine, which is refused"):
+        with pytest.raises(UserError, match="read a value of this machine, so it is refused"):
             open_checkpoint(folder)
         assert resume(folder) is not None
         metadata = {"config": json.dumps(config), "class_names": json.dumps(NAMES)}
         save_network(small_network(1), tmp_path / "alone.safetensors", metadata)
-        with pytest.raises(UserError, match="looked up on this machine, which is refused"):
+        with pytest.raises(UserError, match="read a value of this machine, so it is refused"):
             open_checkpoint(tmp_path / "alone.safetensors")
 
 

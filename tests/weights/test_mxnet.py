@@ -93,7 +93,7 @@ def test_flipped_bytes_never_end_in_anything_but_tensors_or_one_line(tmp_path: P
         (BEGINNING + array() + struct.pack("<2Q", 1, 2) + b"\xff\xfe", "is damaged"),
         (
             BEGINNING[:16] + struct.pack("<Q", 2) + array() * 2 + struct.pack("<Q", 2) + NAMES[8:] * 2,
-            "the name 'a' stands twice",
+            "the name 'a' appears twice",
         ),
         (b"\x13" + bytes(200), "is damaged or no weights file"),
     ],

@@ -68,7 +68,7 @@ def test_what_says_nothing_about_itself_needs_its_configuration(
     line = refused(
         run_tool("convert_weights.py", tmp_path / "encoder.pth", tmp_path / "out.pth", "--format", "released")
     )
-    assert "holds no AFA network and says nothing about itself" in line and "give the configuration" in line
+    assert "holds no AFA network and has no record of its configuration" in line and "give the configuration" in line
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class ModelConfig(EncoderConfig):
     pooling: str = setting("gmp", "pooling before the classifier: global max or mean", choices=("gmp", "gap"))
     decoder_width: int = setting(256, "channels of the decoder", minimum=1, maximum=8192)
     decoder_dropout: float = setting(0.1, "Dropout2d before the decoder's last layer", minimum=0, maximum=0.9)
-    affinity_blocks: int = setting(2, "how many last blocks hand their raw attention to the affinity head", minimum=1)
+    affinity_blocks: int = setting(2, "number of last blocks whose raw attention the affinity head reads", minimum=1)
 
 
 @dataclass
@@ -27,10 +27,10 @@ class CamConfig:
     scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0, maximum=16)
     epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
     background: float = setting(0.45, "background score of the plain label", minimum=0, maximum=1)
-    low: float = setting(0.35, "below it both results must say background", minimum=0, maximum=1)
-    high: float = setting(0.55, "above it a class is certain", minimum=0, maximum=1)
+    low: float = setting(0.35, "lower background score; background is where both labels say so", minimum=0, maximum=1)
+    high: float = setting(0.55, "higher background score; its label decides where a class is", minimum=0, maximum=1)
     reuse_training_forward: bool = setting(
-        True, "take the un-mirrored pass at scale 1 from the training forward (its drop-path sample, no second run)"
+        True, "use the training forward as the un-mirrored pass at scale 1 (same drop-path sample, no second run)"
     )
 
 
@@ -38,7 +38,7 @@ class CamConfig:
 class AffinityConfig:
     """Affinity and its random walk (sec. 3.3, eq. 4-6)."""
 
-    radius: int = setting(8, "pairs further apart than this many tokens in y or x do not count", minimum=1)
+    radius: int = setting(8, "pairs further apart than this many tokens in y or x are ignored", minimum=1)
     power: float = setting(2.0, "alpha of T = D^-1 A^alpha", above=0)
     epsilon: float = setting(0.1, "added to the sums of the transition matrix's columns", above=0)
 
@@ -51,7 +51,7 @@ class ParConfig:
     dilations: list[int] = setting(
         [1, 2, 4, 8, 12, 24], "distances of the 8 neighbours in pixels", minimum=1, maximum=8192
     )
-    image_scale: float = setting(0.5, "size of the image given to PAR over the crop's", above=0, maximum=1)
+    image_scale: float = setting(0.5, "size of the image given to PAR, relative to the crop", above=0, maximum=1)
     temperature: float = setting(0.3, "w1 and w2: scale of colour and position distances", above=0)
     position_weight: float = setting(0.01, "w3: weight of the position kernel", minimum=0)
 
@@ -64,7 +64,7 @@ class RegularisedLossConfig:
     energy_weight: float = setting(1e-7, "factor of the energy itself", above=0)
     sigma_rgb: float = setting(15.0, "bandwidth in colour, 0-255", minimum=0.5)
     sigma_xy: float = setting(100.0, "bandwidth in pixels of the crop", minimum=0.5)
-    scale: float = setting(0.5, "size at which the energy is computed over the crop's", above=0, maximum=1)
+    scale: float = setting(0.5, "size at which the energy is computed, relative to the crop", above=0, maximum=1)
 
 
 @dataclass
@@ -79,32 +79,32 @@ class LossConfig:
     aff_positive_share: float = setting(0.5, "share of the positive pairs in the affinity loss", minimum=0, maximum=1)
     normalisation: str = setting(
         "process",
-        "means and counts of the losses are those of each process (released program) or of all together",
+        "compute means and counts of the losses in each process (as released) or over all processes",
         choices=("process", "global"),
     )
 
 
 @dataclass
 class ScheduleConfig:
-    """Which losses and labels are used when. Step s counts from 0."""
+    """When each loss and label is used. Step s counts from 0."""
 
-    cls_until: int = setting(2000, "while s <= this, only the classification loss counts", minimum=-1, of_steps=True)
+    cls_until: int = setting(2000, "while s <= this, only the classification loss is used", minimum=-1, of_steps=True)
     refined_until: int = setting(
-        6000, "while s <= this, the refined label supervises the decoder, then the propagated", of_steps=True
+        6000, "while s <= this, the refined label supervises the decoder; then the propagated label", of_steps=True
     )
     affinity_label_switches: bool = setting(
-        False, "from then on the affinity label, too, comes from the propagated label (COCO)"
+        False, "after refined_until, compute the affinity label from the propagated label (COCO)"
     )
     released_decoder_passes: bool = setting(
         False,
-        "run every pass and the decoder in it, as the released program does, also where only BatchNorm's running "
-        "statistics notice; no loss or weight changes",
+        "run every pass with its decoder, as the released program does, even if only BatchNorm's running statistics "
+        "depend on it; losses and weights stay the same",
     )
 
 
 @dataclass
 class AFAValidationConfig(ValidationConfig):
-    """As every method's, and what the propagated CAM is made with."""
+    """As for every method, and the background score of the propagated CAM."""
 
     propagation_background: float = setting(0.35, "background score of the propagated CAM", minimum=0, maximum=1)
 

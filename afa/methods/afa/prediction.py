@@ -1,4 +1,4 @@
-"""What an AFA network says about images: every pass that the wanted outputs need, each once.
+"""The outputs of an AFA network for images: every pass that the wanted outputs need runs once.
 
 Shapes: B images of one size, K foreground classes, C = K + 1, H x W as the network sees them, h x w token grid.
 """

@@ -24,11 +24,11 @@ class EDAMModelConfig(EncoderConfig):
 
 @dataclass
 class EDAMAugmentationConfig(CAMAugmentationConfig):
-    """As PSA's CAM network, with a smaller crop."""
+    """As for PSA's CAM network, with a smaller crop."""
 
     crop_size: int = setting(
         368,
-        "side of the square training crop in pixels; the released program knows 368 alone",
+        "side of the square training crop in pixels; the released program supports only 368",
         minimum=16,
         maximum=8192,
     )
@@ -36,7 +36,7 @@ class EDAMAugmentationConfig(CAMAugmentationConfig):
 
 @dataclass
 class EDAMOptimiserConfig(ReleasedOptimiserConfig):
-    """As every method's; the defaults are those of the README."""
+    """As for every method; the defaults are those of the released README."""
 
     lr: float = setting(
         0.001, "learning rate of the encoder and of the transformers (the released program's default is 0.01)", above=0
@@ -46,7 +46,7 @@ class EDAMOptimiserConfig(ReleasedOptimiserConfig):
     warmup_ratio: float = setting(0.1, "factor of the learning rate at step 0", above=0, maximum=1)
     decay_from: str = setting(
         "warmup",
-        "where the decay counts from: the start (the factor drops where the warm-up ends), or the end of the warm-up",
+        "first step of the decay: start of training (the rate then drops at the end of the warm-up), or end of warm-up",
         choices=("start", "warmup"),
     )
 
@@ -56,14 +56,12 @@ class EDAMScoresConfig:
     """The distribution over classes, summed over passes."""
 
     scales: list[float] = setting([1.0, 0.5, 1.5, 2.0], "scales of the passes", above=0, maximum=16)
-    background: float = setting(
-        0.5, "background score of the label that is made without saliency", minimum=0, maximum=1
-    )
+    background: float = setting(0.5, "background score of the label without saliency", minimum=0, maximum=1)
 
 
 @dataclass
 class EDAMCRFConfig(CRFConfig):
-    """As PSA's, with fewer iterations."""
+    """As for PSA, with fewer iterations."""
 
     iterations: int = setting(3, "mean-field iterations", minimum=1)
     background_exponent: float = setting(
@@ -82,33 +80,33 @@ class SaliencyConfig:
 
     rule: str = setting(
         "released",
-        "how saliency and scores make a label: released (as the program does, of the scores), algorithm1 (as the "
-        "paper writes it, of the scores), crf (as released, of the scores after CRF: gives the published 68.1)",
+        "rule that makes labels from saliency and scores: released (of the released program), algorithm1 (of the "
+        "paper), crf (as released, but with the scores after CRF; gives the published 68.1)",
         choices=("released", "algorithm1", "crf"),
     )
     above_beta: str = setting(
         "first",
-        "of several classes above beta: the first one wins (as released), or the strongest; algorithm1 knows the "
-        "strongest alone",
+        "if several classes are above beta: the first one wins (as released), or the strongest; algorithm1 always "
+        "takes the strongest",
         choices=("first", "strongest"),
     )
     saliency_maximum: float = setting(
         100.0,
-        "the stored grey value is compared with theta times this: 100 as released, whatever the images hold; 255 makes "
-        "theta a share of what 8 bits hold, 1 fits maps of zeros and ones",
+        "grey value of full saliency; stored grey values are compared with theta times this. 100: as released, for all "
+        "maps; 255: theta is a share of the 8-bit range; 1: for maps of zeros and ones",
         above=0,
         maximum=255,
     )
     theta: float = setting(
         0.2,
-        "pixels of more saliency are salient (algorithm1: of as much or more); with 100 above, 0.2 is the grey value "
-        "20 of 255",
+        "pixels with higher saliency are salient (algorithm1: equal or higher); with saliency_maximum=100, 0.2 is the "
+        "grey value 20 of 255",
         minimum=0,
         maximum=255,
     )
-    alpha: float = setting(0.25, "salient pixels whose class scores less are background", minimum=0, maximum=1)
+    alpha: float = setting(0.25, "a salient pixel whose class scores less is background", minimum=0, maximum=1)
     beta: float = setting(
-        0.95, "pixels that are not salient have a class all the same where it scores more", minimum=0, maximum=1
+        0.95, "a pixel that is not salient still gets its class if the class scores more", minimum=0, maximum=1
     )
     crf_alpha: float = setting(1e-6, "alpha of the rule crf, whose scores are nearly 0 or 1", minimum=0, maximum=1)
     crf_beta: float = setting(0.99999, "beta of the rule crf", minimum=0, maximum=1)

@@ -1,4 +1,4 @@
-"""What EDAM (Wu et al., CVPR 2021) makes of its distribution over classes: scores, labels with and without saliency.
+"""From EDAM's distribution over classes (Wu et al., CVPR 2021) to scores, and labels with and without saliency.
 
 All that a threshold or an arg max meets is float32: with CRF beta is 0.99999, which float16 rounds to 1.
 

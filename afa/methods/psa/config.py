@@ -30,7 +30,7 @@ class AffinityModelConfig(PSAModelConfig):
 
     head_widths: list[int] | None = setting(
         None,
-        "channels that the three feature maps are brought to; default: one, two and four times 64 (resnet38: times "
+        "channels of the heads on the three feature maps; default: one, two and four times 64 (resnet38: times "
         "model.base_width)",
         minimum=1,
         maximum=8192,
@@ -48,7 +48,7 @@ class CAMConfig:
 
 @dataclass
 class CAMCRFConfig(CRFConfig):
-    """How crf_low and crf_high are made of CAMs (sec. 3.2.1)."""
+    """Computation of crf_low and crf_high from CAMs (sec. 3.2.1)."""
 
     low_alpha: float = setting(4.0, "exponent of the background score (1 - max CAM) in crf_low", above=0)
     high_alpha: float = setting(32.0, "exponent of the background score in crf_high (paper 24)", above=0)
@@ -56,11 +56,9 @@ class CAMCRFConfig(CRFConfig):
 
 @dataclass
 class CAMValidationConfig(ValidationConfig):
-    """As every method's; without masks the loss on the validation list is reported."""
+    """As for every method; without masks the loss on the validation list is reported."""
 
-    crop_size: int = setting(
-        500, "side of the images' middle of which the loss is computed, where there are no masks", minimum=16
-    )
+    crop_size: int = setting(500, "without masks: side of the central crop on which the loss is computed", minimum=16)
 
 
 @dataclass
@@ -91,7 +89,7 @@ class PSACamConfig(RunConfig):
 class PairsConfig:
     """Which positions are compared (sec. 3.2.2)."""
 
-    radius: int = setting(5, "pairs are nearer to each other than this many positions", minimum=2, maximum=64)
+    radius: int = setting(5, "only pairs closer than this many positions are compared", minimum=2, maximum=64)
 
 
 @dataclass
@@ -104,7 +102,7 @@ class AffinityLossConfig:
     epsilon: float = setting(1e-5, "added within the logarithms and to the counts", above=0)
     normalisation: str = setting(
         "process",
-        "means and counts of the loss are those of each process (released program) or of all together",
+        "compute means and counts of the loss in each process (as released) or over all processes",
         choices=("process", "global"),
     )
 
@@ -115,7 +113,7 @@ class WalkConfig:
 
     alpha: float = setting(16.0, "exponent of the background score (1 - max CAM)", above=0)
     beta: float = setting(8.0, "exponent of the affinities", above=0)
-    log_steps: int = setting(8, "the walk has 2 to the power of this steps: t is 256", minimum=0, maximum=20)
+    log_steps: int = setting(8, "the walk has 2 to the power of this steps; 8 gives t = 256", minimum=0, maximum=20)
 
 
 @dataclass

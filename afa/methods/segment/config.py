@@ -11,7 +11,7 @@ from afa.config.settings import AugmentationConfig, OptimiserConfig, RunConfig, 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What tells a decoder's layers apart.
+    """The shape of a decoder's layers.
 
     Attributes:
         width: Channels of its hidden layers; 0: it has none.
@@ -39,8 +39,8 @@ class SegmentModelConfig(EncoderConfig):
 
     decoder: str = setting(
         "segformer",
-        "what makes logits of the encoder's features: SegFormer's MLPs over all of them, DeepLab-LargeFOV, "
-        "DeepLab-v2's ASPP or two dilated layers (as PSA with ResNet-38) over the last, whose stride must be 8 or 16",
+        "decoder: SegFormer's MLPs on all feature maps of the encoder; or, on the last one, whose stride must be 8 or "
+        "16: DeepLab-LargeFOV, DeepLab-v2's ASPP or two dilated layers (as PSA with ResNet-38)",
         choices=tuple(DECODERS),
     )
     decoder_width: int | None = setting(
@@ -89,37 +89,37 @@ class SegmentLossConfig:
     )
     background_share: float | None = setting(
         None,
-        "average background and foreground apart, with this share for the background (AFA: 0.5); default: all pixels "
-        "count alike",
+        "average background and foreground separately, with this share for the background (AFA: 0.5); default: all "
+        "pixels have the same weight",
         minimum=0,
         maximum=1,
     )
     normalisation: str = setting(
         "process",
-        "means and counts of the loss are those of each process or of all together",
+        "compute means and counts of the loss in each process or over all processes",
         choices=("process", "global"),
     )
 
 
 @dataclass
 class SegmentOptimiserConfig(OptimiserConfig):
-    """As every method's, and how the decoder's biases learn."""
+    """As for every method, and the learning rate of the decoder's biases."""
 
     freeze: str = setting(
         "none",
-        "what is not trained; only none: there is no released program that would freeze anything",
+        "parameters that are not trained; only none is possible: there is no released program",
         choices=("released", "none"),
     )
     bias_lr_factor: float = setting(
         2.0,
-        "learning rate of the decoder's biases over that of its weights (DeepLab: 2); they have no weight decay",
+        "learning rate of the decoder's biases, as a multiple of that of its weights (DeepLab: 2); no weight decay",
         above=0,
     )
 
 
 @dataclass
 class SegmentConfig(RunConfig):
-    """One run of a segmentation network on labels that are there already."""
+    """One run of a segmentation network on existing labels."""
 
     method: str = setting("segment", "training method")
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
