@@ -562,7 +562,12 @@ MUTANTS = [
     # The grammar of the commands, recipes, locks.
     Mutant("afa/commands/arguments.py", "and not os.path.lexists(text)", "", "tools/test_commands.py"),
     Mutant("afa/commands/arguments.py", '"--flip": "--mirror"', '"--flip": "--no-mirror"', "tools/test_commands.py"),
-    Mutant("afa/commands/demo.py", "        if code:\n            return code", "", "tools/test_demo.py"),
+    Mutant(
+        "afa/commands/demo.py",
+        "if (code := command(words))",
+        "if (code := command(words)) and False",
+        "tools/test_demo.py",
+    ),
     Mutant("afa/config/recipes.py", "and not path.is_dir()", "", "config/test_recipes.py"),
     Mutant("afa/device.py", "world_size == 1 and mps_available()", "mps_available()", "test_device.py"),
     Mutant("afa/engine/output.py", "        lock.acquire()\n", "", "engine/test_locks.py"),

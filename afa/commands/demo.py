@@ -21,6 +21,9 @@ RECIPE = "demo"
 _SEGMENTED = 4  # images that the last step segments
 
 
+_Step = tuple[Callable[[Sequence[str]], int], list[str]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments, run the steps.
 
@@ -34,26 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(RECIPE, settings)
     data, output = config.dataset.root, config.train.output
     trained, at = f"{output}/checkpoints/last", f"dataset.root={data}"
-    steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
+    steps: list[_Step] = [
         (make_shapes.main, ["--output", data]),
         (train.main, [RECIPE, *settings]),
         (eval.main, [trained, at, "--output", f"{output}/evaluation.json"]),
         (contact_sheet.main, [trained, at, "--output", f"{output}/contact_sheet.png"]),
     ]
-    for step, words in steps:
-        code = step(words)
-        if code:
-            return code
+    if code := _first_failure(steps):
+        return code
     with (Path(data) / "ImageSets/Segmentation/val.txt").open(encoding="utf-8") as names:
         images = [f"{data}/JPEGImages/{name.strip()}.jpg" for name in islice(names, _SEGMENTED)]
     steps = [
         (infer.main, [trained, *images, "--output", f"{output}/inference"]),
         (report.main, [trained, at, "--output", f"{output}/report.html"]),
     ]
-    for step, words in steps:
-        code = step(words)
-        if code:
-            return code
+    if code := _first_failure(steps):
+        return code
     print(f"\ntable        {output}/evaluation.json")
     print(f"report       {output}/report.html")
     print(f"sheet        {output}/contact_sheet.png")
@@ -61,3 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"checkpoints  {output}/checkpoints/last, {output}/checkpoints/best")
     print(f"curves       tensorboard --logdir {output}/tensorboard")
     return 0
+
+
+def _first_failure(steps: Sequence[_Step]) -> int:
+    """The exit code of the first step that fails, after which no other is begun; 0 where all succeed."""
+    return next((code for command, words in steps if (code := command(words))), 0)
