@@ -663,7 +663,10 @@ def test_a_pipeline_asks_which_lists_have_saliency(tmp_path: Path, capsys: pytes
     [
         (["--", "CONFIG", "train.sead=2"], "did you mean 'train.seed'"),
         (["--", "CONFIG", "dataset.bad_image=jump"], "none of stop, skip"),
-        (["dataset.train_split=other"], "there is no split 'other': the list .*other.txt is missing"),
+        (
+            ["dataset.train_split=other"],
+            "there is no split 'other': .*images.other holds no images, and the list .*other.txt is missing",
+        ),
         (["dataset.root=nowhere"], "the data set folder nowhere does not exist"),
     ],
 )
