@@ -20,8 +20,8 @@ from afa.models.base import Encoder
 _SEGMENTS = 5  # as in the released program; a pair uses two
 _NORM_EPSILON = 1e-6
 
-MOST_PROBABILITIES = 2**27
-"""Attention probabilities that exist at a time, where they are written out: 0.5 GB a copy, of which there are some."""
+MOST_PROBABILITIES = 2**25
+"""Attention probabilities that exist at a time, where they are written out: 0.1 GB a copy, of which there are some."""
 
 
 class EDAMNetwork(nn.Module):
