@@ -68,7 +68,7 @@ def is_grey(colours: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("over_image", [False, True])
 def test_what_a_threshold_calls_background_is_grey_and_a_line_shows_where_it_ends(over_image: bool) -> None:
-    above = (np.float32(THRESHOLD) < SCORES[0])[2]
+    above = (SCORES[0].astype(np.float32) > THRESHOLD)[2]
     if over_image:
         maps = class_maps(SCORES, THRESHOLD, [1])
         image = np.full((5, 101, 3), (200, 30, 30), np.uint8)
