@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scored_class_names(model)
     count = min(args.limit, len(images.names))
     chosen = [images.names[index * len(images.names) // count] for index in range(count)]
-    masks = {name: images.layout.mask(name, split) for name in chosen} if images.layout.has_masks(split) else {}
-    without = [name for name in chosen if name not in masks or not masks[name].is_file()]
+    with_mask = images.layout.names_with_mask(chosen, split)
+    without = [name for name in chosen if name not in with_mask]
     if without:
         reasons.append(f"{len(without)} of the {count} images have no true mask in {images.layout.split_masks(split)}")
     for reason in reasons:

@@ -13,7 +13,7 @@ import numpy as np
 
 from afa.data.class_folders import class_names_of, class_of, folders_of_split, known_classes, refuse_twins
 from afa.data.classes import CLASS_NAMES_FILE, COCO_CLASS_NAMES, VOC_CLASS_NAMES, read_class_names
-from afa.data.files import FilesBelow, files_below
+from afa.data.files import FilesBelow, files_below, missing_files
 from afa.data.labels import LABEL_FILES, one_hot, read_labels
 from afa.data.lists import read_list
 from afa.data.names import IMAGE_SUFFIXES, MASK_SUFFIXES, passed_over
@@ -161,6 +161,12 @@ class Layout:
     def split_masks(self, split: str) -> Path:
         """The folder of a split's masks."""
         return self.masks / self._sub_folder(split)
+
+    def names_with_mask(self, names: Sequence[str], split: str) -> set[str]:
+        """Those of a split's names that have a true mask."""
+        masks = {name: self.mask(name, split) for name in names} if self.has_masks(split) else {}
+        lost = set(missing_files(masks.values()))
+        return {name for name, path in masks.items() if path not in lost}
 
     def has_masks(self, split: str) -> bool:
         """Whether there are masks for a split; own data may have none, and is then not scored.

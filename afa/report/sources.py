@@ -134,12 +134,11 @@ class Source(ABC):
         self.images = Split(dataset, split, inputs=inputs, limit=limit)
         self.names = self.images.names
         layout = self.images.layout
-        masks = {name: layout.mask(name, split) for name in self.names} if layout.has_masks(split) else {}
-        lost = set(missing_files(masks.values()))
-        self._with_mask = {name for name, path in masks.items() if path not in lost}
+        self._with_mask = layout.names_with_mask(self.names, split)
+        lost = len(self.names) - len(self._with_mask) if layout.has_masks(split) else 0
         if lost:
             self.notes.append(
-                f"{len(lost)} of the {len(self.names)} images have no true mask in {layout.split_masks(split)}: they "
+                f"{lost} of the {len(self.names)} images have no true mask in {layout.split_masks(split)}: they "
                 "are shown, but not scored"
             )
 
