@@ -52,7 +52,7 @@ _FAMILIES = {
     ),
     "resnet38": ("ResNet-38", ("depths", "base_width", "block_dropout")),
     "timm": ("a convolutional network of timm", ("output_stride",)),
-    "vit": ("a Vision Transformer of timm", ("drop_path",)),
+    "vit": ("a Vision Transformer of timm", ("drop_path", "token_stride")),
 }
 """Families of encoders: what people call them, and the settings that shape them."""
 
@@ -104,6 +104,13 @@ class EncoderConfig:
     output_stride: int = setting(
         8, "convolutional networks of timm: stride of the feature maps, 8, 16 or 32", minimum=8, maximum=32
     )
+    token_stride: int = setting(
+        0,
+        "Vision Transformers: distance of two tokens in pixels of the image; a value below the side of a patch "
+        "enlarges images for the network, which gives small images more tokens; 0: the side of a patch",
+        minimum=0,
+        maximum=256,
+    )
 
 
 def encoder_family(config: EncoderConfig) -> str:
@@ -134,7 +141,8 @@ def encoder_stride(config: EncoderConfig) -> int:
     """Stride of the encoder's last feature map over the image."""
     family = encoder_family(config)
     if family == "vit":  # the names of those that say nothing, such as flexivit_base, are of patches of 16
-        return int(match[1]) if (match := _PATCH.search(config.encoder)) else 16
+        patch = int(match[1]) if (match := _PATCH.search(config.encoder)) else 16
+        return config.token_stride or patch
     if family == "timm":
         return config.output_stride
     return 8 if family == "resnet38" else math.prod(config.strides)

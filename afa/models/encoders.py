@@ -64,7 +64,9 @@ def build_attentive_encoder(settings: EncoderConfig, blocks: int) -> AttentiveEn
 
 
 def _vit(settings: EncoderConfig) -> TimmViT:
-    return TimmViT(settings.encoder.removeprefix(TIMM), drop_path=settings.drop_path)
+    return TimmViT(
+        settings.encoder.removeprefix(TIMM), drop_path=settings.drop_path, token_stride=settings.token_stride
+    )
 
 
 def _mit(settings: EncoderConfig) -> MixTransformer:

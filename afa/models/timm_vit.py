@@ -1,7 +1,7 @@
 """Plain Vision Transformers of the library timm as encoders (Dosovitskiy et al., ICLR 2021, and what follows it).
 
-Shapes: B images, H x W pixels, p side of a patch, h x w patches, N = h * w, t class and register tokens, C channels, d
-channels per head.
+Shapes: B images, H x W pixels, p side of a patch, s distance of two tokens in pixels of the image, h x w patches, N =
+h * w, t class and register tokens, C channels, d channels per head.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class TimmViT(AttentiveEncoder):
     """Four feature maps of a timm Vision Transformer, and the attention of its last blocks.
 
     The maps are the patches' tokens after a quarter, half, three quarters and all of the blocks, each through the
-    network's last norm; of networks that norm only after pooling, that norm is used. All have the stride of the patch.
+    network's last norm; of networks that norm only after pooling, that norm is used. All have the stride s.
     Class and register tokens take part in the attention and are left out of all that is given.
 
-    Images go to the nearest multiple of the patch, bilinearly: the maps have max(1, round(H / p)) x max(1, round(W /
-    p)) positions, halves rounded up, and cover the whole image. Learned positions are interpolated to that grid, as
-    timm does it with ``dynamic_img_size`` (bicubic, antialiased).
+    Images are resized bilinearly, so that a patch covers about s x s of their pixels: the maps have max(1, round(H /
+    s)) x max(1, round(W / s)) positions, halves rounded up, and cover the whole image. Learned positions are
+    interpolated to that grid, as timm does it with ``dynamic_img_size`` (bicubic, antialiased).
 
     The attention is read where it is asked for; everywhere else, and for the values, PyTorch's fused attention runs.
 
@@ -42,6 +42,7 @@ class TimmViT(AttentiveEncoder):
         name: Of the network in timm, perhaps with the tag of its weights, whose normalisation then counts:
             ``vit_base_patch16_224.augreg_in21k``.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
+        token_stride: s; 0: p. With s < p, images are enlarged: for images of few patches.
 
     Attributes:
         vit: The network without its classifier.
@@ -59,7 +60,7 @@ class TimmViT(AttentiveEncoder):
 
     vit: Any  # the library's modules have attributes of all kinds
 
-    def __init__(self, name: str, *, drop_path: float = 0.0) -> None:
+    def __init__(self, name: str, *, drop_path: float = 0.0, token_stride: int = 0) -> None:
         super().__init__()
         import timm
         from timm.models.vision_transformer import VisionTransformer
@@ -90,7 +91,7 @@ class TimmViT(AttentiveEncoder):
         depth = len(vit.blocks)
         self._taken = [-(-depth * part // _MAPS) - 1 for part in range(1, _MAPS + 1)]
         self.channels = (vit.embed_dim,) * _MAPS
-        self.strides = (vit.patch_embed.patch_size[0],) * _MAPS
+        self.strides = (token_stride or vit.patch_embed.patch_size[0],) * _MAPS
         self.mean, self.std = timm_normalisation(name)
 
     def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
@@ -98,8 +99,8 @@ class TimmViT(AttentiveEncoder):
 
         The raw attention is what the softmax is taken of, its query with the factor d ** -0.5, between patches alone.
         """
-        vit, patch = self.vit, self.strides[-1]
-        image = resize(image, [max(1, (side + patch // 2) // patch) * patch for side in image.shape[-2:]])
+        vit, stride, patch = self.vit, self.strides[-1], self.vit.patch_embed.patch_size[0]
+        image = resize(image, [max(1, (side + stride // 2) // stride) * patch for side in image.shape[-2:]])
         patches = vit.patch_embed(image)  # [B, h, w, C]
         grid = (patches.shape[1], patches.shape[2])
         tokens = vit.norm_pre(vit.patch_drop(self._with_positions(patches.flatten(1, 2), grid)))

@@ -103,7 +103,11 @@ def test_weights_alone_need_their_configuration(folder: Path, tmp_path: Path) ->
         ("segformer", "timm/test_vit", None),
         ("dilated", "timm/test_vit", None),
         ("segformer", "timm/vit_small_patch14_dinov2", None),
-        ("dilated", "timm/vit_small_patch14_dinov2", "has patches of 14 pixels; set model.decoder=segformer"),
+        (
+            "dilated",
+            "timm/vit_small_patch14_dinov2",
+            "model.token_stride: dilated needs features of stride 8 or 16, not 14; set 8 or 16",
+        ),
     ],
 )
 def test_the_method_segment_takes_it_as_well(decoder: str, encoder: str, problem: str | None) -> None:

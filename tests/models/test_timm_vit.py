@@ -112,6 +112,18 @@ def test_sizes_go_to_the_nearest_multiple_of_the_patch() -> None:
                 torch.testing.assert_close(one, other)
 
 
+def test_a_small_token_stride_enlarges_the_image_first() -> None:
+    plain, fine = encoder_of("test_vit"), encoder_of("test_vit", token_stride=8)
+    assert plain.strides[-1] == 16 and fine.strides == (8, 8, 8, 8)
+    for size, grid in (((1, 4), (1, 1)), ((40, 56), (5, 7)), ((36, 59), (5, 7))):
+        image = random_image(1, 3, *size)
+        enlarged = nn.functional.interpolate(image, [16 * side for side in grid], mode="bilinear")
+        with torch.no_grad():
+            for one, other in zip(fine.features(image), plain.features(enlarged), strict=True):
+                assert one.shape[-2:] == grid
+                torch.testing.assert_close(one, other)
+
+
 def test_everything_that_is_used_learns_and_norms_can_stay() -> None:
     for name in TINY:
         encoder = encoder_of(name, drop_path=0.2).train()

@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from afa.config.encoders import EncoderConfig, encoder_family, encoder_problems, encoder_stride
 from afa.config.settings import AugmentationConfig, OptimiserConfig, RunConfig, setting
 
+_STRIDE_SETTINGS = {
+    "mit": ("strides", "[4, 2, 1, 1] or [4, 2, 2, 1]"),
+    "timm": ("output_stride", "8 or 16"),
+    "vit": ("token_stride", "8 or 16"),
+}
+"""Family of encoders -> the setting that gives its stride, and what suits decoders with dilations."""
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -153,18 +160,8 @@ class SegmentConfig(RunConfig):
             return
         stride = encoder_stride(model)
         if stride not in (8, 16):
-            family = encoder_family(model)
-            if family == "vit":
-                yield (
-                    f"model.decoder: {model.decoder} needs features of stride 8 or 16, and {model.encoder} has patches "
-                    f"of {stride} pixels; set model.decoder=segformer, or a network with patches of 8 or 16"
-                )
-            else:
-                of_timm = family == "timm"
-                yield (
-                    f"model.{'output_stride' if of_timm else 'strides'}: {model.decoder} needs features of stride 8 or "
-                    f"16, not {stride}; set {'8 or 16' if of_timm else '[4, 2, 1, 1] or [4, 2, 2, 1]'}"
-                )
+            name, values = _STRIDE_SETTINGS[encoder_family(model)]
+            yield f"model.{name}: {model.decoder} needs features of stride 8 or 16, not {stride}; set {values}"
         rates = decoder_shape(model).rates
         if not rates:
             yield "model.decoder_rates is empty"
