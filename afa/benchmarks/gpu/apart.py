@@ -118,14 +118,17 @@ def run_apart(
             if not ready:
                 outcome.reason = f"it was not finished after {limit:.0f} s, its limit"
                 break
+            # Its children may hold the other end of the pipe as well: the process's own end decides.
             try:
-                if ours.poll() and outcome.take(ours.recv()):
+                message = ours.recv() if ours in ready or ours.poll() else None
+            except (EOFError, OSError):
+                message = None
+            if message is not None:
+                if outcome.take(message):
                     process.join(_LEAVE)  # It tidies up.
                     break
-            except (EOFError, OSError):
-                pass  # It ended in the middle of a message.
-            if process.sentinel in ready and not ours.poll():
-                process.join()
+            elif process.sentinel in ready or not process.is_alive():
+                process.join(_LEAVE)
                 outcome.reason = _crash(process.exitcode, said)
                 break
     finally:

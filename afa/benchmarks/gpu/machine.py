@@ -76,7 +76,6 @@ def measure_machine(setting: Setting) -> Iterator[dict[str, Any]]:
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
-        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
     }
     state = _parsed(_finished(_ask(device)))
     yield {"gpu_state": state, "gpu_processes": _processes(device)}

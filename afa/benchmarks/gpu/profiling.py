@@ -56,7 +56,8 @@ def measure_profile(setting: Setting) -> Iterator[dict[str, Any]]:
             "step_s": step_s,
             "parts_s": {name: median(seconds[name] for seconds in watched) for name in PARTS},
         }
-        _profiled(training, 1, setting.folder)  # starts what the profiler needs
+        if device.type == "cuda":
+            _profiled(training, 1, setting.folder)  # The profiler's first look at a GPU starts slowly.
         operators, kernels, busy = _profiled(training, sizes.profiled, setting.folder)
         yield {"operators": operators}
         if device.type == "cuda":

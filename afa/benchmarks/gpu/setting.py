@@ -143,13 +143,14 @@ def require_precision(precision: str, device: torch.device) -> None:
     Raises:
         NotHere: It would run, but as something else, or emulated.
     """
-    if precision == "tf32":
-        if device.type != "cuda":
+    if device.type != "cuda":
+        if precision == "tf32":
             raise NotHere("tf32 exists on GPUs alone")
-        if torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] < 8:
-            raise NotHere(f"{torch.cuda.get_device_name(device)} has no tf32")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise NotHere(f"{torch.cuda.get_device_name(device)} has no bf16")
+        return
+    amd = torch.version.hip is not None
+    old = not amd and torch.cuda.get_device_capability(device)[0] < 8  # NVIDIA's before Ampere
+    if (precision == "tf32" and (amd or old)) or (precision == "bf16" and old):
+        raise NotHere(f"{torch.cuda.get_device_name(device)} has no {precision}")
 
 
 def fastest_precision(device: torch.device) -> str:
