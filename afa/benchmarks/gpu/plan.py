@@ -33,7 +33,7 @@ from afa.errors import UserError
 FORMAT = 1
 """Of the JSON file; it rises when a key changes its meaning."""
 
-_AT_THE_END = 4.0  # seconds kept for ending the last process and writing
+_AT_THE_END = 10.0  # seconds kept for ending the last process and writing
 _PRELOAD = (__name__,)
 
 

@@ -28,6 +28,8 @@ from afa.device import choose_device
 from afa.engine.runtime import ProcessRuntime
 from afa.methods.afa.config import AFAConfig
 
+logger = logging.getLogger(__name__)
+
 PHASES = ("propagated", "refined", "classification")
 """In the order in which they are measured: the longest of the schedule first."""
 
@@ -88,7 +90,10 @@ def measure_training(setting: Setting, precision: str, compiled: str) -> Iterato
             phases[phase] = {**timed, "first_step_s": first, "warm_up_s": warm_up, **peak_memory(device)}
             yield {"phases": phases}
             if compiled:
-                yield {"compiler": compiler_counts()}
+                counts = compiler_counts()
+                yield {"compiler": counts}
+                if compiled == "reduce-overhead" and counts["not_replayed"]:
+                    logger.warning("%d graphs were not replayed by CUDA (%s)", counts["not_replayed"], phase)
             if phase == PHASES[0]:
                 reading = BusyReading(device)
                 while reading.waits():
