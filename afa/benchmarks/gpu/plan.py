@@ -58,7 +58,7 @@ class Cell(NamedTuple):
 
 
 CELLS = (
-    Cell("machine", "machine", measure_machine, (), 2, 45),
+    Cell("machine", "machine", measure_machine, (), 2, 90),
     Cell("values", "values", measure_values, (), 10, 60),
     Cell("bf16", "train", measure_training, ("bf16", ""), 15, 90),
     Cell("tf32", "train", measure_training, ("tf32", ""), 15, 90),
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 outcome = run_apart(
                     cell.measurement,
                     (setting, *cell.arguments),
-                    limit=max(1.0, min(cell.limit, left)),
+                    limit=max(1.0, left if args.small else min(cell.limit, left)),  # small: on any machine
                     folder=Path(folder) / f"process{number}",
                     preload=_PRELOAD,
                 )
