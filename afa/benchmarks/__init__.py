@@ -11,3 +11,6 @@ SERIES: dict[str, tuple[Any, ...]] = {
     "encoder": ("mit_b0", "mit_b1", "mit_b2"),
 }
 """What ``growth`` varies, and the values that it takes."""
+
+GPU_GROUPS = ("values", "train", "loading", "labelling", "profile", "compile", "graphs")
+"""What ``gpu`` measures, in groups."""

@@ -39,15 +39,15 @@ def noise_image(height: int, width: int, seed: int = 0) -> Tensor:
     return noise.clamp(0, 255).to(torch.uint8)
 
 
-def make_jpegs(folder: Path, count: int) -> list[Path]:
-    """Images of VOC's size (500 x 375) with detail at all scales, about 70 kB each as JPEG."""
+def make_jpegs(folder: Path, count: int, size: tuple[int, int] = (375, 500)) -> list[Path]:
+    """Images with detail at all scales as JPEG; those of VOC's size, (H, W) = (375, 500), take about 70 kB each."""
     paths = []
     for number in range(count):
         rng = np.random.default_rng(number)
-        image = np.full((375, 500, 3), 128.0, np.float32)
+        image = np.full((*size, 3), 128.0, np.float32)
         for cells in (4, 16, 64, 250, 500):
             noise = rng.normal(0, 120 / cells**0.5, (cells * 3 // 4, cells, 3)).astype(np.float32)
-            image += cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
+            image += cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
         path = folder / f"{number}.jpg"
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=92)
         paths.append(path)

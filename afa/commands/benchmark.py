@@ -12,9 +12,10 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
-from afa.benchmarks import SERIES
+from afa.benchmarks import GPU_GROUPS, SERIES
 from afa.commands.arguments import CommandParser, add_device_argument
 from afa.data.files import require_writable, write_json
 from afa.errors import UserError
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_writable(args.output, "--output")
     # PyTorch takes seconds: a mistake in the arguments is said before.
     figures = import_module(_BENCHMARKS[args.command].module).run(args)
-    if args.output:
+    if args.output and _BENCHMARKS[args.command].file is None:
         write_json(args.output, figures)
     return 0
 
@@ -50,7 +51,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     name, benchmark = texts[0], _BENCHMARKS[texts[0]]
     parser = CommandParser(str(benchmark.add_arguments.__doc__), settings=benchmark.settings, name=name)
     benchmark.add_arguments(parser)
-    parser.add_argument("--output", type=given_path, metavar="FILE", help="also write the figures here (JSON)")
+    parser.add_argument(
+        "--output",
+        type=given_path,
+        metavar="FILE",
+        default=None if benchmark.file is None else Path(benchmark.file),
+        help="also write the figures here (JSON)"
+        if benchmark.file is None
+        else "where the figures go (JSON); the table gets the same name with .md (default: %(default)s)",
+    )
     args = parser.read(texts[1:])
     args.command = name
     return args
@@ -146,15 +155,29 @@ def _photo(parser: CommandParser) -> None:
     _add_runs(parser, repeats=3)
 
 
+def _gpu(parser: CommandParser) -> None:
+    """All that a GPU should be asked, within 8 minutes: speed, memory, profile, and whether its values are right."""
+    _add_number(parser, "--budget", 480, "seconds that all measurements may take together")
+    parser.add_argument(
+        "--only", nargs="+", choices=GPU_GROUPS, metavar="GROUP", help=f"only some: {', '.join(GPU_GROUPS)}"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny network, few steps: tries the command, no GPU needed"
+    )
+    add_device_argument(parser, "cuda")
+
+
 class _Benchmark(NamedTuple):
     add_arguments: Callable[[CommandParser], None]
     module: str
     settings: bool = False  # whether it takes key=value
+    file: str | None = None  # where its figures go by default; it writes them itself, piece by piece
 
 
 _BENCHMARKS = {
     "step": _Benchmark(_step, "afa.benchmarks.step", settings=True),
     "operators": _Benchmark(_operators, "afa.benchmarks.operators", settings=True),
+    "gpu": _Benchmark(_gpu, "afa.benchmarks.gpu.plan", file="afa_gpu.json"),
     "growth": _Benchmark(_growth, "afa.benchmarks.growth", settings=True),
     "par": _Benchmark(_par, "afa.benchmarks.par"),
     "data": _Benchmark(_data, "afa.benchmarks.data"),
