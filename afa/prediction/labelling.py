@@ -40,6 +40,8 @@ _SETTINGS_WITHOUT_EFFECT = {
     "validation": ("every", "outputs", "batch_size"),
     "test": ("batch_size",),
 }
+# What folders of earlier versions were made with, where their label.json does not name it.
+_UNNAMED = {"config": {"test": {"precision": "float32"}}}
 
 Value = TypeVar("Value")
 
@@ -112,7 +114,7 @@ def label_split(
     scored_class_names(model)
     images = _images(model, split, outputs, limit)
     facts = _facts(model, images, outputs, limit)
-    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form)
+    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form, unnamed=_UNNAMED)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)
     mine = [name for name in images.names[processes.rank :: processes.world_size] if not folder.is_done(name)]
