@@ -135,6 +135,16 @@ def _precision(parser: CommandParser) -> None:
     _add_number(parser, "--threads", 0, "CPU threads; 0: as torch chooses", minimum=0)
 
 
+def _label(parser: CommandParser) -> None:
+    """The label stage and evaluation, compared with the network's passes alone; two processes with one."""
+    add_run_argument(parser)
+    add_device_argument(parser)
+    parser.add_argument("--split", help="list of images with masks; default: dataset.val_split")
+    _add_number(parser, "--limit", 16, "images of the list, the first ones")
+    parser.add_argument("--processes", action="store_true", help="also start one and two processes of one thread each")
+    _add_runs(parser, repeats=3)
+
+
 def _crf(parser: CommandParser) -> None:
     """DenseCRF: time, memory and agreement, compared with pydensecrf on the same machine in the same run."""
     _add_number(parser, "--classes", 21, "number of classes")
@@ -172,6 +182,7 @@ _BENCHMARKS = {
     "data": _Benchmark(_data, "afa.benchmarks.data"),
     "eval": _Benchmark(_eval, "afa.benchmarks.eval"),
     "precision": _Benchmark(_precision, "afa.benchmarks.precision", settings=True),
+    "label": _Benchmark(_label, "afa.benchmarks.label", settings=True),
     "photo": _Benchmark(_photo, "afa.benchmarks.photo"),
     "crf": _Benchmark(_crf, "afa.benchmarks.crf"),
     "reg": _Benchmark(_regularised, "afa.benchmarks.regularised", settings=True),

@@ -7,8 +7,8 @@ docs/architecture.md shows a complete method in sixty lines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
@@ -227,6 +227,9 @@ class Method(ABC):
     precision: str = "float32"
     """Of the network's passes in :meth:`predict`; who opens a trained method sets it. Training leaves it alone."""
 
+    turn: AbstractContextManager[Any] = nullcontext()
+    """What a pass of the network waits for; a lock where several threads predict."""
+
     on_host: ClassVar[frozenset[str]] = frozenset({"class_labels"})
     """Keys of a batch that decide shapes, and so stay on the host: then a step does not wait for a GPU."""
 
@@ -275,9 +278,11 @@ class Method(ABC):
             method's configuration.
         """
 
-    def network_pass(self) -> AbstractContextManager[None]:
-        """Context for one pass of the network in :meth:`predict`, at :attr:`precision`."""
-        return at_precision(self.precision, next(self.network.parameters()).device)
+    @contextmanager
+    def network_pass(self) -> Iterator[None]:
+        """Context for one pass of the network in :meth:`predict`: at :attr:`precision`, and not beside another one."""
+        with self.turn, at_precision(self.precision, next(self.network.parameters()).device):
+            yield
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
         """The largest image, in pixels, that memory allows the network to see at once; None: any.

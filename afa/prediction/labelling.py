@@ -24,6 +24,7 @@ from afa.data.notices import say
 from afa.data.samples import Sample
 from afa.errors import UserError
 from afa.methods.base import Output
+from afa.prediction.ahead import predictions
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
 from afa.prediction.model import Model, scored_class_names
@@ -185,8 +186,10 @@ def _labelled(
     wanted = [output.name for output in folder.outputs]
     samples = _readable(images, names, workers, failures)
     tracked = track(samples, len(names), "labelling") if speaks else samples
-    for group in by_size(tracked, model.config.test.batch_size, size=lambda sample: sample.image.shape[:2]):
-        for sample, found in zip(group, model.method.predict(group, wanted, model.protocol), strict=True):
+    groups = by_size(tracked, model.config.test.batch_size, size=lambda sample: sample.image.shape[:2])
+    pairs = ((group, group) for group in groups)
+    for group, of_group in predictions(model.method, pairs, wanted, model.protocol, model.device):
+        for sample, found in zip(group, of_group, strict=True):
             folder.write(sample.name, found, sample.image.shape[:2])
             yield sample
 
