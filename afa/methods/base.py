@@ -221,8 +221,8 @@ class Method(ABC):
     """``pairs``: two images with a class in common are neighbours in a batch."""
 
     low_precision: ClassVar[bool] = False
-    """Whether :meth:`predict` runs its network inside :meth:`network_pass`, and makes float32 of what comes out. Where
-    it does not, ``test.precision`` other than float32 is refused."""
+    """Whether :meth:`predict` runs its network inside :meth:`network_pass` alone, and makes float32 of what comes out.
+    Then two threads may be in it at once. Where it does not, ``test.precision`` other than float32 is refused."""
 
     precision: str = "float32"
     """Of the network's passes in :meth:`predict`; who opens a trained method sets it. Training leaves it alone."""

@@ -85,6 +85,7 @@ def predictions(
         if failed is not None:
             raise failed
     finally:
+        failed = None  # its traceback holds this frame, and so the loader with its processes: they would live on
         pool.shutdown(cancel_futures=True)
         method.turn = nullcontext()
 
