@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from afa.errors import UserError
+
+_FIRST_WITH_TF32 = (8, 0)  # compute capability: NVIDIA's Ampere
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -54,3 +60,64 @@ def choose_device(name: str, option: str, *, local_rank: int = 0, world_size: in
     if index >= torch.cuda.device_count():
         raise UserError(f"{option}: GPU {index} was asked for, this machine has {torch.cuda.device_count()}")
     return torch.device("cuda", index)
+
+
+def require_precision(precision: str, device: torch.device, option: str) -> None:
+    """Refuse a precision that a device would silently replace by another one.
+
+    Args:
+        precision: ``float32``, ``tf32`` or ``bf16``.
+        device: Where the products are formed.
+        option: What the user set it with, for the message.
+
+    Raises:
+        UserError: The device cannot do it.
+    """
+    if precision == "tf32":
+        able = (
+            device.type == "cuda"
+            and torch.version.cuda is not None
+            and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TF32
+        )
+        if not able:
+            raise UserError(
+                f"{option}=tf32 needs a GPU of NVIDIA's from Ampere (2020) on, and the device is {device}: take "
+                "float32 or bf16"
+            )
+    elif precision == "bf16" and not _forms_products_in_bf16(device):
+        raise UserError(f"{option}=bf16: PyTorch does not do that on the device {device}: take float32")
+
+
+def _forms_products_in_bf16(device: torch.device) -> bool:
+    """Tried, not looked up: where PyTorch cannot, it raises an error or goes on in float32, by device and version."""
+    one = torch.ones(1, 1, device=device)
+    try:
+        with warnings.catch_warnings(), torch.autocast(device.type, dtype=torch.bfloat16):
+            warnings.simplefilter("ignore")
+            return (one @ one).dtype == torch.bfloat16
+    except RuntimeError:
+        return False
+
+
+@contextmanager
+def at_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, networks compute at a precision: ``float32`` as usual, ``tf32``, or ``bf16`` by autocast.
+
+    With bf16, what comes out may be bf16: the caller turns it into float32.
+
+    Args:
+        precision: That :func:`require_precision` has found possible.
+        device: Of the network.
+    """
+    if precision == "tf32":
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        allow_tf32(True)
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    elif precision == "bf16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+    else:
+        yield

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from afa.benchmarks.pictures import noise_image
-from afa.benchmarks.timing import time_in_turn
+from afa.benchmarks.timing import device_name, time_in_turn
 from afa.data.samples import EvaluationSample, Sample
 from afa.device import choose_device
 from afa.errors import UserError
@@ -85,9 +85,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time_in_turn(jobs, args.repeats, device).seconds
 
     height, width = args.size
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     what = f"{args.encoder}, {width} x {height}, batch {args.batch_size}, {args.classes} classes"
-    print(f"evaluation, {what}, {where}, torch {torch.__version__}")
+    print(f"evaluation, {what}, {device_name(device)}, torch {torch.__version__}")
     table: dict[str, Any] = {}
     for name, times in seconds.items():
         table[name] = args.limit / median(times)

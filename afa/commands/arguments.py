@@ -215,10 +215,20 @@ def add_device_argument(parser: argparse.ArgumentParser, default: str = "auto") 
     parser.add_argument("--device", default=default, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
 
 
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the number format in which the network computes."""
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="float32, bf16, or tf32 (some GPUs): number format of the network; default: test.precision",
+    )
+
+
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint and what concerns prediction."""
     add_run_argument(parser)
     add_device_argument(parser)
+    add_precision_argument(parser)
     parser.add_argument("--scales", nargs="+", metavar="S", help="scales of the segmentation; default: test.scales")
     parser.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, help="average with the mirror image; default: test.mirror"
@@ -343,16 +353,13 @@ def check_scales(args: argparse.Namespace) -> None:
 
 def prediction_settings(args: argparse.Namespace) -> list[str]:
     """The ``test`` settings among the options as ``key=value``, after :func:`split_scales`."""
-    settings = []
-    if args.scales is not None:
-        settings.append(f"test.scales=[{', '.join(args.scales)}]")
-    if args.mirror is not None:
-        settings.append(f"test.mirror={str(args.mirror).lower()}")
-    if args.long_side is not None:
-        settings.append(f"test.long_side={args.long_side}")
-    if getattr(args, "batch_size", None) is not None:  # not every tool takes it
-        settings.append(f"test.batch_size={args.batch_size}")
-    return settings
+    # Not every command takes each of them.
+    given = {name: getattr(args, name, None) for name in ("scales", "mirror", "long_side", "batch_size", "precision")}
+    if given["scales"] is not None:
+        given["scales"] = f"[{', '.join(given['scales'])}]"
+    if given["mirror"] is not None:
+        given["mirror"] = str(given["mirror"]).lower()
+    return [f"test.{name}={value}" for name, value in given.items() if value is not None]
 
 
 def one_output(given: str | None, earlier: str | None, parser: CommandParser, what: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afa.benchmarks import GPU_GROUPS, SERIES
-from afa.commands.arguments import CommandParser, add_device_argument
+from afa.commands.arguments import CommandParser, add_device_argument, add_run_argument
 from afa.data.files import require_writable, write_json
 from afa.errors import UserError
 from afa.paths import expand_home, given_path
@@ -132,6 +132,28 @@ def _eval(parser: CommandParser) -> None:
     parser.add_argument("--crf", action="store_true", help="also measure DenseCRF, which runs after the network")
 
 
+def _precision(parser: CommandParser) -> None:
+    """Prediction in bf16 or tf32 compared with float32: labels that change, scores, mIoU, time."""
+    add_run_argument(parser)
+    add_device_argument(parser)
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "tf32"), help="default: %(default)s")
+    parser.add_argument("--split", help="list of images with masks; default: dataset.val_split")
+    parser.add_argument(
+        "--limit", type=_at_least(1, "--limit"), metavar="N", help="the first N images of the list only"
+    )
+    _add_number(parser, "--threads", 0, "CPU threads; 0: as torch chooses", minimum=0)
+
+
+def _label(parser: CommandParser) -> None:
+    """The label stage and evaluation, compared with the network's passes alone; two processes with one."""
+    add_run_argument(parser)
+    add_device_argument(parser)
+    parser.add_argument("--split", help="list of images with masks; default: dataset.val_split")
+    _add_number(parser, "--limit", 16, "images of the list, the first ones")
+    parser.add_argument("--processes", action="store_true", help="also start one and two processes of one thread each")
+    _add_runs(parser, repeats=3)
+
+
 def _crf(parser: CommandParser) -> None:
     """DenseCRF: time, memory and agreement, compared with pydensecrf on the same machine in the same run."""
     _add_number(parser, "--classes", 21, "number of classes")
@@ -182,6 +204,8 @@ _BENCHMARKS = {
     "par": _Benchmark(_par, "afa.benchmarks.par"),
     "data": _Benchmark(_data, "afa.benchmarks.data"),
     "eval": _Benchmark(_eval, "afa.benchmarks.eval"),
+    "precision": _Benchmark(_precision, "afa.benchmarks.precision", settings=True),
+    "label": _Benchmark(_label, "afa.benchmarks.label", settings=True),
     "photo": _Benchmark(_photo, "afa.benchmarks.photo"),
     "crf": _Benchmark(_crf, "afa.benchmarks.crf"),
     "reg": _Benchmark(_regularised, "afa.benchmarks.regularised", settings=True),

@@ -3,7 +3,7 @@
     afa eval work_dirs/voc --split val --scales 1 0.5 0.75 --mirror dataset.root=data/VOC2012
 
 Segmentation follows the test protocol (long side, scales, mirror); CAMs, and labels made from CAMs, are scored as in
-the validation during training.
+the validation during training. Under torchrun the processes share the images; the scores are the same.
 """
 
 from __future__ import annotations
@@ -68,60 +68,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch takes seconds: a mistake in the arguments is said before.
     from afa.data.layout import find_layout
     from afa.data.loader import evaluation_loader
+    from afa.engine.runtime import shared_work
     from afa.evaluation.tables import format_table, protocol_key, read_entries, write_csv, write_entry
     from afa.methods.base import named_input_outputs, scored_outputs
     from afa.prediction.evaluate import evaluate
     from afa.prediction.model import build_crf, load, scored_class_names
 
-    model = load(args.checkpoint, config=args.config, device=args.device, overrides=args.settings)
-    test = model.config.test
-    outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
-    outputs = named_input_outputs(outputs, model.config.dataset)
-    crf = build_crf(test, args.crf_negligible) if args.crf else None
-    read_entries(path)  # before hours of work, what could not be written beside them
-    split = args.split or model.config.dataset.val_split
-    listed = len(find_layout(model.config.dataset).names(split))
-    limit = None if args.limit is None or args.limit >= listed else args.limit  # the whole list is no part of it
-    loader = evaluation_loader(
-        model.config.dataset,
-        split=split,
-        inputs=sorted({name for output in outputs for name in output.inputs}),
-        limit=limit,
-        workers=args.workers,
-        pin_memory=model.device.type == "cuda",
-    )
-    class_names = scored_class_names(model)
-    found = evaluate(
-        model.method,
-        loader,
-        class_names=class_names,
-        device=model.device,
-        outputs=[output.name for output in outputs],
-        protocol=model.protocol,
-        refinement=crf,
-        batch_size=test.batch_size,
-        progress="evaluating",
-    )
-    crf_settings = {name: value for name, value in vars(test).items() if name.startswith("crf_")}
-    key = protocol_key(
-        split=split,
-        step=model.step,
-        scales=test.scales,
-        long_side=test.long_side,
-        mirror=test.mirror,
-        crf=None if crf is None else {**crf_settings, "crf_negligible": args.crf_negligible},
-        limit=limit,
-        settings=method_settings(args.settings),
-    )
-    titles = {output.name: output.title for output in model.method.outputs}
-    titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
-    print(format_table(found.table, titles, limit=limit))
-    beside = write_entry(path, key, found.table, found.per_image, found.confusion)
-    written = [path, *([] if beside is None else [beside])]
-    if args.csv is not None:
-        totals = {row: found.table[row] for row in found.per_image}
-        written += write_csv(args.csv, found.per_image, totals, found.confusion)
-    print(f"written to {', '.join(map(str, written))}", file=sys.stderr)
+    with shared_work(args.device) as runtime:
+        model = load(args.checkpoint, config=args.config, device=str(runtime.device), overrides=args.settings)
+        test = model.config.test
+        outputs = [output for output in scored_outputs(model.method) if args.cams or output.logits]
+        outputs = named_input_outputs(outputs, model.config.dataset)
+        crf = build_crf(test, args.crf_negligible) if args.crf else None
+        read_entries(path)  # before hours of work, what could not be written beside them
+        split = args.split or model.config.dataset.val_split
+        listed = find_layout(model.config.dataset).names(split)
+        # The whole list is no part of it.
+        limit = None if args.limit is None or args.limit >= len(listed) else args.limit
+        loader = evaluation_loader(
+            model.config.dataset,
+            split=split,
+            inputs=sorted({name for output in outputs for name in output.inputs}),
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            limit=limit,
+            workers=args.workers,
+            pin_memory=model.device.type == "cuda",
+        )
+        found = evaluate(
+            model.method,
+            loader,
+            class_names=scored_class_names(model),
+            device=model.device,
+            outputs=[output.name for output in outputs],
+            protocol=model.protocol,
+            refinement=crf,
+            batch_size=test.batch_size,
+            progress="evaluating" if runtime.is_main else None,
+        )
+        crf_settings = {name: value for name, value in vars(test).items() if name.startswith("crf_")}
+        key = protocol_key(
+            split=split,
+            step=model.step,
+            scales=test.scales,
+            long_side=test.long_side,
+            mirror=test.mirror,
+            crf=None if crf is None else {**crf_settings, "crf_negligible": args.crf_negligible},
+            limit=limit,
+            settings=method_settings(args.settings),
+            precision=test.precision,
+        )
+        titles = {output.name: output.title for output in model.method.outputs}
+        titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
+        per_image = {row: counts.in_order(listed) for row, counts in found.per_image.items()}
+
+        def write() -> None:
+            print(format_table(found.table, titles, limit=limit))
+            beside = write_entry(path, key, found.table, per_image, found.confusion)
+            written = [path, *([] if beside is None else [beside])]
+            if args.csv is not None:
+                totals = {row: found.table[row] for row in per_image}
+                written += write_csv(args.csv, per_image, totals, found.confusion)
+            print(f"written to {', '.join(map(str, written))}", file=sys.stderr)
+
+        runtime.on_main(write)
     return 0
 
 

@@ -17,9 +17,11 @@ from afa.commands.arguments import (
     add_device_argument,
     add_loading_arguments,
     add_map_arguments,
+    add_precision_argument,
     add_run_argument,
     check_loading,
     check_map_arguments,
+    prediction_settings,
 )
 from afa.data.files import require_writable
 from afa.paths import given_path
@@ -37,23 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compress", action="store_true", help="compress maps: less disk, slower")
     add_map_arguments(parser, size=0, bits=32)
     add_device_argument(parser)
+    add_precision_argument(parser)
     add_loading_arguments(parser)
     args = parser.read(arguments)
+    args.settings += prediction_settings(args)
     check_loading(args)
     check_map_arguments(args)
     require_writable(args.output, "--output", folder=True)
     require_source(args.checkpoint)
 
     # PyTorch takes seconds: a mistake in the arguments is said before.
-    from afa.config import TrainConfig
     from afa.data.map_files import StoredForm
-    from afa.engine.runtime import ProcessRuntime
+    from afa.engine.runtime import shared_work
     from afa.methods.base import named_input_outputs, named_outputs
     from afa.prediction.labelling import label_split
     from afa.prediction.model import load
     from afa.weights import last_checkpoint
 
-    with ProcessRuntime.start(TrainConfig(device=args.device)) as runtime:
+    with shared_work(args.device) as runtime:
         device = str(runtime.device)
         model = load(last_checkpoint(args.checkpoint), config=args.config, device=device, overrides=args.settings)
         writable = [output for output in model.method.outputs if output.kind != "affinity"]

@@ -7,6 +7,7 @@
 FOLDER is a label folder of 'afa label', or made elsewhere: palette or grey PNG masks (the indices count, not the
 colours), or .npy dictionaries of maps as PSA and IRN write them. 255 in a mask is a pixel without a class, which counts
 as a miss; 255 in a true mask is ignored. Maps are resized to the size of the true mask; masks must have this size.
+Under torchrun the processes share the images; the scores are the same.
 """
 
 from __future__ import annotations
@@ -27,11 +28,22 @@ if TYPE_CHECKING:
 
     from afa.data.map_folders import MapFolder
     from afa.data.true_masks import TrueMasks
-    from afa.evaluation.metrics import Counts, ImageCounts
+    from afa.engine.runtime import ProcessRuntime
+    from afa.evaluation.metrics import ConfusionMatrix, Counts, ImageCounts
+    from afa.evaluation.sweep import ThresholdSweep
     from afa.maps import Maps
 
 _THRESHOLDS = (0.0, 1.0, 0.01)
 _MOST_LINES = 21
+
+
+class _Counted(NamedTuple):
+    """Output -> its confusion matrix, or its sweep over thresholds, and each image's counts where a file will hold
+    them."""
+
+    matrices: dict[str, ConfusionMatrix]
+    sweeps: dict[str, ThresholdSweep]
+    per_image: dict[str, ImageCounts]
 
 
 class _Scored(NamedTuple):
@@ -78,12 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [output for output in outputs if output not in held]
     if unknown:
         raise UserError(f"--outputs {unknown[0]}: {folder.root} holds {args.kind} of {', '.join(held)}")
-    score = _score_masks if args.kind == "masks" else _score_maps
-    found = score(args, folder, outputs, truth)
+    from afa.engine.runtime import shared_work
 
-    for note in _notes(args.kind, folder, truth, found.rows):
-        print(f"note: {note}", file=sys.stderr)
-    _write(args, truth, found)
+    with shared_work("cpu") as runtime:
+        count = _count_masks if args.kind == "masks" else _count_maps
+        counted = _joined(runtime.gather(count(args, folder, outputs, truth, runtime)), truth)
+
+        def finish() -> None:
+            found = _score(args, outputs, truth, counted)
+            for note in _notes(args.kind, folder, truth, found.rows):
+                print(f"note: {note}", file=sys.stderr)
+            _write(args, truth, found)
+
+        runtime.on_main(finish)
     return 0
 
 
@@ -161,21 +180,21 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _score_masks(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks) -> _Scored:
-    """Score labels, and print the table."""
+def _count_masks(
+    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks, runtime: ProcessRuntime
+) -> _Counted:
+    """Count the labels of this process's images."""
     import torch
 
     from afa.data.images import DamagedImage
     from afa.data.labels import classes_in_mask
     from afa.evaluation.metrics import ConfusionMatrix, ImageCounts
-    from afa.evaluation.tables import format_table
 
-    names = ("background", *truth.class_names)
     for output in outputs:
         folder.require_labels(truth.names, output)
-    matrices = {output: ConfusionMatrix(len(names)) for output in outputs}
+    matrices = {output: ConfusionMatrix(len(truth.class_names) + 1) for output in outputs}
     per_image = {output: ImageCounts() for output in outputs}
-    for name in _tracked(truth.names):
+    for name in _own(truth.names, runtime):
         true = truth.read(name)
         for output in outputs:
             path, mask = folder.label_file(name, output), folder.read_label(name, output)
@@ -188,21 +207,19 @@ def _score_masks(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[
             counts = matrices[output].update(torch.from_numpy(true), torch.from_numpy(mask))
             if _keeps_images(args):
                 per_image[output].add(name, counts)
-    rows = {output: matrix.scores(names, absent=args.absent_class) for output, matrix in matrices.items()}
-    _note_empty_truth(truth, matrices[outputs[0]].class_counts())
-    print(format_table({**rows, "images": len(truth.names)}, {}, rates=True))
-    return _Scored(rows, per_image, {output: matrix.counts for output, matrix in matrices.items()})
+    return _Counted(matrices, {}, per_image)
 
 
-def _score_maps(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks) -> _Scored:
-    """Score maps, over thresholds where they have no background of their own, and print the tables."""
+def _count_maps(
+    args: argparse.Namespace, folder: MapFolder, outputs: Sequence[str], truth: TrueMasks, runtime: ProcessRuntime
+) -> _Counted:
+    """Count the maps of this process's images, over thresholds where they have no background of their own."""
     import torch
 
     from afa.evaluation.metrics import ConfusionMatrix, ImageCounts
     from afa.evaluation.sweep import ThresholdSweep, threshold_range
-    from afa.evaluation.tables import format_table
 
-    names = ("background", *truth.class_names)
+    classes = len(truth.class_names) + 1
     thresholds = threshold_range(*(args.thresholds or _THRESHOLDS))
     if args.labels is not None and not folder.needs_class_labels:
         raise UserError(f"--labels is for .npy maps; the files in {folder.root} name their classes")
@@ -210,20 +227,20 @@ def _score_maps(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[s
     for output in outputs:
         folder.require_maps(truth.names, None, output)
     reader = _Reader(folder, truth, truth.class_labels(args.labels) if from_file else None)
-    with_background = {output: reader.has_background(output) for output in outputs}
+    with_background = runtime.on_main(lambda: {output: reader.has_background(output) for output in outputs})
     if all(with_background.values()):
         for option in ("thresholds", "plot"):
             if getattr(args, option) is not None:
                 raise UserError(f"--{option}: the maps in {folder.root} have a background, and so no threshold")
 
-    matrices = {output: ConfusionMatrix(len(names)) for output in outputs if with_background[output]}
+    matrices = {output: ConfusionMatrix(classes) for output in outputs if with_background[output]}
     sweeps = {
-        output: ThresholdSweep(len(names), thresholds, per_image=_keeps_images(args))
+        output: ThresholdSweep(classes, thresholds, per_image=_keeps_images(args))
         for output in outputs
         if not with_background[output]
     }
-    per_image = {output: ImageCounts() for output in outputs}
-    for name in _tracked(truth.names):
+    per_image = {output: ImageCounts() for output in matrices}
+    for name in _own(truth.names, runtime):
         mask = reader.true_mask(name)
         true = torch.from_numpy(mask)
         for output in outputs:
@@ -235,27 +252,56 @@ def _score_maps(args: argparse.Namespace, folder: MapFolder, outputs: Sequence[s
             counts = matrices[output].update(true, label)
             if _keeps_images(args):
                 per_image[output].add(name, counts)
+    return _Counted(matrices, sweeps, per_image)
 
+
+def _joined(parts: Sequence[_Counted], truth: TrueMasks) -> _Counted:
+    """What several processes counted, together; images in the order of the list."""
+    from afa.evaluation.metrics import ImageCounts
+
+    first, *others = parts
+    for other in others:
+        for output, matrix in other.matrices.items():
+            first.matrices[output].add(matrix)
+        for output, sweep in other.sweeps.items():
+            first.sweeps[output].join(sweep)
+    per_image = {
+        output: ImageCounts.joined(part.per_image[output] for part in parts).in_order(truth.names)
+        for output in first.per_image
+    }
+    return first._replace(per_image=per_image)
+
+
+def _score(args: argparse.Namespace, outputs: Sequence[str], truth: TrueMasks, counted: _Counted) -> _Scored:
+    """Make scores of counts, and print the tables."""
+    from afa.evaluation.tables import format_table
+
+    names = ("background", *truth.class_names)
     rows: dict[str, Any] = {}
-    confusion = {output: matrix.counts for output, matrix in matrices.items()}
+    confusion = {output: matrix.counts for output, matrix in counted.matrices.items()}
+    per_image = dict(counted.per_image)
     table: dict[str, Any] = {}
     titles: dict[str, str] = {}
     for output in outputs:
-        if output in matrices:
-            rows[output] = table[output] = matrices[output].scores(names, absent=args.absent_class)
+        if output in counted.matrices:
+            rows[output] = table[output] = counted.matrices[output].scores(names, absent=args.absent_class)
             continue
-        rows[output] = sweeps[output].scores(names, absent=args.absent_class)
+        sweep = counted.sweeps[output]
+        rows[output] = sweep.scores(names, absent=args.absent_class)
         table[output] = rows[output]["best"]
         titles[output] = f"{output} > {rows[output]['best']['threshold']:g}"
         print("\n".join([*_sweep_table(output, rows[output]), ""]))
-        best = thresholds.index(rows[output]["best"]["threshold"])
-        confusion[output] = sweeps[output].confusion_at(best)
+        best = sweep.thresholds.index(rows[output]["best"]["threshold"])
+        confusion[output] = sweep.confusion_at(best)
         if _keeps_images(args):
-            per_image[output] = sweeps[output].images_at(best)
+            per_image[output] = sweep.images_at(best).in_order(truth.names)
     first = outputs[0]
-    _note_empty_truth(truth, matrices[first].class_counts() if first in matrices else sweeps[first].counts()[0])
+    of_classes = (
+        counted.matrices[first].class_counts() if first in counted.matrices else counted.sweeps[first].counts()[0]
+    )
+    _note_empty_truth(truth, of_classes)
     print(format_table({**table, "images": len(truth.names)}, titles, rates=True))
-    return _Scored(rows, per_image, confusion)
+    return _Scored(rows, {output: per_image[output] for output in outputs if output in per_image}, confusion)
 
 
 def _keeps_images(args: argparse.Namespace) -> bool:
@@ -363,10 +409,12 @@ def _notes(kind: str, folder: MapFolder, truth: TrueMasks, rows: Mapping[str, An
         yield f"{unscored} further files in {folder.root} are not of {truth.where}, and were not scored"
 
 
-def _tracked(names: Sequence[str]) -> Iterable[str]:
+def _own(names: Sequence[str], runtime: ProcessRuntime) -> Iterable[str]:
+    """The names that this process counts; the main one shows how far it is."""
     from afa.progress import track
 
-    return track(names, len(names), "scoring")
+    mine = names[runtime.rank :: runtime.world_size]
+    return track(mine, len(mine), "scoring") if runtime.is_main else mine
 
 
 def _write(args: argparse.Namespace, truth: TrueMasks, found: _Scored) -> None:

@@ -223,6 +223,13 @@ class TestConfig:
     scales: list[float] = setting([1.0, 0.5, 0.75], "scales of the prediction", above=0, maximum=16)
     mirror: bool = setting(True, "average the logits with those of the mirrored image")
     batch_size: int = setting(1, "images of the same size per batch; rounding differs above 1", minimum=1)
+    precision: str = setting(
+        "float32",
+        "number format of the networks in 'afa label', 'eval', 'predict', 'report' and 'sheet'; all that follows the "
+        "network stays float32, and so does validation. tf32: float32, with products of 10-bit precision, on GPUs that "
+        "support it",
+        choices=("float32", "tf32", "bf16"),
+    )
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)
     crf_gaussian_sxy: float = setting(3.0, "DenseCRF: bandwidth of the smoothness kernel in pixels", minimum=0.5)
     crf_gaussian_weight: float = setting(3.0, "DenseCRF: weight of the smoothness kernel", minimum=0)

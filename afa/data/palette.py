@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,11 @@ def voc_palette() -> np.ndarray:
     return palette
 
 
+@cache
+def _voc_palette_bytes() -> bytes:
+    return voc_palette().tobytes()
+
+
 def palette_image(mask: np.ndarray) -> Image.Image:
     """A mask as a palette image in VOC's colours.
 
@@ -122,5 +128,5 @@ def palette_image(mask: np.ndarray) -> Image.Image:
         Image of mode ``P`` whose indices are the mask's values.
     """
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    image.putpalette(voc_palette().tobytes())
+    image.putpalette(_voc_palette_bytes())
     return image

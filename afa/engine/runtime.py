@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -33,6 +34,7 @@ Value = TypeVar("Value")
 _MEETING, _WORKING = timedelta(minutes=5), timedelta(minutes=30)
 
 _SECONDS_BEFORE_REMARK = 10.0
+_SECONDS_FOR_THE_REASON = 2.0  # in which a process that failed says why
 
 # Wrapped networks live as long as the process. PyTorch frees one by waiting for Gloo's thread, with Python's lock held,
 # and that thread may be waiting for the lock: seen with torch 2.12.
@@ -55,14 +57,18 @@ class ProcessRuntime:
     control_group: Any = None
 
     @classmethod
-    def start(cls, settings: TrainConfig) -> ProcessRuntime:
+    def start(cls, settings: TrainConfig, option: str = "train.device") -> ProcessRuntime:
         """Join the processes that torchrun started, if any, and choose the device.
+
+        Args:
+            settings: Device, precision, threads, and whether to be deterministic.
+            option: What the user set the device with, for messages.
 
         Raises:
             UserError: The device asked for is not there, or the environment makes no sense, see :func:`read_launch`.
         """
         rank, world_size, local_rank = read_launch(os.environ)
-        device = choose_device(settings.device, "train.device", local_rank=local_rank, world_size=world_size)
+        device = choose_device(settings.device, option, local_rank=local_rank, world_size=world_size)
         if device.type != "cuda" and settings.precision == "fp16":
             raise UserError("train.precision=fp16 needs a GPU with CUDA, and none is used; take bf16 or float32")
         if settings.threads:
@@ -227,6 +233,27 @@ def _join(device: torch.device) -> Any:
     for group in {control_group, dist.group.WORLD}:
         set_timeout(_WORKING, group)
     return control_group
+
+
+@contextmanager
+def shared_work(device: str) -> Iterator[ProcessRuntime]:
+    """The processes that share the images of a list: those that torchrun started, or this one alone.
+
+    Args:
+        device: As ``--device`` gives it.
+
+    Raises:
+        UserError: The device is not there, or the environment makes no sense; or another process has ended early.
+    """
+    try:
+        with ProcessRuntime.start(TrainConfig(device=device), "--device") as runtime:
+            yield runtime
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        # The one that failed tells why, and torchrun ends this one meanwhile.
+        time.sleep(_SECONDS_FOR_THE_REASON)
+        raise UserError("another process of this job has ended early: start the same command again") from error
 
 
 def is_lost_process(error: BaseException) -> bool:

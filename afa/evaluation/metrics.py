@@ -160,6 +160,10 @@ class ConfusionMatrix:
         self.counts += own
         return _class_counts(own)
 
+    def add(self, other: ConfusionMatrix) -> None:
+        """Count what another one of the same classes has counted."""
+        self.counts += other.counts.to(self.counts.device)
+
     def class_counts(self) -> Counts:
         """Pixels of each class, [C]."""
         return _class_counts(self.counts)
@@ -195,6 +199,16 @@ class ImageCounts:
         if not self.counts:
             raise UserError("there is no image to score")
         return Counts(*(torch.stack(part) for part in zip(*(counts.parts for counts in self.counts), strict=True)))
+
+    def in_order(self, names: Sequence[str]) -> ImageCounts:
+        """The same in the order of a list, whatever the order and the processes that counted.
+
+        Args:
+            names: Of the list; those that were not counted are passed over.
+        """
+        found = dict(zip(self.names, self.counts, strict=True))
+        kept = [name for name in names if name in found]
+        return ImageCounts(kept, [found[name] for name in kept])
 
     @classmethod
     def joined(cls, parts: Iterable[ImageCounts]) -> ImageCounts:

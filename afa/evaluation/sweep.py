@@ -148,6 +148,22 @@ class ThresholdSweep:
             own = _ImageHistogram(classes, predicted[classes], right[classes], labelled[classes], true_background)
             self._images.append((name, own))
 
+    def join(self, other: ThresholdSweep) -> None:
+        """Count what another sweep of the same classes and thresholds has counted.
+
+        Args:
+            other: Of other images; it keeps images where this one does.
+        """
+        self._predicted += other._predicted
+        self._right += other._right
+        self._labelled += other._labelled
+        self._true_background += other._true_background
+        for pair, histogram in other._pairs.items():
+            known = self._pairs.get(pair)
+            self._pairs[pair] = histogram.clone() if known is None else known + histogram
+        if self._images is not None:
+            self._images += other._images or ()
+
     def counts(self) -> Counts:
         """Pixels of each class at each threshold, [thresholds, C]."""
         return _at_thresholds(self._predicted, self._right, self._labelled, self._true_background)

@@ -45,6 +45,7 @@ def protocol_key(
     crf: Mapping[str, Any] | None,
     limit: int | None,
     settings: Mapping[str, str] | None = None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """The protocol that identifies an evaluation of a run.
 
@@ -57,6 +58,7 @@ def protocol_key(
         crf: Settings of DenseCRF; None without.
         limit: How many images of the list, the first ones, were scored; None: all.
         settings: Of the method's own, those that are not the run's, as they were given.
+        precision: Of the network. The key of float32 does not name it: so it is that of earlier versions.
     """
     key = {
         "split": split,
@@ -67,6 +69,8 @@ def protocol_key(
         "crf": None if crf is None else dict(crf),
         "limit": limit,
     }
+    if precision != "float32":
+        key["precision"] = precision
     return {**key, "settings": dict(settings)} if settings else key
 
 

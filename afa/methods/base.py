@@ -7,8 +7,8 @@ docs/architecture.md shows a complete method in sixty lines.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
@@ -20,6 +20,7 @@ from afa.data.dataset import Transform
 from afa.data.inputs import CLASS_LABELS, is_named, setting_of
 from afa.data.notices import say
 from afa.data.samples import Sample
+from afa.device import at_precision
 from afa.errors import UserError
 from afa.maps import Maps
 from afa.ops.random_walk import PairAffinity, TokenAffinity
@@ -219,6 +220,16 @@ class Method(ABC):
     sampler: ClassVar[Literal["images", "pairs"]] = "images"
     """``pairs``: two images with a class in common are neighbours in a batch."""
 
+    low_precision: ClassVar[bool] = False
+    """Whether :meth:`predict` runs its network inside :meth:`network_pass` alone, and makes float32 of what comes out.
+    Then two threads may be in it at once. Where it does not, ``test.precision`` other than float32 is refused."""
+
+    precision: str = "float32"
+    """Of the network's passes in :meth:`predict`; who opens a trained method sets it. Training leaves it alone."""
+
+    turn: AbstractContextManager[Any] = nullcontext()
+    """What a pass of the network waits for; a lock where several threads predict."""
+
     on_host: ClassVar[frozenset[str]] = frozenset({"class_labels"})
     """Keys of a batch that decide shapes, and so stay on the host: then a step does not wait for a GPU."""
 
@@ -266,6 +277,12 @@ class Method(ABC):
             One for each sample, with the wanted outputs. Options of single methods, such as scales of CAMs, are in the
             method's configuration.
         """
+
+    @contextmanager
+    def network_pass(self) -> Iterator[None]:
+        """Context for one pass of the network in :meth:`predict`: at :attr:`precision`, and not beside another one."""
+        with self.turn, at_precision(self.precision, next(self.network.parameters()).device):
+            yield
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
         """The largest image, in pixels, that memory allows the network to see at once; None: any.

@@ -10,6 +10,7 @@ all processes' counts: the average of the processes' gradients is then the gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +94,7 @@ def multi_scale_logits(
     images: Tensor,
     protocol: SegmentationProtocol,
     known: KnownLogits | None = None,
+    network_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Segmentation over scales: the mean with the mirror image's logits, then the maximum over the scales.
 
@@ -101,9 +103,10 @@ def multi_scale_logits(
         images: Normalised and of the test size, [B, 3, H, W].
         protocol: Scales, which hold 1, whose logits give the size; and whether the mirror images count.
         known: What has been computed already is taken from there.
+        network_pass: Gives a context for each pass, see :meth:`afa.methods.base.Method.network_pass`.
 
     Returns:
-        [B, C, *, *] at the decoder's stride.
+        float32 [B, C, *, *] at the decoder's stride.
 
     Raises:
         ValueError: There is no scale.
@@ -119,7 +122,9 @@ def multi_scale_logits(
             missing = [scaled] if plain is None else []
             if protocol.mirror and mirrored is None:
                 missing.append(scaled.flip(-1))
-            logits = list(segment(torch.cat(missing)).split(len(images)))
+            with network_pass():
+                found = segment(torch.cat(missing))
+            logits = list(found.float().split(len(images)))
             plain = logits.pop(0) if plain is None else plain
             mirrored = logits.pop(0) if logits else mirrored
         if protocol.mirror and mirrored is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,11 +24,14 @@ from afa.data.samples import EvaluationSample
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
 from afa.methods.base import Method, Output, SegmentationProtocol, scored_outputs
+from afa.prediction.ahead import predictions
 from afa.prediction.batching import by_size
 from afa.progress import track
 
 # Image uint8 [3, H, W] and probabilities [1, C, H, W] -> marginals [1, C, H, W].
 Refinement = Callable[[Tensor, Tensor], Tensor]
+
+Group = TypeVar("Group")
 
 _MOST_REFINED_AT_ONCE = 8  # each takes up to 200 MB
 
@@ -126,10 +129,9 @@ def evaluate(
     try:
         with torch.no_grad(), _stream(refinement, device) as stream:
             seen_samples = track(samples, len(samples), progress) if progress is not None else samples
-            for group in by_size(seen_samples, batch_size, size=lambda seen: seen.sample.image.shape[:2]):
-                if stopped := stop is not None and stop():
-                    break
-                found = method.predict([seen.sample for seen in group], wanted, protocol or SegmentationProtocol())
+            groups = by_size(seen_samples, batch_size, size=lambda seen: seen.sample.image.shape[:2])
+            pairs = ((group, [seen.sample for seen in group]) for group in _until(stop, groups))
+            for group, found in predictions(method, pairs, wanted, protocol or SegmentationProtocol(), device):
                 for seen, image in zip(group, found, strict=True):
                     count += 1
                     label = seen.label.to(device, non_blocking=True)
@@ -146,7 +148,7 @@ def evaluate(
                     if image.class_logits is not None and seen.sample.class_labels is not None:
                         truth = torch.from_numpy(seen.sample.class_labels)
                         f1_values.append(multi_label_f1(image.class_logits > 0, truth))
-    except LoadingStopped:
+    except (LoadingStopped, EvaluationStopped):
         stopped = True
     finally:
         network.train(was_training)
@@ -163,6 +165,18 @@ def evaluate(
         table["cls_f1"] = math.fsum(all_f1) / len(all_f1)
     table["images"] = images
     return Evaluation(table, per_image, {row: matrix.counts.cpu() for row, matrix in matrices.items()})
+
+
+def _until(stop: Callable[[], bool] | None, groups: Iterable[Group]) -> Iterator[Group]:
+    """The groups, until a stop is asked for.
+
+    Raises:
+        EvaluationStopped: It was.
+    """
+    for group in groups:
+        if stop is not None and stop():
+            raise EvaluationStopped
+        yield group
 
 
 def _refined_output(method: Method) -> Output:

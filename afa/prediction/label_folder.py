@@ -43,6 +43,7 @@ class LabelFolder:
         maps: Whether maps are written beside the labels made of them.
         compress: Whether maps are compressed.
         form: Size and precision of maps. Where it is not the usual one, the facts say so.
+        unnamed: Facts that folders of earlier versions do not name, as they were.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class LabelFolder:
         maps: bool,
         compress: bool,
         form: StoredForm = AS_THEY_ARE,
+        unnamed: Mapping[str, Any] | None = None,
     ) -> None:
+        self.unnamed = unnamed or {}
         self.root, self.outputs = root, tuple(outputs)
         self.facts = dict(facts) if form == AS_THEY_ARE else {**facts, "maps": form._asdict()}
         self.maps, self.compress, self.form = maps, compress, form
@@ -67,7 +70,7 @@ class LabelFolder:
         """
         path = self.root / LABEL_FACTS
         if path.is_file():
-            lines = config_differences(read_json(path), dict(self.facts))
+            lines = config_differences(_filled(read_json(path), self.unnamed), dict(self.facts))
             if lines:
                 more = f"; and {len(lines) - _SHOWN_DIFFERENCES} more" if len(lines) > _SHOWN_DIFFERENCES else ""
                 raise UserError(
@@ -121,3 +124,13 @@ class LabelFolder:
         if self.maps and output.kind == "maps":
             paths.append(maps_path(self.root, output.name, name))
         return paths
+
+
+def _filled(facts: Any, unnamed: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts, with what they do not name."""
+    named = facts if isinstance(facts, Mapping) else {}
+    filled = {
+        key: _filled(named.get(key), value) if isinstance(value, Mapping) else named.get(key, value)
+        for key, value in unnamed.items()
+    }
+    return {**named, **filled}

@@ -24,6 +24,7 @@ from afa.data.notices import say
 from afa.data.samples import Sample
 from afa.errors import UserError
 from afa.methods.base import Output
+from afa.prediction.ahead import predictions
 from afa.prediction.batching import by_size
 from afa.prediction.label_folder import LabelFolder
 from afa.prediction.model import Model, scored_class_names
@@ -40,6 +41,8 @@ _SETTINGS_WITHOUT_EFFECT = {
     "validation": ("every", "outputs", "batch_size"),
     "test": ("batch_size",),
 }
+# What folders of earlier versions were made with, where their label.json does not name it.
+_UNNAMED = {"config": {"test": {"precision": "float32"}}}
 
 Value = TypeVar("Value")
 
@@ -112,7 +115,7 @@ def label_split(
     scored_class_names(model)
     images = _images(model, split, outputs, limit)
     facts = _facts(model, images, outputs, limit)
-    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form)
+    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form, unnamed=_UNNAMED)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)
     mine = [name for name in images.names[processes.rank :: processes.world_size] if not folder.is_done(name)]
@@ -183,8 +186,10 @@ def _labelled(
     wanted = [output.name for output in folder.outputs]
     samples = _readable(images, names, workers, failures)
     tracked = track(samples, len(names), "labelling") if speaks else samples
-    for group in by_size(tracked, model.config.test.batch_size, size=lambda sample: sample.image.shape[:2]):
-        for sample, found in zip(group, model.method.predict(group, wanted, model.protocol), strict=True):
+    groups = by_size(tracked, model.config.test.batch_size, size=lambda sample: sample.image.shape[:2])
+    pairs = ((group, group) for group in groups)
+    for group, of_group in predictions(model.method, pairs, wanted, model.protocol, model.device):
+        for sample, found in zip(group, of_group, strict=True):
             folder.write(sample.name, found, sample.image.shape[:2])
             yield sample
 

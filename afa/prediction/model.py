@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from afa.config.reading import given_by
 from afa.data.images import Decoded, read_image, to_rgb
 from afa.data.inputs import CLASS_LABELS
 from afa.data.layout import find_class_names
-from afa.device import allow_tf32, choose_device
+from afa.data.notices import say
+from afa.device import allow_tf32, choose_device, require_precision
 from afa.errors import UserError
 from afa.methods import config_from_dict
 from afa.methods.base import Method, SegmentationProtocol, named_outputs
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     ImageLike: TypeAlias = str | Path | np.ndarray | Image
-
-logger = logging.getLogger(__name__)
 
 # What a run is stays as it was trained; how it is used may change.
 _FIXED_SECTIONS = frozenset({"method", "model", "augmentation", "optimiser", "train", "loss", "schedule"})
@@ -150,8 +148,13 @@ def load(
     chosen_device = choose_device(device, "--device")
     allow_tf32(False)
     opened = open_checkpoint(source, config, lambda trained: override_config(trained, overrides))
-    opened.method.network.to(chosen_device).requires_grad_(False)
-    return Model(opened.method, opened.config, tuple(opened.class_names), opened.step, chosen_device, opened.path)
+    method, precision = opened.method, opened.config.test.precision
+    if precision != "float32" and not method.low_precision:
+        raise UserError(f"test.precision={precision}: the method '{method.name}' predicts in float32 alone; take that")
+    require_precision(precision, chosen_device, "test.precision")
+    method.precision = precision
+    method.network.to(chosen_device).requires_grad_(False)
+    return Model(method, opened.config, tuple(opened.class_names), opened.step, chosen_device, opened.path)
 
 
 def _map_outputs(predictor: Predictor, wanted: Sequence[str] | None) -> list[str]:
@@ -180,7 +183,7 @@ def scored_class_names(model: Model) -> tuple[str, ...]:
         )
     for own, other in zip(model.class_names, names, strict=True):
         if own != other:
-            logger.warning("the network's class '%s' is '%s' in the data set: the classes should agree", own, other)
+            say(f"the network's class '{own}' is '{other}' in the data set: the classes should agree")
             break
     return names
 

@@ -44,6 +44,7 @@ class AFA(Method):
 
     name = "afa"
     config_class = AFAConfig
+    low_precision = True
     on_host = frozenset({"class_labels", "valid_box"})
 
     config: AFAConfig
@@ -160,7 +161,7 @@ class AFA(Method):
 
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
         """See :class:`afa.methods.base.Method`."""
-        return predict(self.network, self.config, self.labels, samples, wanted, protocol)
+        return predict(self.network, self.config, self.labels, samples, wanted, protocol, self.network_pass)
 
     def _classification_step(self, network: nn.Module, batch: Batch) -> StepOutput:
         """Neither decoder nor affinity head runs; their gradients are zero, so weight decay still reaches them."""

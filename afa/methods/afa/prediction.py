@@ -5,7 +5,8 @@ Shapes: B images of one size, K foreground classes, C = K + 1, H x W as the netw
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def predict(
     samples: Sequence[Sample],
     wanted: Collection[str],
     protocol: SegmentationProtocol,
+    network_pass: Callable[[], AbstractContextManager[None]],
 ) -> list[Found]:
     """Predict a batch of images.
 
@@ -48,6 +50,7 @@ def predict(
             0.5, at least the best one.
         wanted: Names of outputs.
         protocol: Of the segmentation.
+        network_pass: Gives a context for each pass of the network; what comes out of one is float32 from then on.
 
     Returns:
         CAMs ``cam`` [1, m, H, W] in 0..1; ``propagated_cam`` [1, 1 + m, h, w] with background, at scale 1; the labels
@@ -60,37 +63,39 @@ def predict(
     segmentation, of_largest = "segmentation" in wanted, "propagated_label" in wanted
     largest_is_first = max(config.cam.scales) <= 1
     test_size = long_side_size((height, width), protocol.long_side)
-    first = network(
-        images,
-        decode=segmentation and test_size == (height, width),
-        with_affinity="propagated_cam" in wanted or "affinity" in wanted or (of_largest and largest_is_first),
-    )
-    present = classes_that_count(samples, first.cls_logits)
+    with network_pass():
+        first = network(
+            images,
+            decode=segmentation and test_size == (height, width),
+            with_affinity="propagated_cam" in wanted or "affinity" in wanted or (of_largest and largest_is_first),
+        )
+    cls_logits = first.cls_logits.float()
+    present = classes_that_count(samples, cls_logits)
     affinity = None
     if first.affinity is not None:
         affinity = TokenAffinity(first.affinity, (first.cam.shape[-2], first.cam.shape[-1]))
 
-    passes = SharedPasses(network, present)
+    shared = SharedPasses(network, present, network_pass)
     if segmentation:
-        passes.wanted = {scaled_size(test_size, scale) for scale in protocol.scales}
-        passes.mirror = protocol.mirror
+        shared.wanted = {scaled_size(test_size, scale) for scale in protocol.scales}
+        shared.mirror = protocol.mirror
     if first.seg_logits is not None:
-        passes.known.plain[height, width] = first.seg_logits
+        shared.known.plain[height, width] = first.seg_logits.float()
     of_images: Sequence[Maps | None] = [None] * len(samples)
     largest = affinity
     if not _OF_CAMS.isdisjoint(wanted):
         found = multi_scale_cam(
-            passes.cam,
+            shared.cam,
             images,
             config.cam.scales,
             epsilon=config.cam.epsilon,
             with_affinity=of_largest and not largest_is_first,
-            first_cam=present.gather(first.cam),
+            first_cam=present.gather(first.cam.float()),
         )
         of_images, largest = present.maps(found.cams).images(), found.affinity or affinity
     logits = None
     if segmentation:
-        logits = multi_scale_logits(network.segment, resize(images, test_size), protocol, passes.known)
+        logits = multi_scale_logits(network.segment, resize(images, test_size), protocol, shared.known, network_pass)
 
     predictions = []
     for index, (sample, cams) in enumerate(zip(samples, of_images, strict=True)):
@@ -108,7 +113,7 @@ def predict(
         if logits is not None:
             outputs["segmentation"] = Maps.of_all_classes(logits[one], has_background=True)
         class_ids = present.channels[index][present.counted[index]] + 1
-        predictions.append(Found(outputs, tuple(class_ids.tolist()), first.cls_logits[index]))
+        predictions.append(Found(outputs, tuple(class_ids.tolist()), cls_logits[index]))
     return predictions
 
 
@@ -143,6 +148,7 @@ class SharedPasses:
     Args:
         network: In evaluation mode.
         present: The classes whose CAMs are wanted, of B images.
+        network_pass: As :func:`predict` takes it.
 
     Attributes:
         wanted: Sizes (h, w) of passes whose segmentation logits are kept.
@@ -150,22 +156,26 @@ class SharedPasses:
         known: The logits kept.
     """
 
-    def __init__(self, network: AFANet, present: PresentClasses) -> None:
-        self.network, self.present = network, present
+    def __init__(
+        self, network: AFANet, present: PresentClasses, network_pass: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.network, self.present, self.network_pass = network, present, network_pass
         self.wanted: set[tuple[int, int]] = set()
         self.mirror = False
         self.known = KnownLogits()
 
     def cam(self, images: Tensor, affinity_of: int) -> tuple[Tensor, Tensor | None]:
         """A :data:`afa.ops.cam.CamPass` over [images, mirror images] or, at scale 1, the mirror images alone."""
-        features, attention = self.network.encoder(
-            images, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
-        )
-        size = (images.shape[-2], images.shape[-1])
-        if size in self.wanted:
-            self._keep(size, features)
-        affinity = self.network.affinity(attention) if affinity_of else None
-        return self.present.gather(self.network.class_activation(features[-1])), affinity
+        with self.network_pass():
+            features, attention = self.network.encoder(
+                images, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
+            )
+            size = (images.shape[-2], images.shape[-1])
+            if size in self.wanted:
+                self._keep(size, features)
+            affinity = self.network.affinity(attention) if affinity_of else None
+            cam = self.network.class_activation(features[-1])
+        return self.present.gather(cam.float()), affinity
 
     def _keep(self, size: tuple[int, int], features: Sequence[Tensor]) -> None:
         batch = len(self.present.channels)
@@ -174,7 +184,7 @@ class SharedPasses:
             features = [feature[:batch] for feature in features]
         elif not has_plain and not self.mirror:
             return
-        logits = list(self.network.decoder(features).split(batch))
+        logits = list(self.network.decoder(features).float().split(batch))
         if has_plain:
             self.known.plain[size] = logits.pop(0)
         if logits:

@@ -42,6 +42,7 @@ class EDAM(Method):
 
     name = "edam"
     config_class = EDAMConfig
+    low_precision = True
     sampler = "pairs"
     on_host = frozenset()
 
@@ -136,15 +137,17 @@ class EDAM(Method):
         scales, passes = self.config.cam.scales, []
         for of_scale in zip(*(scaled_images(image, scales) for image in images), strict=True):
             plain = self._input(of_scale)
-            passes.append(self.network.distribution(torch.cat([plain, plain.flip(-1)])))
+            with self.network_pass():
+                passes.append(self.network.distribution(torch.cat([plain, plain.flip(-1)])).float())
         return passes
 
     def _classified(self, images: Sequence[np.ndarray]) -> Tensor:
         """Logits [B, K] of images as large as training may see them, or smaller: attention compares all positions."""
         long_side = min(max(images[0].shape[:2]), self.config.augmentation.long_side_max)
         plain = self._input([resize_long_side(image, long_side) for image in images])
-        feature = self.network.encoder.features(plain)[-1]
-        return self.network.classify(feature.repeat_interleave(2, dim=0))[::2]
+        with self.network_pass():
+            feature = self.network.encoder.features(plain)[-1]
+            return self.network.classify(feature.repeat_interleave(2, dim=0))[::2].float()
 
     def _input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Images of one size as the network sees them, normalised, [B, 3, *, *]."""

@@ -47,6 +47,7 @@ class PSAAffinity(Method):
 
     name = "psa_affinity"
     config_class = PSAAffinityConfig
+    low_precision = True
     needs = ("maps/crf_low", "maps/crf_high")
     on_host = frozenset()
 
@@ -142,7 +143,8 @@ class PSAAffinity(Method):
         grid = (batch.shape[-2] // stride, batch.shape[-1] // stride)
         if not holds_pairs(*grid, radius):
             return [PairAffinity.without_pairs(grid, radius, device) for _ in images]
-        features = self.network.features(batch).float()
+        with self.network_pass():
+            features = self.network.features(batch).float()
         return [PairAffinity.of_pairs(pairs, grid, radius) for pairs in pair_affinity(features, radius)]
 
     def _propagated(self, cams: Maps, affinity: PairAffinity) -> Maps:

@@ -37,6 +37,7 @@ class PSACam(Method):
 
     name = "psa_cam"
     config_class = PSACamConfig
+    low_precision = True
 
     config: PSACamConfig
     network: CAMNetwork
@@ -113,11 +114,14 @@ class PSACam(Method):
         for of_scale in by_scale:
             plain = torch.stack([normalise_exactly(one, dataset.image_mean, dataset.image_std) for one in of_scale])
             plain = plain.to(device, non_blocking=True)
-            feature = self.network.encoder.features(torch.cat([plain, plain.flip(-1)]))[-1]
+            with self.network_pass():
+                feature = self.network.encoder.features(torch.cat([plain, plain.flip(-1)]))[-1]
+                cams = self.network.activate(feature).float()
+                if not passes:
+                    cls_logits = self.network.classify(feature[: len(plain)]).float()
             if not passes:
-                cls_logits = self.network.classify(feature[: len(plain)]).float()
                 present = classes_that_count(samples, cls_logits)
-            passes.append(present.gather(self.network.activate(feature).float()))
+            passes.append(present.gather(cams))
         return cls_logits, passes, present
 
     def _volumes(self, sample: Sample, cams: Maps) -> dict[str, Maps]:

@@ -42,6 +42,7 @@ class Segment(Method):
 
     name = "segment"
     config_class = SegmentConfig
+    low_precision = True
     on_host = frozenset()
 
     config: SegmentConfig
@@ -118,7 +119,7 @@ class Segment(Method):
         dataset, device = self.config.dataset, next(self.network.parameters()).device
         images = network_input(samples, dataset.image_mean, dataset.image_std, device)
         images = resize(images, long_side_size(images.shape[-2:], protocol.long_side))
-        logits = multi_scale_logits(self.network.segment, images, protocol)
+        logits = multi_scale_logits(self.network.segment, images, protocol, network_pass=self.network_pass)
         found = []
         for sample, scores in zip(samples, logits.split(1), strict=True):
             maps = Maps.of_all_classes(scores, has_background=True)
