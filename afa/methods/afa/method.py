@@ -156,9 +156,12 @@ class AFA(Method):
         return StepOutput(losses, step_weights, scalars, {"seg": seg_target, "aff": aff_source})
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
-        """So many that no affinity, which grows with the square of the tokens, has more than 4096 of them."""
-        scale = max(self.config.cam.scales) if "propagated_label" in wanted else 1.0
-        return MOST_TOKENS * (self.network.encoder.strides[-1] / scale) ** 2
+        """So many that the affinity of all pairs, which is for display, is between 4096 tokens at most.
+
+        Affinities that scores walk along are of neighbours alone, so the other outputs could be made of larger images;
+        their limit is the same, so that all outputs are of one size.
+        """
+        return MOST_TOKENS * self.network.encoder.strides[-1] ** 2
 
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
         """See :class:`afa.methods.base.Method`."""
