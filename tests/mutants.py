@@ -540,7 +540,7 @@ MUTANTS = [
     Mutant(
         "afa/report/encoding.py",
         "(0, 0, 0, 0, wide, wide, high, high)",
-        "(0, 0, 0, 0, wide, wide, high + wide, high)",
+        "(0, 0, 0, 0, high, high, wide, wide)",
         "report/test_report.py",
     ),
     Mutant("afa/report/page.py", '.replace("<", "\\\\u003c")', "", "report/test_report.py"),
