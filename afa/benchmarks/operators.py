@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         What was measured, and of how many steps; operator -> its calls in a step, their seconds, GFLOP, and seconds
-        beyond those that its GFLOP take at the rate of matrix products; the sum of the seconds, the floor's seconds and
-        GFLOP, the rate in GFLOP/s and the ratio.
+        beyond those that its GFLOP take at the rate of matrix products; operators whose GFLOP are not counted;
+        the sum of the seconds, the floor's seconds and GFLOP, the rate in GFLOP/s and the ratio.
 
     Raises:
         UserError: An argument makes no sense.
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **training.facts(),
         "repeats": args.repeats,
         "operators": rows,
+        "uncounted": training.uncounted,
         "sum_s": total,
         "matrix_gflop_per_s": rate,
         "floor_gflop": floor,

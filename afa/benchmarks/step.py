@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         Seconds of whole steps and of their parts (medians; the parts are those of further steps), what care costs and
         its share of a step, what TensorBoard's images take each time (None where there are none), images per second,
-        GFLOP of the floor and of the step, GFLOP/s of matrix products, the ratio, and memory in GB.
+        GFLOP of the floor and of the step, operators that the step's leave out, GFLOP/s of matrix products, the ratio,
+        and memory in GB.
 
     Raises:
         UserError: An argument makes no sense.
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "images_per_s": config.train.batch_size / median(seconds),
         "parts_s": parts,
         "step_gflop": counted / 1e9,
+        "uncounted": training.uncounted,
         "floor_gflop": floor / 1e9,
         "matrix_gflop_per_s": gflop_per_second,
         "floor_s": floor / 1e9 / gflop_per_second,

@@ -7,7 +7,6 @@ over all CAM scales with mirrors. (A step of AFA makes one of these passes serve
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import default_collate
-from torch.utils.flop_counter import FlopCounterMode
 
+from afa.benchmarks.flops import FlopCounter
 from afa.benchmarks.pictures import make_jpegs, noise_image
 from afa.benchmarks.timing import Stopwatch, time_in_turn, wait
 from afa.config import RunConfig
@@ -72,6 +71,7 @@ class TrainingStep:
         self.trainer = Trainer(config, self.method, runtime, folder)
         self.batch = self.trainer.to_device(make_batch(self.method, args.classes, args.present))
         self.number = step_number(config, args.stage)
+        self.uncounted: tuple[str, ...] = ()
         self.folder = folder
 
     def facts(self) -> dict[str, Any]:
@@ -199,10 +199,14 @@ class TrainingStep:
         return median(seconds)
 
     def count_flops(self) -> dict[str, int]:
-        """Multiplications and additions of the matrix products, convolutions and attention of one step, by operator."""
-        with _flop_counter() as counter:
+        """Multiplications and additions of the matrix products, convolutions and attention of one step, by operator.
+
+        ``uncounted`` then names the operators that are missing.
+        """
+        with FlopCounter() as counter:
             self.step()
-        return {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+        self.uncounted = counter.unknown
+        return counter.by_operator
 
 
 def configuration(args: argparse.Namespace) -> Any:
@@ -319,11 +323,11 @@ def floor_flops(config: RunConfig, classes: int, *, classification: bool = False
     """
     crop, batch = config.augmentation.crop_size, config.train.batch_size
     if not isinstance(config, AFAConfig):
-        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), _flop_counter() as counter:
+        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounter() as counter:
             method = build_method(config, class_names(classes), SingleProcess(torch.device("meta")))
             method.network.train()(torch.empty(batch, 3, crop, crop)).sum().backward()
-        return counter.get_total_flops()
-    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), _flop_counter() as counter:
+        return counter.total
+    with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), FlopCounter() as counter:
         network = build_network(config.model, classes).train()
         if not classification:
             with torch.no_grad():
@@ -334,21 +338,4 @@ def floor_flops(config: RunConfig, classes: int, *, classification: bool = False
         if not classification:
             loss = loss + output.seg_logits.sum()
         loss.backward()
-    return counter.get_total_flops()
-
-
-def _flop_counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
-
-
-def _convolution_backward(
-    gradient: Sequence[int], _: Sequence[int], weight: Sequence[int], *rest: Any, **__: Any
-) -> int:
-    """Operations of a convolution's gradients. PyTorch's own count takes a depth-wise convolution for a full one.
-
-    Args:
-        gradient: Shape of the output's gradient.
-        weight: [channels out, channels in / groups, *kernel].
-    """
-    wanted = sum(rest[-1][:2])
-    return 2 * gradient[0] * math.prod(gradient[2:]) * math.prod(weight) * wanted
+    return counter.total

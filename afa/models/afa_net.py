@@ -1,6 +1,7 @@
 """The AFA network: encoder, classifier, affinity head and decoder (AFA sec. 3.1, fig. 2).
 
-Shapes: B images, K foreground classes, C = K + 1, H x W crop, h x w token grid, N = h * w.
+Shapes: B images, K foreground classes, C = K + 1, H x W crop, h x w token grid; pairs of tokens as in
+:mod:`afa.ops.token_pairs`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from afa.models.base import AttentiveEncoder, RawAttention
 from afa.models.decoder import SegFormerDecoder
+from afa.ops.token_pairs import symmetric_products
 
 
 class AFAOutput(NamedTuple):
@@ -23,7 +25,8 @@ class AFAOutput(NamedTuple):
         cls_logits: [B, K].
         seg_logits: [B, C, *, *] on the grid of the encoder's finest map (MiT: H/4, W/4), None where the decoder was
             left out.
-        affinity: [B, N, N] in 0..1, None where it was left out.
+        affinity: Of the pairs within the radius, [B, m + 1, 2 n + 1, h, w] in 0..1, 0 where there is no pair; None
+            where it was left out.
         cam: [B, K, h, w], detached, before ReLU.
     """
 
@@ -44,6 +47,7 @@ class AFANet(nn.Module):
         decoder_dropout: Dropout2d before the decoder's last layer.
         affinity_blocks: How many last blocks hand their raw attention to the affinity head; see
             :meth:`afa.models.base.AttentiveEncoder.attention_maps`.
+        affinity_radius: Of the pairs of tokens that have an affinity, in y and in x.
 
     Raises:
         ValueError: Fewer than two classes, unknown pooling, or blocks without square attention.
@@ -58,6 +62,7 @@ class AFANet(nn.Module):
         decoder_width: int = 256,
         decoder_dropout: float = 0.1,
         affinity_blocks: int = 2,
+        affinity_radius: int = 8,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -67,6 +72,7 @@ class AFANet(nn.Module):
         self.num_classes = num_classes
         self.pooling = pooling
         self.affinity_blocks = affinity_blocks
+        self.affinity_radius = affinity_radius
         self.encoder = encoder
         self.decoder = SegFormerDecoder(
             widths=encoder.channels, width=decoder_width, num_classes=num_classes, dropout=decoder_dropout
@@ -79,13 +85,16 @@ class AFANet(nn.Module):
                 self.attn_proj.weight.div_(maps**0.5)  # the released fan_out leaves the number of maps out
         self.classifier = nn.Conv2d(encoder.channels[-1], num_classes - 1, kernel_size=1, bias=False)
 
-    def forward(self, image: Tensor, *, decode: bool = True, with_affinity: bool = True) -> AFAOutput:
+    def forward(
+        self, image: Tensor, *, decode: bool = True, with_affinity: bool = True, all_pairs: bool = False
+    ) -> AFAOutput:
         """Everything that training needs, in one pass.
 
         Args:
             image: Normalised, [B, 3, H, W].
             decode: Whether segmentation logits are wanted.
             with_affinity: Whether the affinity is wanted.
+            all_pairs: Whether that of all pairs is wanted, for display: its memory grows with the square of the tokens.
         """
         features, attention = self.encoder(
             image, attention_of=len(image) if with_affinity else 0, attention_blocks=self.affinity_blocks
@@ -93,7 +102,7 @@ class AFANet(nn.Module):
         return AFAOutput(
             cls_logits=self.classify(features[-1]),
             seg_logits=self.decoder(features) if decode else None,
-            affinity=self.affinity(attention) if with_affinity else None,
+            affinity=self.affinity(attention, _grid(features), all_pairs=all_pairs) if with_affinity else None,
             cam=self.class_activation(features[-1]),
         )
 
@@ -106,12 +115,13 @@ class AFANet(nn.Module):
             decode: Run the decoder for its BatchNorm statistics' sake, as the released program does.
 
         Returns:
-            CAM [B, K, h, w] before ReLU, and affinity [affinity_of, N, N] or None.
+            CAM [B, K, h, w] before ReLU, and affinity as in :class:`AFAOutput`, of so many images, or None.
         """
         features, attention = self.encoder(image, attention_of=affinity_of, attention_blocks=self.affinity_blocks)
         if decode:
             self.decoder(features)
-        return self.class_activation(features[-1]), self.affinity(attention) if affinity_of else None
+        affinity = self.affinity(attention, _grid(features)) if affinity_of else None
+        return self.class_activation(features[-1]), affinity
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits [B, C, *, *] of normalised images [B, 3, H, W], on the grid of the finest map."""
@@ -126,18 +136,20 @@ class AFANet(nn.Module):
         """The classifier at every position of the last feature map: CAM [B, K, h, w], without gradient."""
         return F.conv2d(feature.detach(), self.classifier.weight.detach())
 
-    def affinity(self, attention: Sequence[RawAttention]) -> Tensor:
-        """A = sigmoid(conv1x1(S + S^T)) (eq. 4).
+    def affinity(self, attention: Sequence[RawAttention], grid: tuple[int, int], *, all_pairs: bool = False) -> Tensor:
+        """A = sigmoid(conv1x1(S + S^T)) (eq. 4) of the pairs within the radius.
 
         The convolution is a weighted sum over the heads, and S = q k^T: the sum over all heads of all blocks is one
         matrix product of the weighted queries with the keys, all heads' channels side by side. Neither S nor S + S^T
-        of a head is ever formed. Where the encoder asks for it, S is each query's logits less their mean.
+        of a head is ever formed. Where the encoder asks for it, S is each query's logits less their mean over all keys.
 
         Args:
             attention: Raw attention of the last blocks, on one token grid, earlier blocks first.
+            grid: (h, w).
+            all_pairs: Take all pairs.
 
         Returns:
-            [B, N, N] in 0..1, symmetric, in float32.
+            [B, m + 1, 2 n + 1, h, w] in 0..1, 0 where there is no pair, in float32.
 
         Raises:
             ValueError: There is no block.
@@ -156,8 +168,13 @@ class AFANet(nn.Module):
             key = torch.cat([_join_heads(raw.key.float()) for raw in attention], dim=2)
             if self.encoder.centred_attention:
                 key = key - key.mean(dim=1, keepdim=True)  # q (k - mean k) = q k - mean (q k)
-            total = query @ key.transpose(1, 2)
-            return (total + total.transpose(1, 2)).add_(self.attn_proj.bias.float()).sigmoid_()
+            radius = max(grid) if all_pairs else self.affinity_radius
+            total = symmetric_products(query.unflatten(1, grid), key.unflatten(1, grid), radius)
+            return total.add_(self.attn_proj.bias.float()).sigmoid_()  # 0 of minus infinity, where there is no pair
+
+
+def _grid(features: Sequence[Tensor]) -> tuple[int, int]:
+    return features[-1].shape[-2], features[-1].shape[-1]
 
 
 def _join_heads(tokens: Tensor) -> Tensor:

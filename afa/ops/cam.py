@@ -1,6 +1,6 @@
 """Class activation maps: CAMs of several scales and mirrors, fused and normalised (AFA sec. 3.1).
 
-Shapes: B images, c classes, H x W crop, h x w token grid, N = h * w.
+Shapes: B images, c classes, H x W crop, h x w token grid.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity
 
 CamPass = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
 """One pass of a network: normalised images [n, 3, *, *], and of how many of the first ones the affinity is wanted ->
-CAMs [n, c, h, w] of any classes, before ReLU, and affinity [*, N, N] or None."""
+CAMs [n, c, h, w] of any classes, before ReLU, and their affinity as :class:`PairAffinity` holds it, or None."""
 
 
 class MultiScaleCam(NamedTuple):
     """CAMs [B, c, H, W] in 0..1, and the affinity at the largest scale, if wanted."""
 
     cams: Tensor
-    affinity: TokenAffinity | None
+    affinity: PairAffinity | None
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -115,7 +115,7 @@ def multi_scale_cam(
     batch, _, height, width = image.shape
     largest = max(scales)
     total: Tensor | None = None
-    affinity: TokenAffinity | None = None
+    affinity: PairAffinity | None = None
     for scale in scales:
         scaled = resize(image, scaled_size((height, width), scale))
         wants_affinity = with_affinity and scale == largest
@@ -125,7 +125,7 @@ def multi_scale_cam(
             both, scale_affinity = cam_pass(torch.cat([scaled, scaled.flip(-1)]), batch if wants_affinity else 0)
             plain, mirrored = both[:batch], both[batch:]
             if scale_affinity is not None:
-                affinity = TokenAffinity(scale_affinity, (both.shape[-2], both.shape[-1]))
+                affinity = PairAffinity(scale_affinity)
         fused = torch.maximum(
             resize(plain.float(), (height, width)), resize(mirrored.float(), (height, width)).flip(-1)
         ).relu_()

@@ -13,13 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from afa.maps import Maps
 from afa.ops.cam import long_side_size
-from afa.ops.neighbour_pairs import pair_offsets
 from afa.ops.random_walk import PairAffinity, TokenAffinity
+from afa.ops.token_pairs import around, reach_of
 
 IMAGE_LONG_SIDE = 512
 """Longest side of an image within a page, in pixels."""
@@ -105,11 +106,10 @@ def affinity_entry(affinity: TokenAffinity | PairAffinity) -> dict[str, Any] | N
     """
     if isinstance(affinity, PairAffinity):
         height, width = affinity.grid
-        windows = _windows(affinity)
-        side = len(windows)
+        side = 2 * max(reach_of(affinity.values)) + 1
         if side * max(height, width) > _LONGEST_WEBP:
             return None
-        tiles = windows.transpose(2, 0, 3, 1).reshape(height * side, width * side)
+        tiles = _windows(affinity).transpose(2, 0, 3, 1).reshape(height * side, width * side)
         return {
             "grid": [height, width], "shrunk": False, "half": False, "radius": side // 2, "values": tiles
         }  # fmt: skip
@@ -128,15 +128,10 @@ def packed_affinity(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _windows(affinity: PairAffinity) -> np.ndarray:
-    """Grey values [2 r - 1, 2 r - 1, h, w] of what lies around each position; 0 beyond the grid and the pairs."""
-    reach = affinity.radius - 1
-    height, width = affinity.grid
-    found = torch.zeros(2 * reach + 1, 2 * reach + 1, height, width)
-    found[reach, reach] = 1
-    for (dy, dx), values in zip(pair_offsets(affinity.radius), affinity.values.float().cpu(), strict=True):
-        found[reach + dy, reach + dx] = values
-        # What is rolled in from the other side is no pair, so it is 0.
-        found[reach - dy, reach - dx] = values.roll((dy, dx), (0, 1))
+    """Grey values [side, side, h, w] of what lies around each position; 0 beyond the grid and the pairs."""
+    m, n = reach_of(affinity.values)
+    wide, high = max(0, m - n), max(0, n - m)
+    found = F.pad(around(affinity.values.float().cpu())[0], (0, 0, 0, 0, wide, wide, high, high))
     return np.rint(found.clamp(0, 1).numpy() * AFFINITY_LEVELS).astype(np.uint8)
 
 
@@ -149,7 +144,7 @@ def _bounded(affinity: TokenAffinity) -> tuple[np.ndarray, tuple[int, int]]:
     factor = (MOST_TOKENS / (height * width)) ** 0.5
     coarse = (max(1, int(height * factor)), max(1, int(width * factor)))
     for _ in range(2):  # of all positions to coarse ones, then from all to coarse ones
-        rows = torch.nn.functional.adaptive_avg_pool2d(values.view(-1, 1, height, width), coarse)
+        rows = F.adaptive_avg_pool2d(values.view(-1, 1, height, width), coarse)
         values = rows.flatten(1).t().contiguous()
     return values.numpy(), coarse
 

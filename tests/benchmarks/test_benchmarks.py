@@ -89,6 +89,7 @@ def test_step(bench: Bench) -> None:
     assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
     # The step repeats none of the floor's work: it even takes one pass from the training forward.
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
+    assert figures["uncounted"] == []
 
 
 def test_classification_step_makes_no_labels(bench: Bench, small_model: str) -> None:
@@ -105,6 +106,7 @@ def test_operators_add_up(bench: Bench, small_model: str) -> None:
     figures = bench.figures("operators", "--config", small_model, "--repeats", "2")
     assert (figures["encoder"], figures["crop"], figures["batch"], figures["repeats"]) == ("custom", 32, 1, 2)
     rows = figures["operators"]
+    assert figures["uncounted"] == []
     assert sum(row["s"] for row in rows.values()) == pytest.approx(figures["sum_s"])
     assert {"aten.addmm", "aten.convolution", "aten.convolution_backward", "aten.native_layer_norm"} <= set(rows)
     assert rows["aten.addmm"]["gflop"] > 0 == rows["aten.native_layer_norm"]["gflop"]

@@ -63,7 +63,7 @@ def test_par_weights_of_a_crop_that_its_image_fills_are_made_once() -> None:
     image = par_image(batch["image"], method.config.dataset.image_mean, method.config.dataset.image_std)
     present = present_classes(batch["class_labels"])
     cams = present.maps(torch.rand(2, 2, 64, 64))
-    affinity = TokenAffinity(torch.rand(2, 16, 16), (4, 4))
+    affinity = TokenAffinity(torch.rand(2, 16, 16), (4, 4)).within(2)
     made: list[int] = []
 
     class Counting(PAR):

@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from afa.methods.afa.labels import affinity_label
 from afa.methods.afa.losses import affinity_loss
 from afa.methods.classification import classification_loss
 from afa.methods.segmentation import segmentation_loss
+from afa.ops.random_walk import TokenAffinity
+from afa.ops.token_pairs import sum_of_ordered_pairs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -67,19 +70,39 @@ def test_pixels_count_over_the_whole_batch() -> None:
 
 
 def test_affinity_loss_by_hand() -> None:
-    affinity = torch.tensor([[[0.9, 0.2], [0.2, 0.6]]])
-    pairs = torch.tensor([[[1, 0], [255, 1]]], dtype=torch.uint8)
-    # Positive: (0.1 + 0.4) / (2 + 1); negative: 0.2 / (1 + 1).
-    assert affinity_loss(affinity, pairs, positive_share=0.5).item() == pytest.approx(0.5 * 0.5 / 3 + 0.5 * 0.2 / 2)
+    # Two tokens side by side; (0, 0) is no pair, (0, 1) each with itself, (0, 2) the first with the second.
+    affinity = torch.tensor([[[[[0.0, 0.0]], [[0.9, 0.6]], [[0.2, 0.0]]]]])
+    pairs = torch.tensor([[[[[255, 255]], [[1, 1]], [[0, 255]]]]], dtype=torch.uint8)
+    # Positive: (0.1 + 0.4) / (2 + 1); negative, in both orders: (0.2 + 0.2) / (2 + 1).
+    assert affinity_loss(affinity, pairs, positive_share=0.5).item() == pytest.approx(0.5 * 0.5 / 3 + 0.5 * 0.4 / 3)
     assert affinity_loss(affinity, torch.full_like(pairs, 255), positive_share=0.5) == 0
 
 
 def test_affinity_loss_pulls_the_right_way() -> None:
-    affinity = torch.full((1, 2, 2), 0.5, requires_grad=True)
-    affinity_loss(affinity, torch.tensor([[[1, 0], [0, 255]]], dtype=torch.uint8), positive_share=0.5).backward()
-    assert affinity.grad[0, 0, 0] < 0
-    assert affinity.grad[0, 0, 1] > 0
-    assert affinity.grad[0, 1, 1] == 0
+    affinity = torch.full((1, 1, 3, 1, 2), 0.5, requires_grad=True)
+    pairs = torch.tensor([[[[[255, 255]], [[1, 255]], [[0, 255]]]]], dtype=torch.uint8)
+    affinity_loss(affinity, pairs, positive_share=0.5).backward()
+    assert affinity.grad[0, 0, 1, 0, 0] < 0
+    assert affinity.grad[0, 0, 2, 0, 0] > 0
+    assert not affinity.grad[pairs == 255].any()
+
+
+def test_affinity_loss_counts_every_ordered_pair_of_the_matrix() -> None:
+    tokens, radius = torch.randint(0, 3, (2, 4, 5)), 2
+    tokens[:, 0, :2] = 255
+    matrix = torch.rand(2, 20, 20, generator=torch.Generator().manual_seed(0))
+    matrix = (matrix + matrix.transpose(1, 2)) / 2
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+    flat = tokens.flatten(1)
+    counts = (
+        ((places[:, None] - places).abs() <= radius).all(dim=-1) & (flat != 255)[:, :, None] & (flat != 255)[:, None]
+    )
+    same = flat[:, :, None] == flat[:, None]
+    positive, negative = matrix[counts & same], matrix[counts & ~same]
+    expected = 0.3 * (1 - positive).sum() / (len(positive) + 1) + 0.7 * negative.sum() / (len(negative) + 1)
+    pairs = affinity_label(tokens, (4, 5), radius)
+    found = affinity_loss(TokenAffinity(matrix, (4, 5)).within(radius).values, pairs, positive_share=0.3)
+    torch.testing.assert_close(found, expected)
 
 
 def test_classification_loss_by_hand() -> None:
@@ -91,9 +114,9 @@ def test_global_denominators_make_processes_add_up() -> None:
     """Two processes whose losses divide by half the global counts average to the loss of the whole batch."""
     logits, label = torch.randn(4, 3, 6, 6), torch.randint(0, 3, (4, 6, 6))
     label[0] = 0
-    affinity, pairs = torch.rand(4, 5, 5), torch.randint(0, 2, (4, 5, 5), dtype=torch.uint8)
+    affinity, pairs = torch.rand(4, 2, 3, 3, 3), affinity_label(label[:, :3, :3], (3, 3), 1)
     pixels = torch.stack([(label == 0).sum(), (label != 0).sum()]).float()
-    counts = torch.stack([(pairs == 1).sum(), (pairs == 0).sum()]).float()
+    counts = torch.stack([sum_of_ordered_pairs(pairs == value) for value in (1, 0)]).float()
     parts = [
         (
             segmentation_loss(

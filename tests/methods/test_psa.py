@@ -107,27 +107,25 @@ def test_losses_of_pairs_by_hand() -> None:
 
 
 def test_a_walk_keeps_sums_still_without_affinity_and_stays_within_a_wall() -> None:
-    scores = torch.rand(3, 8, 12)
+    scores = torch.rand(1, 3, 8, 12)
     still = PairAffinity.without_pairs((8, 12), 5, torch.device("cpu"))
     torch.testing.assert_close(walk(scores, still, power=8, steps=16), scores)
-    flat = torch.ones(2, 8, 12) / 2
-    values = torch.zeros(34, 8, 12)
-    values[:, :4, 4:8] = torch.rand(34, 4, 4)
-    torch.testing.assert_close(walk(flat, PairAffinity(values, 5), power=2, steps=64), flat)
+    flat = torch.ones(1, 2, 8, 12) / 2
+    affinity = PairAffinity.of_pairs(torch.rand(34, 16), (8, 12), 5)
+    torch.testing.assert_close(walk(flat, affinity, power=2, steps=64), flat)
     # A wall between columns 5 and 6: no affinity across.
-    values = torch.zeros(4, 1, 12)
-    values[0, 0, :11] = 1
-    values[0, 0, 5] = 0
-    start = torch.zeros(1, 1, 12)
+    values = torch.zeros(1, 1, 3, 1, 12)
+    values[0, 0, 1] = 1
+    values[0, 0, 2, 0, :11] = 1
+    values[0, 0, 2, 0, 5] = 0
+    start = torch.zeros(1, 1, 1, 12)
     start[..., 0] = 1
-    ended = walk(start, PairAffinity(values, 2), power=1, steps=500)[0, 0]
+    ended = walk(start, PairAffinity(values), power=1, steps=500)[0, 0, 0]
     assert float(ended[:6].min()) > 0.05 and float(ended[6:].max()) == 0
 
 
 def test_affinity_of_a_position_is_symmetric_and_beyond_the_grid_an_error() -> None:
-    values = torch.zeros(34, 9, 11)
-    values[:, :5, 4:7] = torch.rand(34, 5, 3)
-    affinity = PairAffinity(values, 5)
+    affinity = PairAffinity.of_pairs(torch.rand(34, 15), (9, 11), 5)
     rows = torch.stack([affinity.of(y, x).flatten() for y in range(9) for x in range(11)])
     assert torch.equal(rows, rows.T) and bool((rows.diagonal() == 1).all())
     with pytest.raises(IndexError, match="no position"):
@@ -236,7 +234,7 @@ def test_images_too_small_for_a_pair_keep_their_cams() -> None:
     walker = method("psa_affinity")
     cams = maps_of(torch.rand(1, 24, 40), [2])
     found = walker.predict([Sample("a", noise(24, 40), inputs={"maps/cam": cams})], ["propagated", "affinity"], ANY)[0]
-    assert not found.outputs["affinity"].values.any()
+    assert torch.equal(found.outputs["affinity"].all_pairs().values, torch.eye(3 * 5)[None])
     assert found.outputs["propagated"].class_ids.tolist() == [[0, 2]] and found.outputs["propagated"].size == (24, 40)
 
 

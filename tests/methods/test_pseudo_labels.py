@@ -11,7 +11,8 @@ from afa.methods.afa.labels import PseudoLabels, affinity_label, combine, par_im
 from afa.methods.afa.losses import affinity_loss
 from afa.methods.segmentation import segmentation_loss
 from afa.ops.cam import resize
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity, TokenAffinity
+from afa.ops.token_pairs import dense
 
 MEAN, STD = AFAConfig().dataset.image_mean, AFAConfig().dataset.image_std
 PIXELS = 1e-3  # one in a thousand
@@ -49,10 +50,12 @@ def test_reference_refined_label(agreement: Agreement, golden: dict[str, Tensor]
 
 def test_reference_affinity_label_and_loss(agreement: Agreement, golden: dict[str, Tensor]) -> None:
     pairs = affinity_label(golden["refined_label"], (8, 8), int(golden["radius"]))
-    agreement.labels("affinity label", pairs, golden["affinity_label"], 0)
-    assert (pairs == 1).sum() + 1 == golden["positive_count"]
-    assert (pairs == 0).sum() + 1 == golden["negative_count"]
-    loss = affinity_loss(golden["affinity"], pairs, positive_share=0.5)
+    label = matrix_of(pairs)
+    agreement.labels("affinity label", label, golden["affinity_label"], 0)
+    assert (label == 1).sum() + 1 == golden["positive_count"]
+    assert (label == 0).sum() + 1 == golden["negative_count"]
+    affinity = TokenAffinity(golden["affinity"], (8, 8)).within(int(golden["radius"]))
+    loss = affinity_loss(affinity.values, pairs, positive_share=0.5)
     agreement.values("affinity loss", loss, golden["affinity_loss"], 1e-4)
 
 
@@ -60,7 +63,7 @@ def test_reference_affinity_label_and_loss(agreement: Agreement, golden: dict[st
 def test_reference_propagation(agreement: Agreement, golden: dict[str, Tensor], name: str, background: str) -> None:
     labels = made_with(int(golden["radius"]))
     cams = maps_of(golden["cams"], golden["class_labels"])
-    affinity = TokenAffinity(golden["affinity_infer"], (12, 12))
+    affinity = TokenAffinity(golden["affinity_infer"], (12, 12)).within(12)
     walked = labels.walk(cams, affinity, float(golden[background])).dense(6)
     agreement.values(f"random walk, {name} background", walked, golden[f"propagated_{name}"], 1e-4)
     refined = labels.refine_inside_box(golden["image"], resize(walked, (128, 128)), golden["boxes"])
@@ -69,7 +72,7 @@ def test_reference_propagation(agreement: Agreement, golden: dict[str, Tensor], 
 
 def test_reference_propagated_label_and_segmentation_loss(agreement: Agreement, golden: dict[str, Tensor]) -> None:
     cams = maps_of(golden["cams"], golden["class_labels"])
-    affinity = TokenAffinity(golden["affinity_infer"], (12, 12))
+    affinity = TokenAffinity(golden["affinity_infer"], (12, 12)).within(12)
     label = made_with(int(golden["radius"])).propagated(golden["image"], cams, affinity, golden["boxes"])
     agreement.labels("propagated label", label, golden["propagated_label"], PIXELS)
     loss = segmentation_loss(golden["seg_logits"], golden["propagated_label"], background_share=0.5)
@@ -81,6 +84,11 @@ def test_reference_image_for_par_is_truncated(golden: dict[str, Tensor]) -> None
     dropped = golden["images_uint8"].float() - seen
     assert set(dropped.unique().tolist()) == {0.0, 1.0}
     assert 0.004 < dropped.mean() < 0.010
+
+
+def matrix_of(pairs: Tensor) -> Tensor:
+    """An affinity label as a matrix [B, N, N], 255 where there is no pair."""
+    return 255 - dense(255 - pairs)
 
 
 # A small case with known answers.
@@ -134,7 +142,8 @@ class Case:
         self.class_labels[1, 3] = 1
         self.boxes = torch.tensor([[0, size, 5, size - 4], [7, size, 0, size]])[:batch]
         affinity = torch.rand(batch, grid**2, grid**2, generator=generator)
-        self.affinity = 0.1 * (affinity + affinity.transpose(1, 2)) + 0.8 * torch.eye(grid**2)
+        matrix = 0.1 * (affinity + affinity.transpose(1, 2)) + 0.8 * torch.eye(grid**2)
+        self.affinity = TokenAffinity(matrix, self.grid).within(grid).values
         self.made_with = made_with(radius=2, dilations=[1, 2, 4], iterations=3)
 
     @property
@@ -146,7 +155,7 @@ class Case:
             return self.made_with.initial(self.maps, self.boxes)
         if name == "refined":
             return self.made_with.refined(self.image, self.maps, self.boxes)
-        return self.made_with.propagated(self.image, self.maps, TokenAffinity(self.affinity, self.grid), self.boxes)
+        return self.made_with.propagated(self.image, self.maps, PairAffinity(self.affinity), self.boxes)
 
     def only(self, index: int) -> Case:
         case = Case()
@@ -248,7 +257,7 @@ def test_propagated_label_is_its_parts() -> None:
     case = Case()
     results = []
     for background in (0.55, 0.35):
-        walked = case.made_with.walk(case.maps, TokenAffinity(case.affinity, case.grid), background).dense(8)
+        walked = case.made_with.walk(case.maps, PairAffinity(case.affinity), background).dense(8)
         inside = case.made_with.refine_inside_box(case.image, resize(walked, (48, 48)), case.boxes)
         results.append(inside.argmax(dim=1))
     assert torch.equal(combine(results[0], results[1], case.boxes), case.labels("propagated"))
@@ -256,14 +265,14 @@ def test_propagated_label_is_its_parts() -> None:
 
 def test_affinity_label_by_hand() -> None:
     label = torch.tensor([[[1, 9, 0, 9], [9, 9, 9, 9], [1, 9, 255, 9], [9, 9, 9, 9]]])
-    pairs = affinity_label(label, (2, 2), radius=1)[0]
+    pairs = matrix_of(affinity_label(label, (2, 2), radius=1))[0]
     # Tokens: 1, 0, 1, ignored; each the top-left pixel of its cell.
     assert pairs.tolist() == [[1, 0, 1, 255], [0, 1, 0, 255], [1, 0, 1, 255], [255, 255, 255, 255]]
 
 
 def test_affinity_label_keeps_to_its_window() -> None:
     label = torch.ones(1, 32, 48, dtype=torch.long)
-    pairs = affinity_label(label, (4, 6), radius=1)[0].view(4, 6, 4, 6)
+    pairs = matrix_of(affinity_label(label, (4, 6), radius=1))[0].view(4, 6, 4, 6)
     assert pairs[0, 0, 1, 1] == 1
     assert pairs[0, 0, 0, 2] == 255
     assert pairs[0, 0, 2, 0] == 255
@@ -272,6 +281,6 @@ def test_affinity_label_keeps_to_its_window() -> None:
 
 def test_affinity_label_of_a_grid_that_does_not_divide_the_label() -> None:
     label = torch.arange(35)[None, :, None].expand(1, 35, 35)
-    pairs = affinity_label(label, (3, 3), radius=8)[0]
+    pairs = matrix_of(affinity_label(label, (3, 3), radius=8))[0]
     assert (pairs.view(3, 3, 3, 3).diagonal(dim1=0, dim2=2) == 1).all()
     assert pairs.sum() == 27

@@ -15,6 +15,7 @@ from afa.methods.afa.network import build_network
 from afa.models import AFANet, MixTransformer
 from afa.models.decoder import SegFormerDecoder
 from afa.models.mit import DropPath
+from afa.ops.token_pairs import dense
 
 
 @pytest.mark.parametrize("pooling", ["gmp", "gap"])
@@ -23,7 +24,7 @@ def test_reference_network(agreement: Agreement, pooling: str) -> None:
     network = golden_network(pooling)
     image = normalised(golden["images_uint8"])
     with torch.no_grad():
-        output = network(image)
+        output = network(image, all_pairs=True)
         encoded = network.encoder(image, attention_of=2, attention_blocks=2)
     for index, feature in enumerate(encoded.features):
         agreement.values(f"feature map {index + 1}", feature, golden[f"feature/{index}"], 1e-4)
@@ -39,7 +40,7 @@ def test_reference_network(agreement: Agreement, pooling: str) -> None:
         )
     agreement.values(f"class logits ({pooling})", output.cls_logits, golden["cls_logits"], 1e-4)
     agreement.values("segmentation logits", output.seg_logits, golden["seg_logits"], 1e-4)
-    agreement.values("affinity", output.affinity, golden["affinity"], 1e-4)
+    agreement.values("affinity", dense(output.affinity), golden["affinity"], 1e-4)
     agreement.values("CAM, one scale", output.cam, golden["cam"], 1e-4)
 
 
@@ -61,7 +62,7 @@ def test_any_size(size: tuple[int, int]) -> None:
     output = small_network()(random_image(2, 3, *size))
     height, width = (-(-side // 16) for side in size)
     assert output.cam.shape == (2, 5, height, width)
-    assert output.affinity.shape == (2, height * width, height * width)
+    assert output.affinity.shape == (2, height, 2 * width - 1, height, width)
     assert output.seg_logits.shape == (2, 6, -(-size[0] // 4), -(-size[1] // 4))
     assert output.cls_logits.shape == (2, 5)
 
@@ -72,7 +73,7 @@ def test_published_variants_run(variant: str) -> None:
     assert network.encoder.depths == VARIANTS[variant].depths
     assert network.attn_proj.weight.shape == (1, 16, 1, 1)
     with torch.no_grad():
-        assert network(random_image(1, 3, 32, 48)).affinity.shape == (1, 6, 6)
+        assert network(random_image(1, 3, 32, 48)).affinity.shape == (1, 2, 5, 2, 3)
 
 
 def test_every_parameter_learns() -> None:
@@ -107,9 +108,9 @@ def test_affinity_is_symmetric_and_by_definition() -> None:
     image = random_image(2, 3, 48, 64)
     logits = torch.cat(network.encoder(image, attention_of=2, attention_blocks=2).attention_logits, dim=1)
     expected = torch.sigmoid(network.attn_proj(logits + logits.transpose(2, 3)))[:, 0]
-    affinity = network(image).affinity
+    affinity = dense(network(image).affinity)
     torch.testing.assert_close(affinity, expected)
-    torch.testing.assert_close(affinity, affinity.transpose(1, 2))
+    assert torch.equal(affinity, affinity.transpose(1, 2))
     assert ((affinity >= 0) & (affinity <= 1)).all()
 
 
@@ -158,7 +159,7 @@ def test_finer_strides() -> None:
     network = small_network(strides=[4, 2, 1, 1])
     output = network(random_image(1, 3, 40, 64))
     assert output.cam.shape[-2:] == (5, 8)
-    assert output.affinity.shape == (1, 40, 40)
+    assert output.affinity.shape == (1, 5, 15, 5, 8)
     assert output.seg_logits.shape[-2:] == (10, 16)
     output.affinity.sum().backward()
 
@@ -171,7 +172,7 @@ def test_affinity_from_stage_3_too() -> None:
     assert [maps.shape[1] for maps in logits] == [5, 8, 8]
     expected = torch.cat(logits, dim=1)
     expected = torch.sigmoid(network.attn_proj(expected + expected.transpose(2, 3)))[:, 0]
-    torch.testing.assert_close(network(image).affinity, expected)
+    torch.testing.assert_close(dense(network(image).affinity), expected)
 
 
 def encoder(**changes: object) -> MixTransformer:

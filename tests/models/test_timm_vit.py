@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from afa.config.encoders import EncoderConfig, encoder_family, encoder_stride
 from afa.errors import UserError
 from afa.models import AFANet, TimmViT, build_attentive_encoder, build_encoder
+from afa.ops.token_pairs import dense
 
 # Class token; a register, LayerScale and a norm behind the pooling; a register and pooling by attention; norms of query
 # and key; a norm before the blocks; registers without positions, patches of 14.
@@ -159,7 +160,7 @@ def test_afa_s_heads_stand_on_it(name: str) -> None:
     logits = torch.cat(network.encoder(image, attention_of=2, attention_blocks=2).attention_logits, dim=1)
     logits = logits - logits.mean(dim=3, keepdim=True)  # which changes no softmax
     expected = torch.sigmoid(network.attn_proj(logits + logits.transpose(2, 3)))[:, 0]
-    torch.testing.assert_close(output.affinity, expected)
+    torch.testing.assert_close(dense(output.affinity), expected)
     (output.affinity.sum() + output.seg_logits.sum() + output.cls_logits.sum()).backward()
     assert not [key for key, parameter in network.named_parameters() if parameter.grad is None]
 
@@ -169,7 +170,7 @@ def test_affinity_does_not_start_saturated() -> None:
     with torch.no_grad():
         for block in network.encoder.vit.blocks:  # a pretrained network's keys have a large mean
             block.attn.qkv.bias[64:128].add_(20 * torch.randn(64))
-    affinity = network(random_image(2, 3, 64, 64)).affinity
+    affinity = dense(network(random_image(2, 3, 64, 64)).affinity)
     assert 0.1 < affinity.mean() < 0.9 and ((affinity > 0.05) & (affinity < 0.95)).float().mean() > 0.5
 
 

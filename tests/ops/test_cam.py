@@ -10,6 +10,7 @@ from torch import Tensor
 
 from afa.models import AFANet
 from afa.ops.cam import MultiScaleCam, multi_scale_cam, normalise_cams, resize
+from afa.ops.token_pairs import dense
 
 SCALES = (1.0, 0.5, 1.5)
 
@@ -28,7 +29,7 @@ def test_reference_multi_scale_cam(agreement: Agreement, reuse: bool) -> None:
     how = ", scale 1 from the training forward" if reuse else ""
     agreement.values(f"CAM over scales and mirrors{how}", result.cams, golden["cams"], 1e-4)
     expected = golden["affinity_at_largest_scale"]
-    agreement.values(f"affinity at the largest scale{how}", result.affinity.values, expected, 1e-4)
+    agreement.values(f"affinity at the largest scale{how}", dense(result.affinity.values), expected, 1e-4)
     assert result.affinity.grid == (6, 6)
 
 
@@ -73,7 +74,6 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
     assert result.cams.shape[-2:] == size
     height, width = (-(-int(1.5 * side) // 16) for side in size)
     assert result.affinity.grid == (height, width)
-    assert result.affinity.values.shape[-1] == height * width
 
 
 def test_order_of_the_passes_and_nothing_superfluous() -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afa.ops.random_walk import TokenAffinity, affinity_window, propagate, transition_matrix
+from afa.ops.random_walk import TokenAffinity, walk
 
 
 def walked(
     scores: torch.Tensor, affinity: torch.Tensor, *, radius: int = 8, power: float = 2.0, epsilon: float = 0.1
 ) -> torch.Tensor:
-    grid = (scores.shape[-2], scores.shape[-1])
-    return propagate(scores, TokenAffinity(affinity, grid), radius=radius, power=power, epsilon=epsilon)
+    near = TokenAffinity(affinity, (scores.shape[-2], scores.shape[-1])).within(radius)
+    return walk(scores, near, power=power, steps=1, epsilon=epsilon)
 
 
 def random_affinity(tokens: int, batch: int = 1) -> torch.Tensor:
@@ -18,39 +18,31 @@ def random_affinity(tokens: int, batch: int = 1) -> torch.Tensor:
     return (affinity + affinity.transpose(1, 2)) / 2
 
 
-@pytest.mark.parametrize(("height", "width", "radius"), [(4, 5, 1), (3, 7, 2), (1, 6, 3), (5, 5, 8)])
-def test_window_is_a_square_in_tokens(height: int, width: int, radius: int) -> None:
-    window = affinity_window(height, width, radius)
-    for one in range(height * width):
-        for other in range(height * width):
-            near_y = abs(one // width - other // width) <= radius
-            near_x = abs(one % width - other % width) <= radius
-            assert window[one, other] == (near_y and near_x)
-
-
-def test_columns_sum_to_less_than_one_by_epsilon() -> None:
-    affinity = random_affinity(20, batch=2)
-    raised = (affinity**2 * affinity_window(4, 5, 2)).sum(dim=1)
-    columns = transition_matrix(TokenAffinity(affinity, (4, 5)), radius=2, power=2, epsilon=0.1).sum(dim=1)
-    torch.testing.assert_close(columns, raised / (raised + 0.1))
-    assert columns.max() < 1
+def window(height: int, width: int, radius: int) -> torch.Tensor:
+    """Which tokens are within a radius of each other in y and in x: boolean [N, N]."""
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    return ((places[:, None] - places).abs() <= radius).all(dim=-1)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
-def test_walk_by_definition(power: float) -> None:
-    affinity, scores = random_affinity(12), torch.rand(1, 3, 3, 4)
-    transition = affinity[0] ** power
-    transition[~affinity_window(3, 4, 1)] = 0
-    transition = transition / (transition.sum(dim=0) + 0.1)
-    expected = (scores.reshape(3, 12) @ transition).reshape(1, 3, 3, 4)
-    torch.testing.assert_close(walked(scores, affinity, radius=1, power=power), expected)
+@pytest.mark.parametrize(("height", "width", "radius"), [(3, 4, 1), (4, 5, 2), (3, 7, 2), (1, 6, 3), (5, 5, 8)])
+def test_walk_by_definition(power: float, height: int, width: int, radius: int) -> None:
+    tokens = height * width
+    affinity, scores = random_affinity(tokens, batch=2), torch.rand(2, 3, height, width)
+    transition = affinity**power * window(height, width, radius)
+    transition = transition / (transition.sum(dim=1, keepdim=True) + 0.1)
+    one = (scores.flatten(2) @ transition).view_as(scores)
+    torch.testing.assert_close(walked(scores, affinity, radius=radius, power=power), one)
+    near = TokenAffinity(affinity, (height, width)).within(radius)
+    three = (one.flatten(2) @ transition @ transition).view_as(scores)
+    torch.testing.assert_close(walk(scores, near, power=power, steps=3, epsilon=0.1), three)
 
 
 def test_affinity_stays_as_it_is() -> None:
-    affinity = random_affinity(12)
-    before = affinity.clone()
-    walked(torch.rand(1, 3, 3, 4), affinity)
-    assert torch.equal(affinity, before)
+    affinity = TokenAffinity(random_affinity(12), (3, 4)).within(2)
+    before = affinity.values.clone()
+    walk(torch.rand(1, 3, 3, 4), affinity, power=2, steps=1, epsilon=0.1)
+    assert torch.equal(affinity.values, before)
 
 
 def test_token_without_any_affinity_receives_nothing() -> None:
@@ -73,11 +65,23 @@ def test_images_and_classes_do_not_mix() -> None:
     torch.testing.assert_close(walked(scores[1:, [2, 0]], affinity[1:], radius=1), both[1:, [2, 0]])
 
 
+@pytest.mark.parametrize("radius", [0, 1, 2, 9])
+def test_pairs_within_a_radius_and_back(radius: int) -> None:
+    matrix = random_affinity(15, batch=2)
+    near = TokenAffinity(matrix, (3, 5)).within(radius)
+    expected = matrix * window(3, 5, radius)
+    assert near.grid == (3, 5) and torch.equal(near.all_pairs().values, expected)
+    for y, x in ((0, 0), (1, 2), (2, 4)):
+        assert torch.equal(near.of(y, x), expected[:, y * 5 + x].view(2, 3, 5))
+    assert torch.equal(TokenAffinity(matrix, (3, 5)).within(9).within(radius).values, near.values)
+
+
 def test_the_affinity_of_one_token_with_all() -> None:
     values = torch.rand(2, 6, 6)
     affinity = TokenAffinity(values, (2, 3))
     assert torch.equal(affinity.of(1, 2), values[:, 5].view(2, 2, 3))
     assert torch.equal(affinity.of(0, 1)[1, 1], values[1, 1, 3:])
-    for place in ((2, 0), (0, 3), (-1, 0)):
-        with pytest.raises(IndexError, match="grid of 2 x 3"):
-            affinity.of(*place)
+    for one in (affinity, affinity.within(1)):
+        for place in ((2, 0), (0, 3), (-1, 0)):
+            with pytest.raises(IndexError, match="grid of 2 x 3"):
+                one.of(*place)

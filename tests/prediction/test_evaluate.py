@@ -24,7 +24,7 @@ from afa.methods.afa.method import AFA
 from afa.methods.base import SegmentationProtocol
 from afa.methods.segmentation import multi_scale_logits
 from afa.ops.cam import multi_scale_cam, resize
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity
 from afa.prediction.evaluate import Evaluation, EvaluationStopped, evaluate
 
 NAMES = ["background", *CLASS_NAMES]
@@ -61,7 +61,7 @@ def test_validation_equals_a_plain_computation(method: AFA, config: AFAConfig) -
             scores, winner = (cams * labels[:, :, None, None]).max(dim=1)
             matrices["cam"].update(mask, torch.where(scores <= 0.45, 0, winner + 1)[0])
             present = present_classes(labels)
-            affinity = TokenAffinity(output.affinity, (output.cam.shape[-2], output.cam.shape[-1]))
+            affinity = PairAffinity(output.affinity)
             walked = method.labels.walk(present.maps(present.gather(cams)), affinity, 0.35).dense(4)
             matrices["propagated_cam"].update(mask, resize(walked, size).argmax(dim=1)[0])
             matrices["segmentation"].update(mask, resize(output.seg_logits, size).argmax(dim=1)[0])

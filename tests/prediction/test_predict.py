@@ -17,7 +17,8 @@ from afa.methods.base import Found, SegmentationProtocol
 from afa.methods.classification import choose_classes
 from afa.methods.segmentation import multi_scale_logits
 from afa.ops.cam import MultiScaleCam, long_side_size, multi_scale_cam, resize
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity, TokenAffinity
+from afa.ops.token_pairs import dense
 
 SCALES = (1.0, 0.5, 0.75)
 ALL = ("cam", "propagated_cam", "refined_label", "propagated_label", "affinity", "segmentation")
@@ -99,7 +100,8 @@ def test_shared_passes_change_nothing(method: AFA, mirror: bool) -> None:
     affinity = seen.outputs["affinity"]
     assert isinstance(affinity, TokenAffinity)
     assert affinity.grid == (3, 4)
-    torch.testing.assert_close(affinity.values, method.network(image).affinity, atol=1e-5, rtol=0)
+    expected = dense(method.network(image, all_pairs=True).affinity)
+    torch.testing.assert_close(affinity.values, expected, atol=1e-5, rtol=0)
     # The propagated label walks along the affinity of the largest scale.
     dataset = method.config.dataset
     seen_by_par = par_image(image, dataset.image_mean, dataset.image_std)
@@ -131,7 +133,7 @@ def test_only_some_classes_count(method: AFA) -> None:
     plain = torch.where(expected.amax(dim=0) <= 0.45, 0, torch.tensor([2, 5])[expected.argmax(dim=0)])
     assert (label_of(method, seen, "cam", (40, 60)) != plain).float().mean() < 1e-3
     present = present_classes(classes)
-    walked = method.labels.walk(present.maps(present.gather(cams)), TokenAffinity(first.affinity, (4, 5)), 0.35)
+    walked = method.labels.walk(present.maps(present.gather(cams)), PairAffinity(first.affinity), 0.35)
     expected = resize(walked.dense(6), (40, 60)).argmax(dim=1)[0]
     found = label_of(method, seen, "propagated_cam", (40, 60))
     assert (found != expected).float().mean() < 1e-3

@@ -20,6 +20,7 @@ from afa.data.images import read_mask
 from afa.data.map_files import maps_path, write_maps
 from afa.errors import UserError
 from afa.maps import Maps
+from afa.ops.neighbour_pairs import pair_offsets
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 from afa.prediction.model import load
 from afa.report.charts import Curve, Mark, chart_svg
@@ -326,11 +327,13 @@ def test_two_stand_side_by_side(tmp_path: Path, run: Path, shapes: Path) -> None
 
 
 def test_an_affinity_between_neighbours_is_kept_as_it_is() -> None:
-    pairs = torch.rand(len(PairAffinity.without_pairs((6, 9), 3, torch.device("cpu")).values), 4 * 5)
-    affinity = PairAffinity.of_pairs(pairs, (6, 9), 3)
+    affinity = PairAffinity.of_pairs(torch.rand(len(pair_offsets(3)), 4 * 5), (6, 9), 3)
     entry = affinity_entry(affinity)
     assert entry is not None and entry["radius"] == 2
     tiles = entry["values"].reshape(6, 5, 9, 5)
+    low = affinity_entry(PairAffinity(affinity.values[:, :1, :, :1]))  # a grid of one row
+    assert low is not None and (low["radius"], low["values"].shape) == (2, (5, 45))
+    assert low["values"][2, 2::5].tolist() == [AFFINITY_LEVELS] * 9 and not low["values"][:2].any()
     for y, x in ((0, 0), (3, 4), (5, 8)):
         expected = np.zeros((10, 13))
         expected[2:8, 2:11] = affinity.of(y, x).numpy()
@@ -345,7 +348,7 @@ def test_an_affinity_of_many_tokens_is_kept_on_a_coarser_grid() -> None:
     height, width = entry["grid"]
     upper = entry["values"][0].reshape(height, width)
     assert (upper[0] == AFFINITY_LEVELS).all() and entry["half"] and (upper[-1] == 0).all()
-    assert affinity_entry(PairAffinity(torch.zeros(34, 2, 2000), 5)) is None
+    assert affinity_entry(PairAffinity(torch.zeros(1, 5, 9, 2, 2000))) is None
 
 
 def test_maps_keep_their_range() -> None:

@@ -16,7 +16,8 @@ from afa.maps import IGNORE, Maps
 from afa.methods.afa.config import AffinityConfig, CamConfig, ParConfig
 from afa.ops.cam import resize, scaled_size
 from afa.ops.par import PAR
-from afa.ops.random_walk import TokenAffinity, affinity_window, propagate
+from afa.ops.random_walk import PairAffinity, walk
+from afa.ops.token_pairs import second_tokens
 from afa.parts import part
 
 
@@ -86,7 +87,7 @@ class PseudoLabels:
 
     @torch.no_grad()
     def propagated(
-        self, image: Tensor, cams: Maps, affinity: TokenAffinity, valid_box: Tensor, par_weights: Tensor | None = None
+        self, image: Tensor, cams: Maps, affinity: PairAffinity, valid_box: Tensor, par_weights: Tensor | None = None
     ) -> Tensor:
         """CAMs spread along the affinity, then refined inside the valid box: supervises the decoder later.
 
@@ -105,7 +106,7 @@ class PseudoLabels:
         refined = self.refine_inside_box(image, resize(walked, image.shape[-2:]), valid_box, par_weights)
         return self._combined(refined, high, valid_box)
 
-    def walk(self, cams: Maps, affinity: TokenAffinity, background: float) -> Maps:
+    def walk(self, cams: Maps, affinity: PairAffinity, background: float) -> Maps:
         """CAMs spread along the affinity (eq. 6), on the token grid.
 
         Args:
@@ -159,10 +160,11 @@ class PseudoLabels:
     def _softmaxes(self, cams: Maps) -> tuple[Maps, Maps]:
         return cams.softmax(self.cam.high), cams.softmax(self.cam.low)
 
-    def _walked(self, scores: Tensor, affinity: TokenAffinity) -> Tensor:
+    def _walked(self, scores: Tensor, affinity: PairAffinity) -> Tensor:
         settings = self.affinity
         with part("propagation"):
-            return propagate(scores, affinity, radius=settings.radius, power=settings.power, epsilon=settings.epsilon)
+            near = affinity.within(settings.radius)
+            return walk(scores, near, power=settings.power, steps=1, epsilon=settings.epsilon)
 
     def _refined(self, weights: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
         with part("par"):
@@ -220,13 +222,14 @@ def affinity_label(label: Tensor, token_grid: tuple[int, int], radius: int) -> T
         radius: In tokens.
 
     Returns:
-        uint8 [B, N, N].
+        uint8 [B, m + 1, 2 n + 1, h, w], see :mod:`afa.ops.token_pairs`; 255 where there is no pair.
     """
     height, width = label.shape[-2:]
     rows = torch.arange(token_grid[0], device=label.device) * height // token_grid[0]
     columns = torch.arange(token_grid[1], device=label.device) * width // token_grid[1]
-    tokens = label[:, rows][:, :, columns].flatten(1)  # [B, N]
-    same = (tokens[:, :, None] == tokens[:, None, :]).to(torch.uint8)
-    counts = tokens != IGNORE
-    valid = counts[:, :, None] & counts[:, None, :] & affinity_window(*token_grid, radius, label.device)
-    return same.masked_fill_(~valid, IGNORE)
+    tokens = label[:, rows][:, :, columns]  # [B, h, w]
+    others = second_tokens(tokens, radius, IGNORE)
+    firsts = tokens[:, None, None]
+    pairs = (firsts == others).to(torch.uint8).masked_fill_((firsts == IGNORE) | (others == IGNORE), IGNORE)
+    pairs[:, 0, : pairs.shape[2] // 2] = IGNORE  # they stand at their other token
+    return pairs

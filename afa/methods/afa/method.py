@@ -33,7 +33,8 @@ from afa.methods.segmentation import crop_settings, loss_denominator, segmentati
 from afa.models import AFANet
 from afa.ops.cam import multi_scale_cam, resize
 from afa.ops.dense_energy import dense_energy_loss
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity
+from afa.ops.token_pairs import sum_of_ordered_pairs
 from afa.parts import part
 
 MOST_TOKENS = 4096
@@ -52,7 +53,7 @@ class AFA(Method):
 
     def __init__(self, config: AFAConfig, class_names: Sequence[str], runtime: Runtime) -> None:
         super().__init__(config, class_names, runtime)
-        self.network = build_network(config.model, len(self.class_names) + 1)
+        self.network = build_network(config.model, len(self.class_names) + 1, config.affinity.radius)
         self.labels = PseudoLabels(config.cam, config.affinity, config.par)
         self.passes = ReleasedPasses() if config.schedule.released_decoder_passes else Passes()
         self.outputs = (
@@ -118,7 +119,7 @@ class AFA(Method):
             cams, affinity = self._cams(image, output.cam, present, with_affinity=step > schedule.refined_until)
         with part("labels"):
             seg_target, aff_source = self._labels(batch, cams, affinity, step)
-        del cams, affinity  # the largest matrix there is, would stay through the losses
+        del cams, affinity  # would stay through the losses
 
         denominator = loss_denominator(weights.normalisation, self.runtime)
         seg_logits = resize(output.seg_logits.float(), image.shape[-2:])
@@ -145,19 +146,23 @@ class AFA(Method):
             step_weights["reg"] = weights.reg.weight
         if cls_only:
             step_weights = {name: weights.cls if name == "cls" else 0.0 for name in losses}
+        all_pairs = len(pairs) * (token_grid[0] * token_grid[1]) ** 2
         scalars = {
             "pixels/background": (seg_target == 0).float().mean(),
             "pixels/foreground": ((seg_target != 0) & (seg_target != IGNORE)).float().mean(),
             "pixels/ignored": (seg_target == IGNORE).float().mean(),
-            "pairs/positive": (pairs == 1).float().mean(),
-            "pairs/negative": (pairs == 0).float().mean(),
+            "pairs/positive": sum_of_ordered_pairs(pairs == 1) / all_pairs,
+            "pairs/negative": sum_of_ordered_pairs(pairs == 0) / all_pairs,
         }
         return StepOutput(losses, step_weights, scalars, {"seg": seg_target, "aff": aff_source})
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
-        """So many that no affinity, which grows with the square of the tokens, has more than 4096 of them."""
-        scale = max(self.config.cam.scales) if "propagated_label" in wanted else 1.0
-        return MOST_TOKENS * (self.network.encoder.strides[-1] / scale) ** 2
+        """So many that the affinity of all pairs, which is for display, is between 4096 tokens at most.
+
+        Affinities that scores walk along are of neighbours alone, so the other outputs could be made of larger images;
+        their limit is the same, so that all outputs are of one size.
+        """
+        return MOST_TOKENS * self.network.encoder.strides[-1] ** 2
 
     def predict(self, samples: Sequence[Sample], wanted: Sequence[str], protocol: SegmentationProtocol) -> list[Found]:
         """See :class:`afa.methods.base.Method`."""
@@ -177,7 +182,7 @@ class AFA(Method):
 
     def _cams(
         self, image: Tensor, first_cam: Tensor, present: PresentClasses, *, with_affinity: bool
-    ) -> tuple[Maps, TokenAffinity | None]:
+    ) -> tuple[Maps, PairAffinity | None]:
         """CAMs of the present classes; the labels need no others."""
         settings = self.config.cam
 
@@ -197,7 +202,7 @@ class AFA(Method):
             )
         return present.maps(found.cams), found.affinity
 
-    def _labels(self, batch: Batch, cams: Maps, affinity: TokenAffinity | None, step: int) -> tuple[Tensor, Tensor]:
+    def _labels(self, batch: Batch, cams: Maps, affinity: PairAffinity | None, step: int) -> tuple[Tensor, Tensor]:
         """Targets of this step: the decoder's label, and the label that the affinity label comes from."""
         schedule, labels, box = self.config.schedule, self.labels, batch["valid_box"]
         image = par_image(batch["image"], self.config.dataset.image_mean, self.config.dataset.image_std)

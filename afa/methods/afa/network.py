@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from afa.methods.afa.config import ModelConfig
+from afa.methods.afa.config import AffinityConfig, ModelConfig
 from afa.models import AFANet, build_attentive_encoder
 
 
-def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
+def build_network(settings: ModelConfig, num_classes: int, affinity_radius: int = AffinityConfig.radius) -> AFANet:
     """AFA's network with initial weights.
 
     Args:
         settings: The ``model`` section; widths, depths and heads left out are those of the variant.
         num_classes: C, background included.
+        affinity_radius: Of the pairs of tokens that have an affinity.
 
     Raises:
         UserError: No such encoder, or none whose attention can be read.
@@ -23,4 +24,5 @@ def build_network(settings: ModelConfig, num_classes: int) -> AFANet:
         decoder_width=settings.decoder_width,
         decoder_dropout=settings.decoder_dropout,
         affinity_blocks=settings.affinity_blocks,
+        affinity_radius=affinity_radius,
     )

@@ -21,7 +21,7 @@ from afa.methods.classification import classes_that_count
 from afa.methods.segmentation import KnownLogits, multi_scale_logits, network_input
 from afa.models import AFANet
 from afa.ops.cam import long_side_size, multi_scale_cam, resize, scaled_size
-from afa.ops.random_walk import TokenAffinity
+from afa.ops.random_walk import PairAffinity, TokenAffinity
 
 _OF_CAMS = {"cam", "propagated_cam", "refined_label", "propagated_label"}
 
@@ -68,12 +68,11 @@ def predict(
             images,
             decode=segmentation and test_size == (height, width),
             with_affinity="propagated_cam" in wanted or "affinity" in wanted or (of_largest and largest_is_first),
+            all_pairs="affinity" in wanted,
         )
     cls_logits = first.cls_logits.float()
     present = classes_that_count(samples, cls_logits)
-    affinity = None
-    if first.affinity is not None:
-        affinity = TokenAffinity(first.affinity, (first.cam.shape[-2], first.cam.shape[-1]))
+    affinity = None if first.affinity is None else PairAffinity(first.affinity)
 
     shared = SharedPasses(network, present, network_pass)
     if segmentation:
@@ -109,7 +108,7 @@ def predict(
                 outputs["propagated_cam"] = labels.walk(cams, _one(affinity, one), background)
             outputs |= _pseudo_labels(config, labels, sample, cams, largest, one, wanted)
         if "affinity" in wanted:
-            outputs["affinity"] = _one(affinity, one)
+            outputs["affinity"] = _one(affinity, one).all_pairs()
         if logits is not None:
             outputs["segmentation"] = Maps.of_all_classes(logits[one], has_background=True)
         class_ids = present.channels[index][present.counted[index]] + 1
@@ -122,7 +121,7 @@ def _pseudo_labels(
     labels: PseudoLabels,
     sample: Sample,
     cams: Maps,
-    largest: TokenAffinity | None,
+    largest: PairAffinity | None,
     one: slice,
     wanted: Collection[str],
 ) -> dict[str, Maps | Tensor | TokenAffinity]:
@@ -173,8 +172,8 @@ class SharedPasses:
             size = (images.shape[-2], images.shape[-1])
             if size in self.wanted:
                 self._keep(size, features)
-            affinity = self.network.affinity(attention) if affinity_of else None
             cam = self.network.class_activation(features[-1])
+            affinity = self.network.affinity(attention, (cam.shape[-2], cam.shape[-1])) if affinity_of else None
         return self.present.gather(cam.float()), affinity
 
     def _keep(self, size: tuple[int, int], features: Sequence[Tensor]) -> None:
@@ -191,8 +190,8 @@ class SharedPasses:
             self.known.mirrored[size] = logits.pop(0)
 
 
-def _one(affinity: TokenAffinity | None, one: slice) -> TokenAffinity:
+def _one(affinity: PairAffinity | None, one: slice) -> PairAffinity:
     """That of one image of the batch."""
     if affinity is None:
         raise ValueError("no affinity was computed")
-    return TokenAffinity(affinity.values[one], affinity.grid)
+    return PairAffinity(affinity.values[one])

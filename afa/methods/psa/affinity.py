@@ -151,10 +151,10 @@ class PSAAffinity(Method):
         """CAMs of one image [1, m, H, W], walked: [1, 1 + m, H, W]."""
         settings, stride = self.config.walk, self.network.encoder.strides[-1]
         scores = with_background(cams.to(affinity.values.device), settings.alpha)
-        cells = F.avg_pool2d(_filled_up(scores.scores, stride), stride)[0]
+        cells = F.avg_pool2d(_filled_up(scores.scores, stride), stride)
         walked = walk(cells, affinity, power=settings.beta, steps=2**settings.log_steps)
         height, width = affinity.grid
-        full = resize(walked[None], (height * stride, width * stride))
+        full = resize(walked, (height * stride, width * stride))
         return scores.with_scores(full[..., : cams.size[0], : cams.size[1]])
 
     def _refined(self, sample: Sample, propagated: Maps) -> Maps:
