@@ -89,6 +89,7 @@ def multi_scale_cam(
     epsilon: float,
     with_affinity: bool,
     first_cam: Tensor | None = None,
+    first_affinity: Tensor | None = None,
 ) -> MultiScaleCam:
     """Fuse CAMs over scales and mirrors.
 
@@ -102,7 +103,8 @@ def multi_scale_cam(
         epsilon: See :func:`normalise_cams`.
         with_affinity: Whether the affinity is wanted.
         first_cam: CAM [B, c, h, w] of the un-mirrored image at scale 1 where the caller has it already: that pass
-            then runs the mirror image alone.
+            then runs the mirror image alone, unless it is to give the affinity.
+        first_affinity: The affinity of that image, where the caller has it as well.
 
     Returns:
         The CAMs at the image's size, and the affinity of the largest scale.
@@ -119,8 +121,10 @@ def multi_scale_cam(
     for scale in scales:
         scaled = resize(image, scaled_size((height, width), scale))
         wants_affinity = with_affinity and scale == largest
-        if first_cam is not None and scale == 1 and not wants_affinity:
+        if first_cam is not None and scale == 1 and not (wants_affinity and first_affinity is None):
             plain, mirrored = first_cam, cam_pass(scaled.flip(-1), 0)[0]
+            if wants_affinity and first_affinity is not None:
+                affinity = PairAffinity(first_affinity)
         else:
             both, scale_affinity = cam_pass(torch.cat([scaled, scaled.flip(-1)]), batch if wants_affinity else 0)
             plain, mirrored = both[:batch], both[batch:]

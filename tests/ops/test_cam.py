@@ -97,6 +97,26 @@ def test_order_of_the_passes_and_nothing_superfluous() -> None:
     assert calls == [(2, 32, 0), (4, 16, 0), (4, 48, 2)]
 
 
+def test_an_affinity_of_scale_1_that_the_caller_has_saves_its_pass() -> None:
+    network, image, calls = small_network(), random_image(2, 3, 32, 32), []
+
+    def counted(images: Tensor, affinity_of: int) -> tuple[Tensor, Tensor | None]:
+        calls.append((len(images), images.shape[-1], affinity_of))
+        return network.cam(images, affinity_of)
+
+    known = network(image)
+    settings = {"epsilon": 1e-5, "with_affinity": True, "first_cam": known.cam}
+    alone = multi_scale_cam(counted, image, (1.0, 0.5), **settings)
+    shared = multi_scale_cam(counted, image, (1.0, 0.5), **settings, first_affinity=known.affinity)
+    assert calls == [(4, 32, 2), (4, 16, 0), (2, 32, 0), (4, 16, 0)]
+    torch.testing.assert_close(shared.affinity.values, alone.affinity.values)
+    torch.testing.assert_close(shared.cams, alone.cams)
+
+    calls.clear()
+    multi_scale_cam(counted, image, (1.0, 1.5), **settings, first_affinity=known.affinity)
+    assert calls == [(2, 32, 0), (4, 48, 2)]
+
+
 def test_affinity_comes_from_the_largest_scale_wherever_it_stands() -> None:
     network, image = small_network(), random_image(1, 3, 64, 64)
     one = fused(network, image, (1.0, 0.5, 1.5))

@@ -30,7 +30,7 @@ from afa.methods.base import (
 )
 from afa.methods.classification import classification_loss
 from afa.methods.segmentation import crop_settings, loss_denominator, segmentation_loss
-from afa.models import AFANet
+from afa.models import AFANet, AFAOutput
 from afa.ops.cam import multi_scale_cam, resize
 from afa.ops.dense_energy import dense_energy_loss
 from afa.ops.random_walk import PairAffinity
@@ -116,7 +116,7 @@ class AFA(Method):
             output = network(image)
         present = present_classes(batch["class_labels"], device)
         with part("cam"):
-            cams, affinity = self._cams(image, output.cam, present, with_affinity=step > schedule.refined_until)
+            cams, affinity = self._cams(image, output, present, with_affinity=step > schedule.refined_until)
         with part("labels"):
             seg_target, aff_source = self._labels(batch, cams, affinity, step)
         del cams, affinity  # would stay through the losses
@@ -181,7 +181,7 @@ class AFA(Method):
         return StepOutput(losses, {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0})
 
     def _cams(
-        self, image: Tensor, first_cam: Tensor, present: PresentClasses, *, with_affinity: bool
+        self, image: Tensor, first: AFAOutput, present: PresentClasses, *, with_affinity: bool
     ) -> tuple[Maps, PairAffinity | None]:
         """CAMs of the present classes; the labels need no others."""
         settings = self.config.cam
@@ -198,7 +198,8 @@ class AFA(Method):
                 settings.scales,
                 epsilon=settings.epsilon,
                 with_affinity=with_affinity,
-                first_cam=present.gather(first_cam) if reuse else None,
+                first_cam=present.gather(first.cam) if reuse else None,
+                first_affinity=first.affinity.detach() if reuse and first.affinity is not None else None,
             )
         return present.maps(found.cams), found.affinity
 
