@@ -1,5 +1,5 @@
 # Sourced by the other scripts: makes .venv beside this folder, installs AFA into it once, and puts it first on PATH.
-# Usage: source launch/environment.sh EXTRA      (EXTRA: test, benchmark or '' for nothing extra; always give it,
+# Usage: source launch/environment.sh EXTRA      (EXTRA: test, benchmark, onnx or '' for nothing extra; always give it,
 #                                                 else the arguments of the sourcing script are used instead)
 # PYTHON names the interpreter to start from (default: python3), AFA_VENV another folder instead of .venv,
 # AFA_CONSTRAINTS another file of versions instead of constraints.txt.
@@ -14,9 +14,9 @@ afa_environment() {
     made="$folder/made_by_afa"
     constraints=${AFA_CONSTRAINTS:-$root/constraints.txt}
     case ${1-none} in
-    '' | test | benchmark) ;;
+    '' | test | benchmark | onnx) ;;
     *)
-        echo "error: source launch/environment.sh EXTRA: EXTRA is test, benchmark or '', not '${1-}'" >&2
+        echo "error: source launch/environment.sh EXTRA: EXTRA is test, benchmark, onnx or '', not '${1-}'" >&2
         return 2
         ;;
     esac

@@ -23,5 +23,6 @@ def checkout(tmp_path: Path) -> Path:
         (folder / name).chmod(0o755)
     files = b"".join((tmp_path / name).read_bytes() for name in INSTALLED_FROM)
     stamp = subprocess.run(["cksum"], input=files, capture_output=True, check=True).stdout
-    (tmp_path / ".venv" / "installed").write_text(f"{stamp.decode().strip()} {tmp_path}\n")
+    for name in ("installed", "installed_onnx"):
+        (tmp_path / ".venv" / name).write_text(f"{stamp.decode().strip()} {tmp_path}\n")
     return tmp_path
