@@ -133,6 +133,22 @@ class Maps:
             has_background=True,
         )
 
+    def among(self, class_labels: Tensor) -> Maps:
+        """The background, if there is one, and those classes that an image's class labels name.
+
+        Args:
+            class_labels: [K] of 0 and 1.
+
+        Raises:
+            ValueError: These are maps of several images.
+        """
+        if len(self.scores) > 1:
+            raise ValueError(f"these are maps of {len(self.scores)} images, whose classes differ: images")
+        known = F.pad(class_labels.to(self.scores.device) > 0, (1, 0), value=True)[self.class_ids[0]]
+        return replace(
+            self, scores=self.scores[:, known], class_ids=self.class_ids[:, known], counted=self.counted[:, known]
+        )
+
     def without_background(self) -> Maps:
         """The classes alone.
 

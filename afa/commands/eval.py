@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=".csv for each class's and image's IoU; confusion matrix beside it",
     )
     add_crf_arguments(parser)
+    parser.add_argument(
+        "--known-classes",
+        action="store_true",
+        help="score the segmentation among the classes of each image's labels, too: what remains are errors of shape",
+    )
     args = parser.read(arguments)
     check_scales(args)
     args.settings += prediction_settings(args)
@@ -103,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outputs=[output.name for output in outputs],
             protocol=model.protocol,
             refinement=crf,
+            known_classes=args.known_classes,
             batch_size=test.batch_size,
             progress="evaluating" if runtime.is_main else None,
         )
@@ -119,7 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             precision=test.precision,
         )
         titles = {output.name: output.title for output in model.method.outputs}
-        titles |= {f"{name}_crf": f"{title} + CRF" for name, title in titles.items()}
+        titles |= {
+            f"{name}{ending}": f"{title}{words}"
+            for name, title in titles.items()
+            for ending, words in (("_crf", " + CRF"), ("_known", ", classes known"))
+        }
         per_image = {row: counts.in_order(listed) for row, counts in found.per_image.items()}
 
         def write() -> None:

@@ -23,6 +23,7 @@ from afa.data.loader import LoadingStopped
 from afa.data.samples import EvaluationSample
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
+from afa.maps import Maps
 from afa.methods.base import Method, Output, SegmentationProtocol, scored_outputs
 from afa.prediction.ahead import predictions
 from afa.prediction.batching import by_size
@@ -72,6 +73,7 @@ def evaluate(
     outputs: Sequence[str] | None = None,
     protocol: SegmentationProtocol | None = None,
     refinement: Refinement | None = None,
+    known_classes: bool = False,
     batch_size: int = 1,
     progress: str | None = None,
     stop: Callable[[], bool] | None = None,
@@ -91,6 +93,8 @@ def evaluate(
         protocol: Of the segmentation; default: one forward at native size, as in training.
         refinement: DenseCRF for a further row, ``NAME_crf`` of the last output that gives logits. It runs where the
             network does: on a GPU in turn with it, on the CPU beside it, several images at a time.
+        known_classes: A further row, ``NAME_known`` of the same output: its label among the background and the classes
+            of each image's class labels, which is what labels for training are made with.
         batch_size: Images of one size that the network sees together. With more than one, rounding depends on who
             is together: a pixel at a tie may change, and the number of processes with it.
         progress: What to call the work in the progress line; None shows none.
@@ -102,16 +106,21 @@ def evaluate(
 
     Raises:
         EvaluationStopped: On every process, where ``stop`` said so on one.
-        UserError: There was no image to score, or all were damaged and left out; or there is nothing to refine.
+        UserError: There was no image to score, or all were damaged and left out; or there is nothing to refine, or no
+            segmentation to tell the classes of.
     """
     device = torch.device(device)
     names = ("background", *class_names)
     rows = [output for output in scored_outputs(method) if outputs is None or output.name in outputs]
-    refined = _refined_output(method) if refinement is not None else None
+    refined = _segmentation(method, "--crf") if refinement is not None else None
+    named = _segmentation(method, "--known-classes") if known_classes else None
     matrices = {output.name: ConfusionMatrix(len(names), device) for output in rows}
     if refined is not None:
         matrices[f"{refined.name}_crf"] = ConfusionMatrix(len(names), device)
-    wanted = list(dict.fromkeys([*(output.name for output in rows), *([refined.name] if refined else [])]))
+    if named is not None:
+        matrices[f"{named.name}_known"] = ConfusionMatrix(len(names), device)
+    further = (output.name for output in (refined, named) if output is not None)
+    wanted = list(dict.fromkeys([*(output.name for output in rows), *further]))
     per_image = {row: ImageCounts() for row in matrices}
     f1_values = array("d")
     count = 0
@@ -140,6 +149,11 @@ def evaluate(
                         count_label(
                             output.name, seen.sample.name, label, output.label(image.outputs[output.name], size)
                         )
+                    if named is not None:
+                        maps, labels = image.outputs[named.name], seen.sample.class_labels
+                        assert isinstance(maps, Maps) and labels is not None  # logits; labels are those of the mask
+                        known = maps.among(torch.from_numpy(labels)).label(size)[0]
+                        count_label(f"{named.name}_known", seen.sample.name, label, known)
                     if stream is not None and refined is not None:
                         pixels = torch.from_numpy(seen.sample.image).permute(2, 0, 1).contiguous()
                         probabilities = refined.probabilities(image.outputs[refined.name], size)
@@ -179,8 +193,8 @@ def _until(stop: Callable[[], bool] | None, groups: Iterable[Group]) -> Iterator
         yield group
 
 
-def _refined_output(method: Method) -> Output:
-    """What DenseCRF refines: the last output whose scores are logits.
+def _segmentation(method: Method, flag: str) -> Output:
+    """The last output whose scores are logits, which a flag of 'afa eval' asks for.
 
     Raises:
         UserError: There is none.
@@ -188,7 +202,7 @@ def _refined_output(method: Method) -> Output:
     for output in reversed(method.outputs):
         if output.logits:
             return output
-    raise UserError(f"DenseCRF needs a segmentation, and the method '{method.name}' gives none: leave --crf out")
+    raise UserError(f"{flag} needs a segmentation, and the method '{method.name}' gives none: leave it out")
 
 
 class _RefinementStream:

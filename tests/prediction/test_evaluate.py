@@ -192,6 +192,19 @@ def test_refinement_sees_image_and_probabilities(method: AFA, config: AFAConfig)
     assert unchanged["segmentation_crf"] == unchanged["segmentation"]
 
 
+def test_with_known_classes_the_label_is_among_those_of_the_image(method: AFA, config: AFAConfig) -> None:
+    table = table_of(method, config, outputs=[], known_classes=True)
+    assert "segmentation" not in table
+    matrix = ConfusionMatrix(4)
+    method.network.eval()
+    for seen in evaluation_loader(config.dataset):
+        (found,) = method.predict([seen.sample], ["segmentation"], SegmentationProtocol())
+        scores = resize(found.outputs["segmentation"].scores, seen.label.shape)[0]
+        present = [0, *(seen.sample.class_labels.nonzero()[0] + 1)]
+        matrix.update(seen.label, torch.tensor(present)[scores[present].argmax(dim=0)])
+    assert table["segmentation_known"] == matrix.scores(NAMES)
+
+
 def test_an_error_in_the_refinement_is_not_lost(method: AFA, config: AFAConfig) -> None:
     def broken(image: Tensor, probabilities: Tensor) -> Tensor:
         raise RuntimeError("no lattice")
