@@ -14,6 +14,7 @@ import torch
 
 from afa.data.parallel import usable_cores
 from afa.data.samples import Sample
+from afa.device import set_own_threads
 from afa.methods.base import Found, Method, SegmentationProtocol
 
 Group = TypeVar("Group")
@@ -57,7 +58,7 @@ def predictions(
     threads = torch.get_num_threads()
 
     def begin() -> None:
-        torch.set_num_threads(threads)  # with another number, products may round in another way
+        set_own_threads(threads)  # with another number, products may round in another way
         if device.type == "cuda":
             torch.cuda.set_device(device)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from afa.data.loader import LoadingStopped
 from afa.data.samples import EvaluationSample
+from afa.device import set_own_threads
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
 from afa.maps import Maps
@@ -212,7 +213,7 @@ class _RefinementStream:
         self.refinement, self.device = refinement, device
         self.threads_before = torch.get_num_threads()
         self.threads = min(_MOST_REFINED_AT_ONCE, self.threads_before) if device.type == "cpu" else 0
-        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=set_own_threads, initargs=(1,))
         self.waiting: deque[tuple[Future[Tensor], Callable[[Tensor], None]]] = deque()
 
     def __enter__(self) -> _RefinementStream:

@@ -122,6 +122,33 @@ def test_what_comes_before_an_unreadable_image_is_given(
             next(running)
 
 
+def test_each_thread_keeps_its_number_of_threads(
+    method: AFA, samples: list[tuple[str, list[Sample]]], cores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    cores(3)
+    entered, other_has_set = threading.Event(), threading.Event()
+    seen = []
+
+    def predict(*_: Any) -> list[Found]:
+        entered.set()
+        assert other_has_set.wait(60)
+        seen.append(torch.get_num_threads())
+        return []
+
+    def read() -> Iterator[tuple[str, list[Sample]]]:
+        yield samples[0]
+        assert entered.wait(60)
+        other = threading.Thread(target=torch.set_num_threads, args=(1,))  # as DenseCRF's threads do
+        other.start()
+        other.join()
+        other_has_set.set()
+
+    monkeypatch.setattr(method, "predict", predict)
+    assert [name for name, _ in predictions(method, read(), [], PLAIN, CPU)] == [samples[0][0]]
+    assert seen == [2]
+
+
 def of_threads(method: AFA) -> bool:
     """Whether predictions use threads."""
     turn: list[AbstractContextManager[Any]] = []
