@@ -56,16 +56,19 @@ def predictions(
             yield group, predict(samples)
         return
     threads = torch.get_num_threads()
+    gpu = None
+    if device.type == "cuda":  # "cuda" alone is the GPU of this thread; another thread begins with the first one
+        gpu = torch.cuda.current_device() if device.index is None else device.index
 
     def begin() -> None:
         set_own_threads(threads)  # with another number, products may round in another way
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
 
     waiting: deque[tuple[Group, Future[list[Found]]]] = deque()
     source = iter(groups)
     failed: Exception | None = None
-    method.turn = threading.Lock()
+    method.turn = threading.RLock()  # a pass within a pass does not wait for itself
     pool = ThreadPoolExecutor(_AT_ONCE, "prediction", begin)
     try:
         while True:
@@ -98,7 +101,9 @@ def _is_worth_threads(method: Method, device: torch.device) -> bool:
     """
     if not method.low_precision or method.precision == "tf32":
         return False
-    if device.type != "cpu":
+    if device.type == "cuda":
         return usable_cores() > 1
+    if device.type != "cpu":  # PyTorch does not promise that several threads may use another kind of GPU at once
+        return False
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # processes of torchrun on this machine
     return torch.get_num_threads() * beside < usable_cores()
