@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TypeVar
@@ -51,10 +51,27 @@ def predictions(
         with torch.no_grad():
             return method.predict(samples, wanted, protocol)
 
-    if not _is_worth_threads(method, device):
-        for group, samples in groups:
-            yield group, predict(samples)
-        return
+    searching = torch.backends.cudnn.benchmark
+    # Images have many sizes: a search for the fastest convolution would begin anew with each. And what it finds may
+    # differ from one start of a command to the next, and so may the rounding.
+    torch.backends.cudnn.benchmark = False
+    try:
+        if _is_worth_threads(method, device):
+            yield from _in_threads(method, groups, predict, device)
+        else:
+            for group, samples in groups:
+                yield group, predict(samples)
+    finally:
+        torch.backends.cudnn.benchmark = searching
+
+
+def _in_threads(
+    method: Method,
+    groups: Iterable[tuple[Group, Sequence[Sample]]],
+    predict: Callable[[Sequence[Sample]], list[Found]],
+    device: torch.device,
+) -> Iterator[tuple[Group, list[Found]]]:
+    """:func:`predictions` with two groups in work at a time."""
     threads = torch.get_num_threads()
     gpu = None
     if device.type == "cuda":  # "cuda" alone is the GPU of this thread; another thread begins with the first one

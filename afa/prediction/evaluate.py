@@ -131,11 +131,9 @@ def evaluate(
         per_image[row].add(name, matrices[row].update(truth, found))
 
     network = method.network
-    was_training, searching = network.training, torch.backends.cudnn.benchmark
+    was_training = network.training
     _share_buffers(network)
     network.eval()
-    # Images have many sizes: a search for the fastest convolution would begin anew with each.
-    torch.backends.cudnn.benchmark = False
     try:
         with torch.no_grad(), _stream(refinement, device) as stream:
             seen_samples = track(samples, len(samples), progress) if progress is not None else samples
@@ -167,7 +165,6 @@ def evaluate(
         stopped = True
     finally:
         network.train(was_training)
-        torch.backends.cudnn.benchmark = searching
 
     if _any_process(stopped):
         raise EvaluationStopped

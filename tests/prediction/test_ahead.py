@@ -149,6 +149,22 @@ def test_each_thread_keeps_its_number_of_threads(
     assert seen == [2]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_search_for_the_fastest_convolution(
+    method: AFA, samples: list[Any], cores: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    cores(count)
+    searching = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(method, "predict", lambda *_: searching.append(torch.backends.cudnn.benchmark) or [])
+    list(predictions(method, iter(samples), [], PLAIN, CPU))
+    running = predictions(method, iter(samples), [], PLAIN, CPU)
+    next(running)
+    running.close()
+    assert not any(searching) and len(searching) > len(samples)
+    assert torch.backends.cudnn.benchmark
+
+
 def test_a_pass_within_a_pass_does_not_wait_for_itself(
     method: AFA, samples: list[tuple[str, list[Sample]]], cores: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +190,7 @@ def test_threads_use_the_gpu_of_the_caller(
     cores(2)
     used = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: used.append(torch.device("cuda", chosen).index))
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
     monkeypatch.setattr(method, "predict", lambda *_: [])
     assert len(list(predictions(method, iter(samples), [], PLAIN, torch.device(device)))) == len(samples)
     assert set(used) == {gpu}
