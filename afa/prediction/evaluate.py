@@ -150,7 +150,7 @@ def evaluate(
                         )
                     if named is not None:
                         maps, labels = image.outputs[named.name], seen.sample.class_labels
-                        assert isinstance(maps, Maps) and labels is not None  # logits; labels are those of the mask
+                        assert isinstance(maps, Maps) and labels is not None  # logits; a loader gives labels
                         known = maps.among(torch.from_numpy(labels)).label(size)[0]
                         count_label(f"{named.name}_known", seen.sample.name, label, known)
                     if stream is not None and refined is not None:
