@@ -24,6 +24,15 @@ def mps_available() -> bool:
     return torch.backends.mps.is_available()
 
 
+def set_own_threads(count: int) -> None:
+    """Set how many processor threads work for the operators that this thread starts.
+
+    At its first operator, a thread takes the number that any thread has set last. That is done with before.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+
+
 def choose_device(name: str, option: str, *, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """The device that a user asked for.
 

@@ -5,6 +5,7 @@
 # begin, FOLDER receives everything. KEY=VALUE is a setting of the segmentation network; @ in it is the folder of the first
 # network's run.
 # With dataset.saliency the segmentation network learns from the labels with saliency, without it from those of the CRF.
+# segment_batch: images of a step of the segmentation network (10, if it is not set).
 # Returns the exit code of the first command that fails. If started again, it makes only what is missing.
 edam_pipeline() {
     local configs=$1 folder=$2 settings said val scored_val scored_train salient_train salient_val scored=()
@@ -46,7 +47,8 @@ edam_pipeline() {
             "${lists[@]}" with_saliency || return
     fi
 
-    pipeline_train segment "${configs}2_segment.yaml" 10 "${of_segment[@]}" ${start[@]+"${start[@]}"} || return
+    pipeline_train segment "${configs}2_segment.yaml" "${segment_batch:-10}" \
+        "${of_segment[@]}" ${start[@]+"${start[@]}"} || return
     pipeline_settings segment dataset test
     if [ "$scored_val" != - ]; then
         pipeline_score "$scores/segment.json" "$segment/checkpoints/last" \

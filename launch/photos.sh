@@ -95,6 +95,7 @@ pipeline_score_labels AFA "$scores/afa_labels" "$afa" masks "$configs/afa.yaml" 
 pipeline_score "$scores/afa_segment.json" "$afa/checkpoints/last" \
     tools/eval.py "$afa/checkpoints/last" "${settings[@]}" --no-cams --crf
 
+segment_batch=8 # as for the bound
 psa_pipeline "$configs/psa_" "$folder/psa"
 
 if [ -z "$saliency" ]; then

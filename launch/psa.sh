@@ -4,6 +4,7 @@
 # Trains, labels and scores, after pipeline_read and pipeline_place. CONFIGS is how the names of the three configurations
 # begin, FOLDER receives everything. KEY=VALUE is a setting of the two networks that follow; @ in it is the folder of the CAM
 # network's run.
+# segment_batch: images of a step of the segmentation network (10, if it is not set).
 # Returns the exit code of the first command that fails. If started again, it makes only what is missing.
 psa_pipeline() {
     local configs=$1 folder=$2 settings lists val scored_val scored_train scored=()
@@ -41,7 +42,7 @@ psa_pipeline() {
     pipeline_score_labels "AffinityNet" "$folder/scores/affinity" "$affinity" masks "${configs}2_affinity.yaml" \
         "$scored_train" "$scored_val" propagated propagated_crf || return
 
-    pipeline_train segment "${configs}3_segment.yaml" 10 "${of_segment[@]}" || return
+    pipeline_train segment "${configs}3_segment.yaml" "${segment_batch:-10}" "${of_segment[@]}" || return
     pipeline_settings segment dataset test
     if [ "$scored_val" != - ]; then
         pipeline_score "$folder/scores/segment.json" "$segment/checkpoints/last" \

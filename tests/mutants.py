@@ -553,8 +553,8 @@ MUTANTS = [
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",
-        "test.mirror={str(args.mirror).lower()}",
-        "test.mirror=true",
+        'given["mirror"] = str(args.mirror).lower()',
+        'given["mirror"] = "true"',
         "tools/test_eval.py",
     ),
     # Comparison and exports.

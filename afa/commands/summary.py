@@ -189,6 +189,8 @@ def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def _evaluated_rows(title: str, path: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Rows of an evaluation.json. Where its protocols differ, a row says in what."""
+    from afa.evaluation.tables import row_title
+
     protocols = [_flat(entry["protocol"]) for entry in entries]
     differing = [
         key
@@ -209,7 +211,7 @@ def _evaluated_rows(title: str, path: Path, entries: Sequence[Mapping[str, Any]]
                 words = [word for word in words if not word.startswith("crf ")]
             yield Row(
                 title=title,
-                output=", ".join([f"{base} + CRF" if crf else name, *words]),
+                output=", ".join([f"{base} + CRF" if crf else row_title(name, table), *words]),
                 images=_images(protocol.get("split"), table.get("images")),
                 crf=crf,
                 file=str(path),

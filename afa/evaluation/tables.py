@@ -15,7 +15,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,6 +308,17 @@ def image_counts_csv(rows: Mapping[str, ImageCounts], totals: Mapping[str, Mappi
             mean, values = (None, {}) if found is None else (found["miou"], found["iou"])
             writer.writerow([row, image, _six(mean), *(_six(values.get(name)) for name in names)])
     return buffer.getvalue()
+
+
+def row_title(row: str, rows: Container[str]) -> str:
+    """How other tables call a row of an evaluation: one with known classes is no result of the network alone.
+
+    Args:
+        row: Its name, such as ``segmentation_known``.
+        rows: All names; the output of that row is among them.
+    """
+    output = row.removesuffix("_known")
+    return f"{output}, classes known" if output != row and output in rows else row
 
 
 def format_table(

@@ -95,7 +95,6 @@ class PairAffinity(NamedTuple):
             IndexError: There is no such token.
         """
         _place(y, x, self.grid)
-        _place(y, x, self.grid)
         (height, width), (m, n) = self.grid, reach_of(self.values)
         found = self.values.new_zeros(len(self.values), height + 2 * m, width + 2 * n)
         found[:, y : y + 2 * m + 1, x : x + 2 * n + 1] = around(self.values)[..., y, x]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TypeVar
@@ -14,6 +14,7 @@ import torch
 
 from afa.data.parallel import usable_cores
 from afa.data.samples import Sample
+from afa.device import set_own_threads
 from afa.methods.base import Found, Method, SegmentationProtocol
 
 Group = TypeVar("Group")
@@ -50,21 +51,41 @@ def predictions(
         with torch.no_grad():
             return method.predict(samples, wanted, protocol)
 
-    if not _is_worth_threads(method, device):
-        for group, samples in groups:
-            yield group, predict(samples)
-        return
+    searching = torch.backends.cudnn.benchmark
+    # Images have many sizes: a search for the fastest convolution would begin anew with each. And what it finds may
+    # differ from one start of a command to the next, and so may the rounding.
+    torch.backends.cudnn.benchmark = False
+    try:
+        if _is_worth_threads(method, device):
+            yield from _in_threads(method, groups, predict, device)
+        else:
+            for group, samples in groups:
+                yield group, predict(samples)
+    finally:
+        torch.backends.cudnn.benchmark = searching
+
+
+def _in_threads(
+    method: Method,
+    groups: Iterable[tuple[Group, Sequence[Sample]]],
+    predict: Callable[[Sequence[Sample]], list[Found]],
+    device: torch.device,
+) -> Iterator[tuple[Group, list[Found]]]:
+    """:func:`predictions` with two groups in work at a time."""
     threads = torch.get_num_threads()
+    gpu = None
+    if device.type == "cuda":  # "cuda" alone is the GPU of this thread; another thread begins with the first one
+        gpu = torch.cuda.current_device() if device.index is None else device.index
 
     def begin() -> None:
-        torch.set_num_threads(threads)  # with another number, products may round in another way
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        set_own_threads(threads)  # with another number, products may round in another way
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
 
     waiting: deque[tuple[Group, Future[list[Found]]]] = deque()
     source = iter(groups)
     failed: Exception | None = None
-    method.turn = threading.Lock()
+    method.turn = threading.RLock()  # a pass within a pass does not wait for itself
     pool = ThreadPoolExecutor(_AT_ONCE, "prediction", begin)
     try:
         while True:
@@ -97,7 +118,9 @@ def _is_worth_threads(method: Method, device: torch.device) -> bool:
     """
     if not method.low_precision or method.precision == "tf32":
         return False
-    if device.type != "cpu":
+    if device.type == "cuda":
         return usable_cores() > 1
+    if device.type != "cpu":  # PyTorch does not promise that several threads may use another kind of GPU at once
+        return False
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # processes of torchrun on this machine
     return torch.get_num_threads() * beside < usable_cores()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from afa.data.loader import LoadingStopped
 from afa.data.samples import EvaluationSample
+from afa.device import set_own_threads
 from afa.errors import UserError
 from afa.evaluation.metrics import ConfusionMatrix, ImageCounts, multi_label_f1
 from afa.maps import Maps
@@ -130,11 +131,9 @@ def evaluate(
         per_image[row].add(name, matrices[row].update(truth, found))
 
     network = method.network
-    was_training, searching = network.training, torch.backends.cudnn.benchmark
+    was_training = network.training
     _share_buffers(network)
     network.eval()
-    # Images have many sizes: a search for the fastest convolution would begin anew with each.
-    torch.backends.cudnn.benchmark = False
     try:
         with torch.no_grad(), _stream(refinement, device) as stream:
             seen_samples = track(samples, len(samples), progress) if progress is not None else samples
@@ -151,7 +150,7 @@ def evaluate(
                         )
                     if named is not None:
                         maps, labels = image.outputs[named.name], seen.sample.class_labels
-                        assert isinstance(maps, Maps) and labels is not None  # logits; labels are those of the mask
+                        assert isinstance(maps, Maps) and labels is not None  # logits; a loader gives labels
                         known = maps.among(torch.from_numpy(labels)).label(size)[0]
                         count_label(f"{named.name}_known", seen.sample.name, label, known)
                     if stream is not None and refined is not None:
@@ -166,7 +165,6 @@ def evaluate(
         stopped = True
     finally:
         network.train(was_training)
-        torch.backends.cudnn.benchmark = searching
 
     if _any_process(stopped):
         raise EvaluationStopped
@@ -212,7 +210,7 @@ class _RefinementStream:
         self.refinement, self.device = refinement, device
         self.threads_before = torch.get_num_threads()
         self.threads = min(_MOST_REFINED_AT_ONCE, self.threads_before) if device.type == "cpu" else 0
-        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(max(1, self.threads), initializer=set_own_threads, initargs=(1,))
         self.waiting: deque[tuple[Future[Tensor], Callable[[Tensor], None]]] = deque()
 
     def __enter__(self) -> _RefinementStream:

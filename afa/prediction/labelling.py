@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from afa.config import config_to_dict
+from afa.config import RunConfig, config_to_dict
 from afa.data.dataset import SETTINGS_OF_PLACES, Split
 from afa.data.images import DamagedImage
 from afa.data.inputs import CLASS_LABELS
@@ -41,8 +41,6 @@ _SETTINGS_WITHOUT_EFFECT = {
     "validation": ("every", "outputs", "batch_size"),
     "test": ("batch_size",),
 }
-# What folders of earlier versions were made with, where their label.json does not name it.
-_UNNAMED = {"config": {"test": {"precision": "float32"}}}
 
 Value = TypeVar("Value")
 
@@ -115,7 +113,9 @@ def label_split(
     scored_class_names(model)
     images = _images(model, split, outputs, limit)
     facts = _facts(model, images, outputs, limit)
-    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form, unnamed=_UNNAMED)
+    # A folder of an earlier version does not name the settings that are new: they were what they are by default.
+    unnamed = {"config": _shaping_settings(type(model.config)())}
+    folder = LabelFolder(output, facts, outputs, maps=maps, compress=compress, form=form, unnamed=unnamed)
     processes.on_main(folder.begin)
     processes.on_main(folder.tidy)
     mine = [name for name in images.names[processes.rank :: processes.world_size] if not folder.is_done(name)]
@@ -209,9 +209,6 @@ def _readable(images: Split, names: Sequence[str], workers: int, failures: list[
 
 def _facts(model: Model, images: Split, outputs: Sequence[Output], limit: int | None) -> dict[str, Any]:
     """What makes the folder what it is. Where things lie does not."""
-    config = {key: value for key, value in config_to_dict(model.config).items() if key not in _WITHOUT_EFFECT}
-    for section, names in _SETTINGS_WITHOUT_EFFECT.items():
-        config[section] = {key: value for key, value in config[section].items() if key not in names}
     return {
         "made_by": "afa label",
         "method": model.method.name,
@@ -225,8 +222,16 @@ def _facts(model: Model, images: Split, outputs: Sequence[Output], limit: int | 
             output.name: {"kind": output.kind, "threshold": output.threshold, "inputs": list(output.inputs)}
             for output in outputs
         },
-        "config": config,
+        "config": _shaping_settings(model.config),
     }
+
+
+def _shaping_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that shape labels."""
+    shaping = {key: value for key, value in config_to_dict(config).items() if key not in _WITHOUT_EFFECT}
+    for section, names in _SETTINGS_WITHOUT_EFFECT.items():
+        shaping[section] = {key: value for key, value in shaping[section].items() if key not in names}
+    return shaping
 
 
 def _check_disk(folder: LabelFolder, bytes_of_one: int, images: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from afa.errors import UserError
 from afa.evaluation.metrics import ImageCounts
-from afa.evaluation.tables import read_image_counts
+from afa.evaluation.tables import read_image_counts, row_title
 from afa.report.bootstrap import RESAMPLES, paired_bootstrap
 from afa.report.runs import EVALUATION, Run, Score
 
@@ -261,7 +261,9 @@ def _output_names(keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]
             for name in dict.fromkeys(name for one in others for name in one)
             if len({str(one.get(name)) for one in others}) > 1
         ]
-        output = f"{key[0].removesuffix('_crf')} + CRF" if protocol.get("crf_iterations") else key[0]
+        output = row_title(key[0], {other[0] for other in keys})
+        if protocol.get("crf_iterations"):
+            output = f"{key[0].removesuffix('_crf')} + CRF"
         names[key] = ", ".join(
             [output, *(f"{name.replace('_', ' ')} {_value(protocol[name])}" for name in differing if name in protocol)]
         )

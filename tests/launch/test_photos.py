@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launching import calls, finished
+from launching import REPOSITORY, calls, finished
+
+from afa.methods import load_config
 
 
 @pytest.fixture
@@ -54,6 +56,17 @@ def test_each_network_gets_its_weights_and_everything_is_compared(checkout: Path
     assert len(rows) == 10 and set(rows) <= scored
     assert "true masks=runs/scores/supervised.json --supervision AFA=I PSA=I EDAM=I+S true masks=pixels" in summary
     assert calls(checkout)[-1] == summary and "runs/report.html" in said
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_on_gpus_a_step_has_as_many_images_as_the_recipe_says(checkout: Path, given: list[str], gpus: int) -> None:
+    finished(checkout, "photos.sh", *given, FOUND_GPUS=str(gpus))
+    trained = of(checkout, "tools/train.py")
+    for call in trained:
+        recipe = call.partition("tools/train.py ")[2].split()[0]
+        (share,) = (int(word.partition("=")[2]) for word in call.split() if word.startswith("train.batch_size="))
+        assert share * gpus == load_config(REPOSITORY / recipe).train.batch_size, recipe
+    assert len(trained) == 7
 
 
 def test_again_it_trains_on_what_is_there_and_scores_nothing_twice(checkout: Path, given: list[str]) -> None:

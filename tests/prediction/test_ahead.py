@@ -88,7 +88,7 @@ def test_an_error_and_an_early_end_leave_no_thread(
     running = predictions(method, iter(samples), ["cam"], PLAIN, CPU)
     assert next(running)[0] == samples[0][0]
     running.close()
-    assert not prediction_threads() and not isinstance(method.turn, type(threading.Lock()))
+    assert not prediction_threads() and not isinstance(method.turn, type(threading.RLock()))
 
     predict = method.predict
 
@@ -122,16 +122,90 @@ def test_what_comes_before_an_unreadable_image_is_given(
             next(running)
 
 
-def of_threads(method: AFA) -> bool:
+def test_each_thread_keeps_its_number_of_threads(
+    method: AFA, samples: list[tuple[str, list[Sample]]], cores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    cores(3)
+    entered, other_has_set = threading.Event(), threading.Event()
+    seen = []
+
+    def predict(*_: Any) -> list[Found]:
+        entered.set()
+        assert other_has_set.wait(60)
+        seen.append(torch.get_num_threads())
+        return []
+
+    def read() -> Iterator[tuple[str, list[Sample]]]:
+        yield samples[0]
+        assert entered.wait(60)
+        other = threading.Thread(target=torch.set_num_threads, args=(1,))  # as DenseCRF's threads do
+        other.start()
+        other.join()
+        other_has_set.set()
+
+    monkeypatch.setattr(method, "predict", predict)
+    assert [name for name, _ in predictions(method, read(), [], PLAIN, CPU)] == [samples[0][0]]
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_search_for_the_fastest_convolution(
+    method: AFA, samples: list[Any], cores: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    cores(count)
+    searching = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(method, "predict", lambda *_: searching.append(torch.backends.cudnn.benchmark) or [])
+    list(predictions(method, iter(samples), [], PLAIN, CPU))
+    running = predictions(method, iter(samples), [], PLAIN, CPU)
+    next(running)
+    running.close()
+    assert not any(searching) and len(searching) > len(samples)
+    assert torch.backends.cudnn.benchmark
+
+
+def test_a_pass_within_a_pass_does_not_wait_for_itself(
+    method: AFA, samples: list[tuple[str, list[Sample]]], cores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(2)
+    inner = []
+
+    def predict(*_: Any) -> list[Found]:
+        with method.network_pass():
+            inner.append(method.turn.acquire(blocking=False))  # type: ignore[attr-defined]
+            if inner[-1]:
+                method.turn.release()  # type: ignore[attr-defined]
+        return []
+
+    monkeypatch.setattr(method, "predict", predict)
+    list(predictions(method, iter(samples), [], PLAIN, CPU))
+    assert inner == [True] * len(samples)
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("cuda", 1), ("cuda:0", 0)])
+def test_threads_use_the_gpu_of_the_caller(
+    method: AFA, samples: list[Any], cores: Any, monkeypatch: pytest.MonkeyPatch, device: str, gpu: int
+) -> None:
+    cores(2)
+    used = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(method, "predict", lambda *_: [])
+    assert len(list(predictions(method, iter(samples), [], PLAIN, torch.device(device)))) == len(samples)
+    assert set(used) == {gpu}
+
+
+def of_threads(method: AFA, device: torch.device = CPU) -> bool:
     """Whether predictions use threads."""
     turn: list[AbstractContextManager[Any]] = []
     original = method.predict
     try:
         method.predict = lambda *given: turn.append(method.turn) or []  # type: ignore[method-assign, func-returns-value, assignment, misc]
-        list(predictions(method, iter([("a", [])]), [], PLAIN, CPU))
+        list(predictions(method, iter([("a", [])]), [], PLAIN, device))
     finally:
         method.predict = original  # type: ignore[method-assign]
-    return isinstance(turn[0], type(threading.Lock()))
+    return isinstance(turn[0], type(threading.RLock()))
 
 
 def test_threads_are_used_where_a_core_is_left(method: AFA, cores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +217,7 @@ def test_threads_are_used_where_a_core_is_left(method: AFA, cores: Any, monkeypa
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert not of_threads(method)
     cores(3)
-    assert of_threads(method)
+    assert of_threads(method) and not of_threads(method, torch.device("mps"))
     monkeypatch.setattr(AFA, "low_precision", False)  # its passes are not told apart
     assert not of_threads(method)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,24 @@ def test_with_known_classes_the_label_is_among_those_of_the_image(method: AFA, c
         present = [0, *(seen.sample.class_labels.nonzero()[0] + 1)]
         matrix.update(seen.label, torch.tensor(present)[scores[present].argmax(dim=0)])
     assert table["segmentation_known"] == matrix.scores(NAMES)
+
+
+def test_a_refinement_works_in_one_thread_whatever_others_set(method: AFA, config: AFAConfig) -> None:
+    seen = []
+
+    def refine(image: Tensor, probabilities: Tensor) -> Tensor:
+        other = threading.Thread(target=torch.set_num_threads, args=(2,))  # as the threads that predict do
+        other.start()
+        other.join()
+        seen.append(torch.get_num_threads())
+        return probabilities
+
+    before = torch.get_num_threads()
+    try:
+        table_of(method, config, outputs=[], refinement=refine)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1} and len(seen) == 5
 
 
 def test_an_error_in_the_refinement_is_not_lost(method: AFA, config: AFAConfig) -> None:

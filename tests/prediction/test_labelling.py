@@ -17,12 +17,14 @@ from PIL import Image
 from run_tool import Result, RunTool
 from scored import CLASS_NAMES, SIZES, small_config, write_checkpoint
 
+from afa.config import config_to_dict
 from afa.data.dataset import EvaluationImages
 from afa.data.inputs import Inputs
 from afa.data.map_folders import MapFolder
 from afa.data.palette import voc_palette
 from afa.errors import UserError
 from afa.methods import config_from_dict
+from afa.methods.afa.config import AFAConfig
 from afa.methods.base import Found, SegmentationProtocol
 from afa.prediction.labelling import label_split
 from afa.prediction.model import Model, load
@@ -163,6 +165,27 @@ def test_started_again_it_does_what_is_missing(label: RunTool, place: Path) -> N
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
     for path in set(content) - {"manifest.json"}:
         assert (place / "labels" / path).read_bytes() == content[path], path
+
+
+def test_a_folder_of_a_version_without_some_settings_is_gone_on_with(label: RunTool, place: Path) -> None:
+    assert label("--outputs", "cam", "--no-maps").returncode == 0
+    facts = place / "labels/label.json"
+    written = json.loads(facts.read_text())
+
+    def without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: without_defaults(value, defaults[key]) if isinstance(value, dict) else value
+            for key, value in tree.items()
+            if isinstance(value, dict) or value != defaults[key]
+        }
+
+    left = without_defaults(written["config"], json.loads(json.dumps(config_to_dict(AFAConfig()))))
+    assert "token_stride" in written["config"]["model"] and "token_stride" not in left["model"]
+    facts.write_text(json.dumps({**written, "config": left}))
+    again = label("--outputs", "cam", "--no-maps")
+    assert again.returncode == 0 and "5 images, 0 of them now" in again.stdout, again.stderr
+    line = refusal(label("--outputs", "cam", "--no-maps", "--precision", "bf16"))
+    assert "config.test.precision: float32 -> bf16" in line and "token_stride" not in line
 
 
 def test_images_in_batches_and_other_choices(label: RunTool, place: Path) -> None:

@@ -172,6 +172,18 @@ def test_seeds_of_recipes(tmp_path: Path, seeds: list[Path], run_tool: RunTool) 
     assert done.stderr == f"written to {', '.join(map(str, outputs))}\n"
 
 
+def test_a_row_with_known_classes_says_so(tmp_path: Path, run_tool: RunTool) -> None:
+    runs = [write_run(tmp_path / name, predictions(1, 0.5), train__seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        entries = json.loads((run / "evaluation.json").read_text())
+        table = entries["evaluations"][0]["table"]
+        table["segmentation_known"] = table["segmentation"]
+        (run / "evaluation.json").write_text(json.dumps(entries))
+    done = run_tool("compare.py", *runs)
+    assert done.returncode == 0, done.stderr
+    assert "segmentation, classes known" in done.stdout and "segmentation_known" not in done.stdout
+
+
 def test_a_title_makes_a_group_and_says_what_differs_in_it(seeds: list[Path], run_tool: RunTool) -> None:
     done = run_tool("compare.py", *(f"mine={run}" for run in (seeds[0], seeds[3])), "--supervision", "mine=I+S")
     assert done.returncode == 0, done.stderr

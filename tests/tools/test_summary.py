@@ -71,6 +71,13 @@ def test_maps_masks_and_evaluations_in_one_table(tmp_path: Path, table: Callable
     ]
 
 
+def test_a_row_with_known_classes_says_so(tmp_path: Path, table: Callable[..., list[str]]) -> None:
+    rows = {"segmentation": scores(0.8), "segmentation_known": scores(0.9), "other_known": scores(0.7)}
+    lines = table(evaluation_file(tmp_path / "evaluation.json", rows))
+    names = [line.split("|")[1] for line in lines[1:]]
+    assert names == ["segmentation", "segmentation, classes known", "other_known"]
+
+
 def test_a_column_says_what_each_was_taught_with(tmp_path: Path, table: Callable[..., list[str]]) -> None:
     files = [score_file(tmp_path / f"{name}.json", "masks", {"x": scores(0.5)}) for name in ("one", "two", "three")]
     output = tmp_path / "summary.json"
