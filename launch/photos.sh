@@ -16,15 +16,17 @@ cd "$(dirname "$0")/.."
 
 given=()
 for argument in "$@"; do
-    if [[ $argument == *=* ]] || ((${#given[@]} == 3)); then break; fi
+    if ((${#given[@]} == 3)); then break; fi
     case $argument in
-    /*) given+=("$argument") ;;
-    *) given+=("$start/$argument") ;;
+    /*) place=$argument ;;
+    *) place=$start/$argument ;;
     esac
-    if ! [ -e "${given[${#given[@]} - 1]}" ]; then
+    if ! [ -e "$place" ]; then
+        if [[ $argument == *=* ]]; then break; fi
         echo "error: ${argument//$'\n'/ }: there is no such file or folder" >&2
         exit 2
     fi
+    given+=("$place")
 done
 if ((${#given[@]} < 3)) || ! [ -d "${given[0]}" ]; then
     echo "error: give DATA CNN VIT, the folder of the images and two files of weights: docs/photos.md explains them" >&2

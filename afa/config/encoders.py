@@ -44,6 +44,7 @@ _TIMM_VITS = tuple(
 """How names of timm's class VisionTransformer begin; some others do, too, which are refused when they are built."""
 _PATCH = re.compile(r"_patch(\d+)", re.ASCII)
 _OUTPUT_STRIDES = (8, 16, 32)
+_MOST_ENLARGED = 4  # times as wide and high: 16 times as many tokens
 
 _FAMILIES = {
     "mit": (
@@ -140,12 +141,16 @@ def encoder_variant(config: EncoderConfig) -> EncoderVariant:
 def encoder_stride(config: EncoderConfig) -> int:
     """Stride of the encoder's last feature map over the image."""
     family = encoder_family(config)
-    if family == "vit":  # the names of those that say nothing, such as flexivit_base, are of patches of 16
-        patch = int(match[1]) if (match := _PATCH.search(config.encoder)) else 16
-        return config.token_stride or patch
+    if family == "vit":
+        return config.token_stride or patch_side(config.encoder)
     if family == "timm":
         return config.output_stride
     return 8 if family == "resnet38" else math.prod(config.strides)
+
+
+def patch_side(name: str) -> int:
+    """Side of the patches of a Vision Transformer of timm; names that say nothing, such as flexivit_base, mean 16."""
+    return int(match[1]) if (match := _PATCH.search(name)) else 16
 
 
 def name_problem(name: str) -> str | None:
@@ -178,6 +183,13 @@ def encoder_problems(config: EncoderConfig, *, crop_size: int | None = None) -> 
             yield f"model.depths needs four values, one each for b2 to b5, not {len(config.depths)}"
         if len(config.block_dropout) != 2:
             yield f"model.block_dropout needs two values, for b6 and b7, not {len(config.block_dropout)}"
+    elif family == "vit" and config.token_stride:
+        patch = patch_side(config.encoder)
+        if config.token_stride * _MOST_ENLARGED < patch:
+            yield (
+                f"model.token_stride: {config.token_stride} would enlarge images {patch / config.token_stride:g} times;"
+                f" set {-(-patch // _MOST_ENLARGED)} or more, or 0"
+            )
     elif family == "timm" and config.output_stride not in _OUTPUT_STRIDES:
         yield f"model.output_stride: {config.output_stride} is none of 8, 16, 32"
 

@@ -225,9 +225,9 @@ class TestConfig:
     batch_size: int = setting(1, "images of the same size per batch; rounding differs above 1", minimum=1)
     precision: str = setting(
         "float32",
-        "number format of the networks in 'afa label', 'eval', 'predict', 'report' and 'sheet'; all that follows the "
-        "network stays float32, and so does validation. tf32: float32, with products of 10-bit precision, on GPUs that "
-        "support it",
+        "number format of the networks in 'afa label', 'eval', 'predict', 'report', 'sheet' and 'export'; all that "
+        "follows the network stays float32, and so does validation. tf32: float32, with products of 10-bit precision, "
+        "on GPUs that support it",
         choices=("float32", "tf32", "bf16"),
     )
     crf_iterations: int = setting(10, "DenseCRF: mean-field iterations", minimum=1)

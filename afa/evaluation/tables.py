@@ -101,6 +101,9 @@ def write_entry(
 ) -> Path | None:
     """Put a table into an ``evaluation.json``, in the place of one of the same protocol; others stay.
 
+    Rows of the old table that the new one does not have stay as well, if the rows that both have are equal to the
+    pixel: they are then of the same weights.
+
     Args:
         path: The file; a flat one becomes one of entries.
         key: As :func:`protocol_key` gives it.
@@ -117,21 +120,28 @@ def write_entry(
     """
     key = json.loads(json.dumps(key))  # tuples become lists, as the file has them
     entries = read_entries(path)
+    matrices = {row: confusion_rows(matrix) for row, matrix in (confusion or {}).items()}
+    places = [index for index, old in enumerate(entries) if _canonical(old["protocol"]) == _canonical(key)]
+    old = entries[places[0]] if places else {}
+    kept = _rows_to_keep(old, table, matrices)
     beside = None
     try:
         if per_image:
+            counts = {**_kept_counts(path, old, kept), **per_image}
             short = hashlib.blake2b(_canonical(key).encode("ascii"), digest_size=4).hexdigest()
             beside = path.with_name(f"{path.stem}_{short}.npz")
-            write_image_counts(beside, per_image, list(table[next(iter(per_image))]["iou"]))
+            write_image_counts(beside, counts, list(table[next(iter(per_image))]["iou"]))
         entry = {
             "protocol": key,
             "partial": key.get("limit") is not None,
             "per_image": None if beside is None else beside.name,
-            "table": dict(table),
-            "confusion": {row: confusion_rows(matrix) for row, matrix in (confusion or {}).items()},
-            "image_iou": {row: image_iou(images, list(table[row]["iou"])) for row, images in (per_image or {}).items()},
+            "table": {**{row: old["table"][row] for row in kept}, **table},
+            "confusion": {**{row: old["confusion"][row] for row in kept}, **matrices},
+            "image_iou": {
+                **{row: old["image_iou"][row] for row in kept if row in old.get("image_iou", {})},
+                **{row: image_iou(images, list(table[row]["iou"])) for row, images in (per_image or {}).items()},
+            },
         }
-        places = [index for index, old in enumerate(entries) if _canonical(old["protocol"]) == _canonical(key)]
         if places:
             entries[places[0]] = entry
         else:
@@ -140,6 +150,28 @@ def write_entry(
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): give --output") from error
     return beside
+
+
+def _rows_to_keep(old: Mapping[str, Any], table: Mapping[str, Any], matrices: Mapping[str, Any]) -> list[str]:
+    """Rows of an old entry of the same protocol, and the same weights, that a new table does not have."""
+    known = old.get("confusion")
+    if not isinstance(known, dict) or not isinstance(old.get("table"), dict):
+        return []
+    both = known.keys() & matrices.keys()
+    if not both or any(known[row] != matrices[row] for row in both):
+        return []
+    return [row for row in known if row not in table and row in old["table"]]
+
+
+def _kept_counts(path: Path, old: Mapping[str, Any], rows: Sequence[str]) -> dict[str, ImageCounts]:
+    """Each image's counts of some rows of an old entry, where its file is there and can be read."""
+    if not rows or not isinstance(old.get("per_image"), str):
+        return {}
+    try:
+        counts, _ = read_image_counts(path.with_name(old["per_image"]))
+    except UserError:
+        return {}
+    return {row: counts[row] for row in rows if row in counts}
 
 
 def write_image_counts(path: Path, rows: Mapping[str, ImageCounts], class_names: Sequence[str]) -> None:

@@ -140,9 +140,18 @@ def _transition_rows(affinity: PairAffinity, power: float, epsilon: float) -> Sp
     shares = around(values)
     shares /= shares.sum(dim=(1, 2), keepdim=True).add_(epsilon)
     images, device = len(shares), shares.device
-    down = torch.arange(-m, m + 1, dtype=torch.int32, device=device) * width
-    steps = (down[:, None] + torch.arange(-n, n + 1, dtype=torch.int32, device=device)).flatten()
-    tokens = torch.arange(images * height * width, dtype=torch.int32, device=device)
-    # What lies beyond the grid has no share, so it may be any token.
-    columns = (tokens[:, None] + steps).clamp_(0, len(tokens) - 1)
-    return SparseRows(columns.flatten(), tokens * len(steps), shares.flatten(1, 2).permute(0, 2, 3, 1).flatten())
+    whole = torch.int32 if shares.numel() < 2**31 else torch.int64
+    down, right = (torch.arange(-far, far + 1, dtype=whole, device=device) for far in (m, n))
+    tokens = torch.arange(images * height * width, dtype=whole, device=device)
+    rows, columns = (torch.arange(side, dtype=whole, device=device) for side in (height, width))
+    on_grid = _on_line(rows, down)[:, None, :, None] & _on_line(columns, right)[None, :, None, :]  # [h, w, dy, dx]
+    # What lies beyond the grid has no share. The token itself stands there: another one's NaN would not be lost.
+    steps = ((down * width)[:, None] + right) * on_grid
+    taken = tokens.view(images, height, width, 1, 1) + steps
+    return SparseRows(taken.flatten(), tokens * steps[0, 0].numel(), shares.flatten(1, 2).permute(0, 2, 3, 1).flatten())
+
+
+def _on_line(places: Tensor, steps: Tensor) -> Tensor:
+    """Whether each step from each of the places 0 to len(places) - 1 leads to one of them; bool [places, steps]."""
+    reached = places[:, None] + steps
+    return (reached >= 0) & (reached < len(places))

@@ -122,5 +122,6 @@ def _is_worth_threads(method: Method, device: torch.device) -> bool:
         return usable_cores() > 1
     if device.type != "cpu":  # PyTorch does not promise that several threads may use another kind of GPU at once
         return False
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # processes of torchrun on this machine
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    beside = int(said) if said.isdecimal() else 1  # processes of torchrun on this machine
     return torch.get_num_threads() * beside < usable_cores()

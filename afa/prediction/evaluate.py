@@ -150,7 +150,9 @@ def evaluate(
                         )
                     if named is not None:
                         maps, labels = image.outputs[named.name], seen.sample.class_labels
-                        assert isinstance(maps, Maps) and labels is not None  # logits; a loader gives labels
+                        assert isinstance(maps, Maps)  # logits
+                        if labels is None:
+                            raise UserError(f"known_classes needs class labels, and '{seen.sample.name}' has none")
                         known = maps.among(torch.from_numpy(labels)).label(size)[0]
                         count_label(f"{named.name}_known", seen.sample.name, label, known)
                     if stream is not None and refined is not None:

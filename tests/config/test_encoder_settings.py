@@ -56,6 +56,10 @@ def test_depths_of_resnet38() -> None:
         ({"encoder": "resnet38", "depths": [1, 1, 1]}, "model.depths needs four values, one each for b2 to b5"),
         ({"encoder": "resnet38", "block_dropout": [0.5]}, "model.block_dropout needs two values"),
         ({"encoder": "timm/resnet50", "output_stride": 12}, "12 is none of 8, 16, 32"),
+        (
+            {"encoder": "timm/vit_small_patch14_dinov2", "token_stride": 1},
+            "model.token_stride: 1 would enlarge images 14 times; set 4 or more, or 0",
+        ),
         ({"encoder": "mit_b0", "token_stride": 8}, "model.token_stride is a setting of a Vision Transformer of timm"),
         ({"encoder": "resnet38"}, "segformer needs the four feature maps of .*, and resnet38 has three"),
         (

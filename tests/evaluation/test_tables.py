@@ -117,6 +117,29 @@ def test_an_entry_holds_confusion_and_the_iou_of_images(tmp_path: Path) -> None:
     assert "[1, 1, 0, 0]" in path.read_text(), "a row of the matrix takes one line"
 
 
+def test_a_table_with_fewer_rows_keeps_the_others_of_the_same_weights(tmp_path: Path) -> None:
+    table, per_image = scored()
+    path, same = tmp_path / "evaluation.json", torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    cams = {"cam": table["segmentation"], **table}, {"cam": per_image["segmentation"], **per_image}
+    write_entry(path, key(), *cams, {"cam": same + 1, "segmentation": same})
+    beside = write_entry(
+        path,
+        key(),
+        {**table, "segmentation_known": table["segmentation"]},
+        per_image,
+        {"segmentation": same, "segmentation_known": same},
+    )
+    (entry,) = read_entries(path)
+    assert entry["table"] == {**cams[0], "segmentation_known": table["segmentation"]}
+    assert entry["confusion"]["cam"] == (same + 1).tolist() and set(entry["image_iou"]) == {"cam", "segmentation"}
+    assert beside is not None and set(read_image_counts(beside)[0]) == {"cam", "segmentation"}
+
+    write_entry(path, key(), table, per_image, {"segmentation": same + 1})  # other weights
+    (entry,) = read_entries(path)
+    assert entry["table"] == table and set(entry["confusion"]) == {"segmentation"}
+    assert beside is not None and set(read_image_counts(beside)[0]) == {"segmentation"}
+
+
 def test_a_class_that_is_said_and_not_there_counts_for_its_image() -> None:
     matrix, images = ConfusionMatrix(3), ImageCounts()
     images.add("a", matrix.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 2, 1, 1]])))

@@ -63,6 +63,16 @@ def test_images_and_classes_do_not_mix() -> None:
     affinity, scores = random_affinity(12, batch=2), torch.rand(2, 4, 3, 4)
     both = walked(scores, affinity, radius=1)
     torch.testing.assert_close(walked(scores[1:, [2, 0]], affinity[1:], radius=1), both[1:, [2, 0]])
+    scores[0], scores[1, 3] = torch.nan, torch.inf
+    spoiled = walked(scores, affinity, radius=1)
+    torch.testing.assert_close(spoiled[1, :3], both[1, :3])
+
+
+def test_a_score_that_is_no_number_spoils_its_neighbours_alone() -> None:
+    scores = torch.rand(1, 1, 4, 5)
+    scores[0, 0, 1, 4] = torch.nan
+    rows, columns = walked(scores, random_affinity(20), radius=1)[0, 0].isnan().nonzero().unbind(1)
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {(y, x) for y in (0, 1, 2) for x in (3, 4)}
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 9])
