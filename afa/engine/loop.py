@@ -91,6 +91,7 @@ class TrainingRun:
         self.predictor: Predictor | None = None
         self.progress = Progress(0, config.train.steps, seconds_before=0, device=runtime.device, enabled=False)
         self.mark = (0, time.monotonic())
+        self.concerned = False
         self.best: float | None = None
         self.best_step: int | None = None
         self.table: dict[str, Any] = {}
@@ -197,6 +198,11 @@ class TrainingRun:
         if gigabytes is not None:
             values["memory/gpu_peak_gb"] = gigabytes
         self.progress.record(done, values)
+        concern = None if self.concerned else self.method.concern(values)
+        if concern is not None:
+            self.concerned = True
+            if self.runtime.is_main:
+                logger.warning("step %d: %s", done, concern)
         if self._validates(done):
             try:
                 values |= self._validate(done)

@@ -304,6 +304,16 @@ class Method(ABC):
             bad: 0-dimensional, 1 if the step was skipped because something was not finite. On the device.
         """
 
+    def concern(self, means: Mapping[str, float]) -> str | None:
+        """What looks wrong in the means since the last record, and what to do about it: a line; None: nothing.
+
+        It is said once. Without masks, nothing else tells users that labels went wrong.
+
+        Args:
+            means: Losses as ``loss/NAME``, and the scalars of :class:`StepOutput`.
+        """
+        return None
+
     def after_training(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - as above
         """Called once, after the last update and before the last checkpoint.
 

@@ -255,3 +255,11 @@ def test_a_longer_schedule_in_shares_extends_a_run(copied_run: Path, config: Pat
     assert done.code == 0 and "optimiser.warmup_steps: 3 -> 5" in done.text
     refused = faults.run_here(config, "train.steps=16", "optimiser.warmup_steps=30%", "optimiser.lr=0.5")
     assert refused.code == 2 and "optimiser.lr: 0.001 -> 0.5" in refused.text
+
+
+def test_labels_that_cover_the_images_are_said_once(config: Path, tmp_path: Path) -> None:
+    done = faults.run_here(config, "cam.low=0", "cam.high=0", "par.iterations=0", "train.log_every=1", "train.steps=8")
+    (said,) = (line for line in done.text.splitlines() if "of the pixels to classes" in line)
+    shares = [record.get("pixels/foreground", 0) for record in faults.records(tmp_path / "run")]
+    assert done.code == 0 and sum(share > 0.6 for share in shares) > 1
+    assert "loss.seg" in said and re.search(r"step \d+: the labels give \d+% of the pixels", said)

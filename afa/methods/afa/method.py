@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -38,6 +38,9 @@ from afa.ops.token_pairs import sum_of_ordered_pairs
 from afa.parts import part
 
 MOST_TOKENS = 4096
+
+_MANY_OBJECTS = 0.6
+"""Share of pixels with a class in the labels from which on they are doubted."""
 
 
 class AFA(Method):
@@ -155,6 +158,17 @@ class AFA(Method):
             "pairs/negative": sum_of_ordered_pairs(pairs == 0) / all_pairs,
         }
         return StepOutput(losses, step_weights, scalars, {"seg": seg_target, "aff": aff_source})
+
+    def concern(self, means: Mapping[str, float]) -> str | None:
+        """See :class:`afa.methods.base.Method`: CAMs that spread over the whole image, which no loss shows."""
+        share = means.get("pixels/foreground", 0.0)
+        if share <= _MANY_OBJECTS:
+            return None
+        return (
+            f"the labels give {share:.0%} of the pixels to classes; if your objects are smaller, CAMs have spread over "
+            "the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and loss.aff, or "
+            "optimiser.lr"
+        )
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
         """So many that the affinity of all pairs, which is for display, is between 4096 tokens at most.
