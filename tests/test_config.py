@@ -99,6 +99,7 @@ RELEASED: dict[str, Any] = {
     "test.long_side": 512,
     "test.scales": [1.0, 0.5, 0.75],
     "test.mirror": True,
+    "test.precision": "float32",
     "test.crf_iterations": 10,
     "test.crf_gaussian_sxy": 3.0,
     "test.crf_gaussian_weight": 3.0,
@@ -138,7 +139,7 @@ EXPECTED = {
 OWN = (
     r"method|dataset\.(name_list_dir|mask_dir|labels|mask_palette|class_names|pixel_labels|maps|saliency|pairs|bad_image|max_pixels|read_timeout)"
     r"|augmentation\.resampling|cam\.reuse_training_forward|schedule\.released_decoder_passes"
-    r"|model\.(fused_attention|base_width|block_dropout|output_stride)"
+    r"|model\.(fused_attention|base_width|block_dropout|output_stride|token_stride)"
     r"|validation\.(every|batch_size)|test\.batch_size|optimiser\.momentum"
     r"|train\.(output|workers|seed|device|threads|compile|channels_last|deterministic|non_finite.*|.*_every|init|"
     r"keep_checkpoints|resume|.*timeout.*)"
