@@ -34,6 +34,7 @@ if ((${#given[@]} < 3)) || ! [ -d "${given[0]}" ]; then
 fi
 shift 3
 data=${given[0]} cnn=${given[1]} vit=${given[2]}
+source launch/pipeline.sh
 folder=work_dirs/photos
 saliency=
 for override in "$@"; do
@@ -43,19 +44,14 @@ for override in "$@"; do
         exit 2
         ;;
     dataset.saliency | edam:dataset.saliency) saliency=given ;;
+    train.output) folder=$(afa_folder "$override") ;;
     esac
 done
 
 source launch/environment.sh onnx
 source launch/distributed.sh
-source launch/pipeline.sh
 source launch/psa.sh
 source launch/edam.sh
-for override in "$@"; do
-    case $override in
-    train.output=*) folder=$(afa_folder "$override") ;;
-    esac
-done
 
 # What the user sets comes last: of several values of a setting, the last one is used.
 own=("dataset.root=$data")
