@@ -26,6 +26,8 @@ for argument in "$@"; do
         echo "error: ${argument//$'\n'/ }: there is no such file or folder" >&2
         exit 2
     fi
+    # The same place has one spelling: a run goes on only with the settings of its start.
+    if [ -d "$place" ]; then place=$(cd "$place" && pwd); else place=$(cd "${place%/*}" && pwd)/${place##*/}; fi
     given+=("$place")
 done
 if ((${#given[@]} < 3)) || ! [ -d "${given[0]}" ]; then

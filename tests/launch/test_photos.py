@@ -24,7 +24,9 @@ def of(checkout: Path, tool: str) -> list[str]:
 
 
 def test_each_network_gets_its_weights_and_everything_is_compared(checkout: Path, given: list[str]) -> None:
-    said = finished(checkout, "photos.sh", *given, "train.seed=2", "afa:train.steps=9", "train.output=runs")
+    (checkout / "elsewhere").mkdir()
+    spelled = ["my data/", "elsewhere/../cnn.pth", "./vit.onnx"]  # a run knows its weights by their path: one spelling
+    said = finished(checkout, "photos.sh", *spelled, "train.seed=2", "afa:train.steps=9", "train.output=runs")
     data, cnn, vit = (f"{checkout}/{name}" for name in given)
     trained = of(checkout, "tools/train.py")
     assert [call.split()[2].removeprefix("configs/photos/") for call in trained] == [
