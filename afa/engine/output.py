@@ -88,8 +88,9 @@ def check_output(output: Path, facts: Mapping[str, Any], *, resume: bool) -> boo
         )
     elif steps and old[_IMAGES] != facts[_IMAGES]:
         raise UserError(
-            f"{output} holds a run with another training list, other labels or other maps: bring back those of its "
-            "start, choose another train.output, or delete the folder"
+            f"{output} holds a run with another training list, other labels or other maps (files of another time "
+            "count as others: cp -p keeps the times): bring back those of its start, choose another train.output, or "
+            "delete the folder"
         )
     if extended:
         logger.info(
