@@ -87,19 +87,22 @@ def chart_svg(
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}"/>')
         parts.append(f'<text class="mark" x="{at:.1f}" y="{y}" text-anchor="{anchor}">{_text(mark.text)}</text>')
     for number, curve in enumerate(curves):
-        parts += [f'<path class="curve {style_of(number)}" d="{line}"/>' for line in _lines(curve, x_of, y_of)]
+        for points in _known(curve, x_of, y_of):
+            # A single value is a dot: a line that ends where it begins.
+            shape, line = (" dot", f"M{points[0]}h.1") if len(points) == 1 else ("", f"M{'L'.join(points)}")
+            parts.append(f'<path class="curve {style_of(number)}{shape}" d="{line}"/>')
     return "".join([*parts, "</svg>"])
 
 
-def _lines(curve: Curve, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[str]:
-    """The curve as paths, one for each run of known values; a single one is a dot."""
+def _known(curve: Curve, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[list[str]]:
+    """The points of a curve, one list for each run of known values."""
     runs: list[list[str]] = [[]]
     for x, y in zip(curve.x, curve.y, strict=True):
         if y is None:
             runs.append([])
         else:
             runs[-1].append(f"{x_of(x):.1f} {y_of(y):.1f}")
-    return [f"M{'L'.join(run)}" + ("h.1" if len(run) == 1 else "") for run in runs if run]
+    return [run for run in runs if run]
 
 
 def _range(values: Sequence[float], *, from_zero: bool) -> tuple[float, float]:

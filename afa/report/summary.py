@@ -105,7 +105,7 @@ def _of_run(source: RunSource, shown: Sequence[tuple[str, str]]) -> Summary:
         value = record[key]
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
         facts += [(_title(key, name), _value(item)) for name, item in inner if item is not None]
-    base, name = _recipe(model.config)
+    base, name = nearest_recipe(model.config)
     differences = _differences(base, config_to_dict(model.config))
     return Summary(facts, name, differences, {} if folder is None else read_records(folder / METRICS))
 
@@ -141,10 +141,13 @@ def read_records(path: Path) -> dict[str, tuple[list[float], list[float | None]]
     return found
 
 
-def _recipe(config: RunConfig) -> tuple[dict[str, Any], str]:
-    """The recipe of the project that a run's settings are nearest to, else the defaults; and what to call it."""
+def nearest_recipe(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """The recipe of the project that a run's settings are nearest to, else the defaults; and what to call it.
+
+    Of several that are equally near, the one whose places are nearest, too.
+    """
     own = config_to_dict(config)
-    best: tuple[int, dict[str, Any], str] | None = None
+    best: tuple[tuple[int, int], dict[str, Any], str] | None = None
     folder = Path(afa.__file__).resolve().parents[1] / "configs"
     for path in sorted(folder.rglob("*.yaml")):
         try:
@@ -153,15 +156,19 @@ def _recipe(config: RunConfig) -> tuple[dict[str, Any], str]:
             continue  # a stranger's file
         if recipe.method == config.method:
             tree = config_to_dict(recipe)
-            count = len(_differences(tree, own))
-            if best is None or count < best[0]:
-                best = count, tree, f"{path.relative_to(folder.parent)}, the nearest recipe"
+            distance = len(_differences(tree, own)), len(_changed(tree, own))
+            if best is None or distance < best[0]:
+                best = distance, tree, f"{path.relative_to(folder.parent)}, the nearest recipe"
     return best[1:] if best is not None else (config_to_dict(type(config)()), "the method's defaults")
 
 
 def _differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(setting, value there, value here) of those that differ, places and machine left out."""
-    before, after = _flat(_without_own(base)), _flat(_without_own(own))
+    return _changed(_without_own(base), _without_own(own))
+
+
+def _changed(base: Mapping[str, Any], own: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    before, after = _flat(base), _flat(own)
     nothing = object()
     return [
         (key, _value(before.get(key, "-")), _value(after.get(key, "-")))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_sources import REPOSITORY
 from golden import load_golden
 from pages import OwnData, data_of, miou, values_of
 from PIL import Image
@@ -20,12 +21,14 @@ from afa.data.images import read_mask
 from afa.data.map_files import maps_path, write_maps
 from afa.errors import UserError
 from afa.maps import Maps
+from afa.methods import load_config
 from afa.ops.neighbour_pairs import pair_offsets
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 from afa.prediction.model import load
 from afa.report.charts import Curve, Mark, chart_svg
 from afa.report.encoding import AFFINITY_LEVELS, affinity_entry, maps_entry
 from afa.report.scores import share_of_best_class
+from afa.report.summary import nearest_recipe
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -87,6 +90,12 @@ def test_labels_and_affinities_of_a_page_are_what_the_method_says(run: Path, run
         assert isinstance(affinity, TokenAffinity) and tuple(entry["grid"]) == affinity.grid and entry["half"]
         stored = values_of(entry["uri"])
         assert np.abs(np.triu(affinity.values[0].numpy()) * data["affinityLevels"] - stored).max() <= 0.5001
+
+
+def test_of_recipes_with_equal_settings_the_one_with_the_run_s_places_is_named() -> None:
+    for name in ("photos/psa_3_segment", "photos/edam_2_segment"):
+        path = REPOSITORY / "configs" / f"{name}.yaml"
+        assert nearest_recipe(load_config(path))[1] == f"configs/{name}.yaml, the nearest recipe"
 
 
 def test_what_a_page_says_of_a_run(run: Path, run_page: Path) -> None:
