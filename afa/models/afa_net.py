@@ -17,6 +17,9 @@ from afa.models.base import AttentiveEncoder, RawAttention
 from afa.models.decoder import SegFormerDecoder
 from afa.ops.token_pairs import symmetric_products
 
+POOLINGS = ("gmp", "gap", "topk")
+"""How the scores of an image come from those of its positions; see :class:`AFANet`."""
+
 
 class AFAOutput(NamedTuple):
     """What one pass gives.
@@ -42,7 +45,9 @@ class AFANet(nn.Module):
     Args:
         encoder: Gives four feature maps and the raw attention of its last blocks.
         num_classes: C, background included.
-        pooling: Before the classifier: ``gmp`` global max, ``gap`` mean.
+        pooling: Before the classifier: ``gmp`` global max of each channel, ``gap`` mean. Behind it: ``topk``, a class's
+            logit is the mean of its highest CAM scores (as in WILDCAT, Durand et al., CVPR 2017, eq. 3).
+        pooling_share: Of ``topk``: k as a share of the positions, above 0, at most 1; at least one position.
         decoder_width: Channels of the decoder.
         decoder_dropout: Dropout2d before the decoder's last layer.
         affinity_blocks: How many last blocks hand their raw attention to the affinity head; see
@@ -59,6 +64,7 @@ class AFANet(nn.Module):
         encoder: AttentiveEncoder,
         num_classes: int,
         pooling: str = "gmp",
+        pooling_share: float = 0.05,
         decoder_width: int = 256,
         decoder_dropout: float = 0.1,
         affinity_blocks: int = 2,
@@ -67,10 +73,13 @@ class AFANet(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes counts the background too: at least 2, not {num_classes}")
-        if pooling not in ("gmp", "gap"):
-            raise ValueError(f"pooling is 'gmp' or 'gap', not '{pooling}'")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, not '{pooling}'")
+        if not 0 < pooling_share <= 1:
+            raise ValueError(f"pooling_share is above 0 and at most 1, not {pooling_share}")
         self.num_classes = num_classes
         self.pooling = pooling
+        self.pooling_share = pooling_share
         self.affinity_blocks = affinity_blocks
         self.affinity_radius = affinity_radius
         self.encoder = encoder
@@ -129,6 +138,10 @@ class AFANet(nn.Module):
 
     def classify(self, feature: Tensor) -> Tensor:
         """Last feature map [B, C_4, h, w] -> logits [B, K]."""
+        if self.pooling == "topk":
+            scores = self.classifier(feature).flatten(2)
+            highest = max(1, round(self.pooling_share * scores.shape[-1]))
+            return scores.topk(highest, dim=-1, sorted=False).values.mean(dim=-1)
         pooled = F.adaptive_max_pool2d(feature, 1) if self.pooling == "gmp" else F.adaptive_avg_pool2d(feature, 1)
         return self.classifier(pooled).flatten(1)
 

@@ -175,6 +175,7 @@ def test_what_is_rarely_meant_is_remarked(config: Path, caplog: pytest.LogCaptur
     overrides = ["train.steps=1", "schedule.cls_until=-1", "schedule.refined_until=-2", "loss.aff=0"]
     with pytest.raises(UserError, match=r"loss.aff=0: .* after 0 steps"):
         train(load_config(config, overrides))
-    assert train(load_config(config, [*overrides[:3], "validation.cam=false"])) == 0
+    assert train(load_config(config, [*overrides[:3], "validation.cam=false", "model.pooling_share=0.2"])) == 0
+    assert "model.pooling_share changes nothing with model.pooling=gmp" in caplog.text
     assert "the refined label is never used" in caplog.text
     assert "the learning rate never reaches optimiser.lr" in caplog.text

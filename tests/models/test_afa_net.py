@@ -103,6 +103,15 @@ def test_cam_is_the_classifier_everywhere_and_carries_no_gradient() -> None:
     torch.testing.assert_close(mean_logits, output.cam.mean(dim=(2, 3)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "highest"), [(1e-6, 1), (0.25, 4), (0.3, 5), (1.0, 16)])
+def test_topk_is_the_mean_of_the_highest_cam_scores_of_each_class(share: float, highest: int) -> None:
+    output = small_network(pooling="topk", pooling_share=share)(random_image(2, 3, 64, 64))
+    ordered = output.cam.flatten(2).sort(dim=-1, descending=True).values
+    assert ordered.shape[-1] == 16
+    torch.testing.assert_close(output.cls_logits, ordered[..., :highest].mean(dim=-1))
+    assert output.cls_logits.requires_grad
+
+
 def test_affinity_is_symmetric_and_by_definition() -> None:
     network = small_network()
     image = random_image(2, 3, 48, 64)
@@ -191,8 +200,11 @@ def test_networks_that_cannot_be() -> None:
         encoder(widths=(8, 16, 21, 32))
     with pytest.raises(ValueError, match="at least 2"):
         AFANet(encoder=encoder(), num_classes=1)
-    with pytest.raises(ValueError, match="pooling"):
+    with pytest.raises(ValueError, match="pooling is one of gmp, gap, topk"):
         AFANet(encoder=encoder(), num_classes=6, pooling="max")
+    for share in (0.0, -0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="pooling_share"):
+            AFANet(encoder=encoder(), num_classes=6, pooling="topk", pooling_share=share)
 
 
 def test_save_and_load(tmp_path: Path) -> None:

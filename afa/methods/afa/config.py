@@ -14,7 +14,14 @@ from afa.config.settings import AugmentationConfig, Renamed, RunConfig, Validati
 class ModelConfig(EncoderConfig):
     """Encoder (Mix Transformer or Vision Transformer), classifier, affinity head and MLP decoder (sec. 3.1-3.3)."""
 
-    pooling: str = setting("gmp", "pooling before the classifier: global max or mean", choices=("gmp", "gap"))
+    pooling: str = setting(
+        "gmp",
+        "an image's class scores: from the maximum or the mean of each channel, or the mean of the highest CAM scores",
+        choices=("gmp", "gap", "topk"),
+    )
+    pooling_share: float = setting(
+        0.05, "with pooling=topk: share of the positions whose CAM scores count", above=0, maximum=1
+    )
     decoder_width: int = setting(256, "channels of the decoder", minimum=1, maximum=8192)
     decoder_dropout: float = setting(0.1, "Dropout2d before the decoder's last layer", minimum=0, maximum=0.9)
     affinity_blocks: int = setting(2, "number of last blocks whose raw attention the affinity head reads", minimum=1)
@@ -171,6 +178,9 @@ class AFAConfig(RunConfig):
                 f"schedule.refined_until={schedule.refined_until} is below schedule.cls_until={schedule.cls_until}: "
                 "the refined label is never used"
             )
+        model = self.model
+        if model.pooling != "topk" and model.pooling_share != ModelConfig.pooling_share:
+            yield f"model.pooling_share changes nothing with model.pooling={model.pooling}"
         yield from super().training_remarks()
 
     def _affinity_problems(self) -> Iterator[str]:

@@ -21,6 +21,7 @@ def build_network(settings: ModelConfig, num_classes: int, affinity_radius: int 
         encoder=build_attentive_encoder(settings, settings.affinity_blocks),
         num_classes=num_classes,
         pooling=settings.pooling,
+        pooling_share=settings.pooling_share,
         decoder_width=settings.decoder_width,
         decoder_dropout=settings.decoder_dropout,
         affinity_blocks=settings.affinity_blocks,
