@@ -44,6 +44,25 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # CAMs of an earlier block.
+    Mutant(
+        "afa/models/timm_vit.py", "index + 1 == self._cam_block", "index == self._cam_block", "models/test_timm_vit.py"
+    ),
+    Mutant(
+        "afa/models/timm_vit.py", "                if cam_only:", "                if False:", "models/test_timm_vit.py"
+    ),
+    Mutant(
+        "afa/models/afa_net.py",
+        "self.classify(cam_features)",
+        "self.classify(features[-1])",
+        "methods/test_afa_on_vit.py",
+    ),
+    Mutant("afa/ops/cam.py", "        if centred:", "        if not centred:", "ops/test_cam.py"),
+    Mutant("afa/methods/afa/method.py", "centred=settings.centred", "centred=False", "methods/test_afa_on_vit.py"),
+    Mutant(
+        "afa/methods/afa/prediction.py", "centred=config.cam.centred", "centred=False", "methods/test_afa_on_vit.py"
+    ),
+    Mutant("afa/methods/afa/method.py", "if self.config.model.cam_block:", "if False:", "methods/test_afa_on_vit.py"),
     # The page of all settings.
     Mutant("afa/config/page.py", "all_of[key] != own[key]", "all_of[key] == own[key]", "config/test_settings_page.py"),
     Mutant("afa/config/page.py", "if common.get(key) != one", "if key not in common", "config/test_settings_page.py"),
@@ -78,7 +97,7 @@ MUTANTS = [
     Mutant("afa/ops/cam.py", "fused = torch.maximum(", "fused = torch.minimum(", "ops/test_cam.py"),
     Mutant("afa/ops/par.py", "variance.div_(count - 1)", "variance.div_(count)", "ops/test_par.py"),
     Mutant("afa/ops/random_walk.py", ".add_(epsilon)", "", "ops/test_random_walk.py"),
-    Mutant("afa/ops/random_walk.py", "* width\n    steps", "* height\n    steps", "ops/test_random_walk.py"),
+    Mutant("afa/ops/random_walk.py", "(down * width)", "(down * height)", "ops/test_random_walk.py"),
     Mutant(
         "afa/ops/token_pairs.py",
         "return 2 * sums.sum() - sums",
@@ -553,7 +572,7 @@ MUTANTS = [
     # Flags of the commands.
     Mutant(
         "afa/commands/arguments.py",
-        'given["mirror"] = str(args.mirror).lower()',
+        'given["mirror"] = str(given["mirror"]).lower()',
         'given["mirror"] = "true"',
         "tools/test_eval.py",
     ),

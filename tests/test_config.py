@@ -34,7 +34,8 @@ RELEASED: dict[str, Any] = {
     "model.mlp_ratio": 4.0,
     "model.drop_path": 0.1,
     "model.pooling": "gmp",
-    "model.pooling_share": 0.05,
+    "model.pooling_share": 0.1,
+    "model.cam_block": 0,
     "model.decoder_width": 256,
     "model.decoder_dropout": 0.1,
     "model.affinity_blocks": 2,
@@ -44,6 +45,7 @@ RELEASED: dict[str, Any] = {
     # labels
     "cam.low": 0.35,
     "cam.high": 0.55,
+    "cam.centred": False,
     "cam.background": 0.45,
     "dataset.ignore_index": 255,
     "par.image_scale": 0.5,

@@ -79,15 +79,19 @@ class Trainer:
         count = len(micro_batches)
         scalars: dict[str, Tensor] = {}
         losses: list[Mapping[str, Tensor]] = []
+        resting: Sequence[nn.Parameter] = ()
         for number, batch in enumerate(micro_batches, 1):
             with self._no_sync() if number < count else nullcontext():
                 result = self.method.training_step(self._wrapped, batch, step)
                 total = result.total()
                 self.scaler.scale(total / count if count > 1 else total).backward()
+            resting = result.resting
             losses.append({name: loss.detach() for name, loss in result.losses.items()})
             figures = {f"loss/{name}": loss for name, loss in losses[-1].items()} | result.scalars
             for name, value in (figures | {"loss/total": total.detach()}).items():
                 scalars[name] = scalars.get(name, 0) + value / count
+        for parameter in resting:
+            parameter.grad = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimiser)
         norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))

@@ -143,12 +143,16 @@ class StepOutput:
         weights: Name -> weight of that loss in this step's total; the same names.
         scalars: Further figures for the log, as scalars on the device.
         targets: Labels that supervised this step, for tests and displays.
+        resting: Parameters that this step does not train. They need a gradient all the same, of 0, because several
+            processes wait for those of all parameters. The optimiser leaves them and their moments alone: it would take
+            steps of several times the rate after many gradients of 0.
     """
 
     losses: dict[str, Tensor]
     weights: dict[str, float]
     scalars: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[str, Tensor] = field(default_factory=dict)
+    resting: Sequence[nn.Parameter] = ()
 
     def total(self) -> Tensor:
         """The weighted sum of the losses."""

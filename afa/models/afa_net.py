@@ -64,7 +64,7 @@ class AFANet(nn.Module):
         encoder: AttentiveEncoder,
         num_classes: int,
         pooling: str = "gmp",
-        pooling_share: float = 0.05,
+        pooling_share: float = 0.1,
         decoder_width: int = 256,
         decoder_dropout: float = 0.1,
         affinity_blocks: int = 2,
@@ -105,14 +105,17 @@ class AFANet(nn.Module):
             with_affinity: Whether the affinity is wanted.
             all_pairs: Whether that of all pairs is wanted, for display: its memory grows with the square of the tokens.
         """
-        features, attention = self.encoder(
-            image, attention_of=len(image) if with_affinity else 0, attention_blocks=self.affinity_blocks
+        features, attention, cam_features = self.encoder(
+            image,
+            attention_of=len(image) if with_affinity else 0,
+            attention_blocks=self.affinity_blocks,
+            cam_only=not (decode or with_affinity),
         )
         return AFAOutput(
-            cls_logits=self.classify(features[-1]),
+            cls_logits=self.classify(cam_features),
             seg_logits=self.decoder(features) if decode else None,
             affinity=self.affinity(attention, _grid(features), all_pairs=all_pairs) if with_affinity else None,
-            cam=self.class_activation(features[-1]),
+            cam=self.class_activation(cam_features),
         )
 
     def cam(self, image: Tensor, affinity_of: int = 0, *, decode: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -126,18 +129,23 @@ class AFANet(nn.Module):
         Returns:
             CAM [B, K, h, w] before ReLU, and affinity as in :class:`AFAOutput`, of so many images, or None.
         """
-        features, attention = self.encoder(image, attention_of=affinity_of, attention_blocks=self.affinity_blocks)
+        features, attention, cam_features = self.encoder(
+            image,
+            attention_of=affinity_of,
+            attention_blocks=self.affinity_blocks,
+            cam_only=not (decode or affinity_of),
+        )
         if decode:
             self.decoder(features)
         affinity = self.affinity(attention, _grid(features)) if affinity_of else None
-        return self.class_activation(features[-1]), affinity
+        return self.class_activation(cam_features), affinity
 
     def segment(self, image: Tensor) -> Tensor:
         """Segmentation logits [B, C, *, *] of normalised images [B, 3, H, W], on the grid of the finest map."""
         return self.decoder(self.encoder(image).features)
 
     def classify(self, feature: Tensor) -> Tensor:
-        """Last feature map [B, C_4, h, w] -> logits [B, K]."""
+        """Map of the CAMs [B, C_4, h, w] -> logits [B, K]."""
         if self.pooling == "topk":
             scores = self.classifier(feature).flatten(2)
             highest = max(1, round(self.pooling_share * scores.shape[-1]))
@@ -146,7 +154,7 @@ class AFANet(nn.Module):
         return self.classifier(pooled).flatten(1)
 
     def class_activation(self, feature: Tensor) -> Tensor:
-        """The classifier at every position of the last feature map: CAM [B, K, h, w], without gradient."""
+        """The classifier at every position of the map [B, C_4, h, w]: CAM [B, K, h, w], without gradient."""
         return F.conv2d(feature.detach(), self.classifier.weight.detach())
 
     def affinity(self, attention: Sequence[RawAttention], grid: tuple[int, int], *, all_pairs: bool = False) -> Tensor:

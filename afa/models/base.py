@@ -81,10 +81,18 @@ class RawAttention(NamedTuple):
 
 
 class EncoderOutput(NamedTuple):
-    """Feature maps [B, C_i, h_i, w_i], finest first, and the raw attention of the blocks asked for."""
+    """What an encoder with attention gives.
+
+    Attributes:
+        features: Maps [B, C_i, h_i, w_i], finest first.
+        attention: Raw, of the blocks asked for, earlier blocks first.
+        cam_features: Map [B, C_4, h_4, w_4] that classifier and CAMs read: the last of the features, or that of an
+            earlier block, then without gradient.
+    """
 
     features: list[Tensor]
     attention: list[RawAttention]
+    cam_features: Tensor
 
     @property
     def attention_logits(self) -> list[Tensor]:
@@ -114,16 +122,16 @@ class AttentiveEncoder(Encoder):
         """
 
     @abstractmethod
-    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
+    def forward(
+        self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0, cam_only: bool = False
+    ) -> EncoderOutput:
         """Encode images.
 
         Args:
             image: Normalised, [B, 3, H, W].
             attention_of: Of how many of the first images the raw attention is wanted.
             attention_blocks: Of how many of the last blocks, see :meth:`attention_maps`.
-
-        Returns:
-            Feature maps, finest first, and the raw attention, earlier blocks first.
+            cam_only: Nothing is wanted but ``cam_features``: the other lists may be empty.
         """
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -42,12 +42,13 @@ def build_encoder(settings: EncoderConfig, *, last_relu: bool = True) -> Encoder
     return _vit(settings) if family == "vit" else _mit(settings)
 
 
-def build_attentive_encoder(settings: EncoderConfig, blocks: int) -> AttentiveEncoder:
+def build_attentive_encoder(settings: EncoderConfig, blocks: int, cam_block: int = 0) -> AttentiveEncoder:
     """As :func:`build_encoder`, for networks that read the attention of the last blocks.
 
     Args:
         settings: The ``model`` section.
         blocks: How many of them, ``model.affinity_blocks``.
+        cam_block: Of a Vision Transformer, ``model.cam_block``, see :class:`afa.models.timm_vit.TimmViT`.
 
     Raises:
         UserError: No such encoder, one without attention that can be read, or with fewer such blocks.
@@ -55,7 +56,7 @@ def build_attentive_encoder(settings: EncoderConfig, blocks: int) -> AttentiveEn
     _require_name(settings)
     for problem in attention_problems(settings, "this network"):
         raise UserError(problem)
-    encoder = _vit(settings) if encoder_family(settings) == "vit" else _mit(settings)
+    encoder = _vit(settings, cam_block) if encoder_family(settings) == "vit" else _mit(settings)
     try:
         encoder.attention_maps(blocks)
     except ValueError as error:
@@ -63,9 +64,12 @@ def build_attentive_encoder(settings: EncoderConfig, blocks: int) -> AttentiveEn
     return encoder
 
 
-def _vit(settings: EncoderConfig) -> TimmViT:
+def _vit(settings: EncoderConfig, cam_block: int = 0) -> TimmViT:
     return TimmViT(
-        settings.encoder.removeprefix(TIMM), drop_path=settings.drop_path, token_stride=settings.token_stride
+        settings.encoder.removeprefix(TIMM),
+        drop_path=settings.drop_path,
+        token_stride=settings.token_stride,
+        cam_block=cam_block,
     )
 
 

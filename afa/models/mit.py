@@ -209,13 +209,16 @@ class MixTransformer(AttentiveEncoder):
             in_channels, kernel = width, 3
         self.apply(_initialise)
 
-    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
+    def forward(
+        self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0, cam_only: bool = False
+    ) -> EncoderOutput:
         """Encode images.
 
         Args:
             image: Normalised, [B, 3, H, W].
             attention_of: Of how many of the first images the raw attention is wanted.
             attention_blocks: Of how many of the last blocks, all with reduction 1 and on the last token grid.
+            cam_only: Changes nothing: CAMs are made of the last map, which needs all others.
 
         Returns:
             Feature maps at strides 4, 8, 16, 16 (with the default strides) and the raw attention before scale and
@@ -235,7 +238,7 @@ class MixTransformer(AttentiveEncoder):
                 blocks_left -= 1
             maps = to_map(self.get_submodule(f"norm{stage}")(tokens), grid)
             features.append(maps)
-        return EncoderOutput(features, attention)
+        return EncoderOutput(features, attention, features[-1])
 
     def attention_maps(self, blocks: int) -> int:
         """See :class:`afa.models.base.AttentiveEncoder`: the blocks need reduction 1 and the last token grid."""

@@ -43,6 +43,9 @@ class TimmViT(AttentiveEncoder):
             ``vit_base_patch16_224.augreg_in21k``.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
         token_stride: s; 0: p. With s < p, images are enlarged: for images of few patches.
+        cam_block: Block, counted from 1, whose patches' tokens, through the last norm, are the map of classifier and
+            CAMs, without gradient: of the last blocks, every token may know the classes of the whole image (ToCo, Ru et
+            al., CVPR 2023, sec. 3.2, reads an earlier one for CAMs, too). 0: the last map, with gradient.
 
     Attributes:
         vit: The network without its classifier.
@@ -51,7 +54,7 @@ class TimmViT(AttentiveEncoder):
         grid: (h, w) of the table of positions.
 
     Raises:
-        UserError: timm has no such network, or it is no plain Vision Transformer.
+        UserError: timm has no such network, it is no plain Vision Transformer, or it has no such block.
     """
 
     # A pretrained network's logits have means of 5 to 20 in its last block, each head another: summed over the heads,
@@ -60,7 +63,7 @@ class TimmViT(AttentiveEncoder):
 
     vit: Any  # the library's modules have attributes of all kinds
 
-    def __init__(self, name: str, *, drop_path: float = 0.0, token_stride: int = 0) -> None:
+    def __init__(self, name: str, *, drop_path: float = 0.0, token_stride: int = 0, cam_block: int = 0) -> None:
         super().__init__()
         import timm
         from timm.models.vision_transformer import VisionTransformer
@@ -89,13 +92,18 @@ class TimmViT(AttentiveEncoder):
         height, width = vit.patch_embed.grid_size
         self.grid: tuple[int, int] = (height, width)
         depth = len(vit.blocks)
+        if not 0 <= cam_block <= depth:
+            raise UserError(f"model.cam_block: {TIMM}{name} has {depth} blocks, no block {cam_block}")
+        self._cam_block = cam_block
         self._taken = [-(-depth * part // _MAPS) - 1 for part in range(1, _MAPS + 1)]
         self.channels = (vit.embed_dim,) * _MAPS
         self.strides = (token_stride or vit.patch_embed.patch_size[0],) * _MAPS
         self.mean, self.std = timm_normalisation(name)
 
-    def forward(self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0) -> EncoderOutput:
-        """See :class:`afa.models.base.AttentiveEncoder`.
+    def forward(
+        self, image: Tensor, *, attention_of: int = 0, attention_blocks: int = 0, cam_only: bool = False
+    ) -> EncoderOutput:
+        """See :class:`afa.models.base.AttentiveEncoder`; with ``cam_only``, no block after that of the CAMs runs.
 
         The raw attention is what the softmax is taken of, its query with the factor d ** -0.5, between patches alone.
         """
@@ -106,6 +114,7 @@ class TimmViT(AttentiveEncoder):
         tokens = vit.norm_pre(vit.patch_drop(self._with_positions(patches.flatten(1, 2), grid)))
         features: list[Tensor] = []
         attention: list[RawAttention] = []
+        cam_features: Tensor | None = None
         first_read = len(vit.blocks) - attention_blocks if attention_of else len(vit.blocks)
         for index, block in enumerate(vit.blocks):
             if index < first_read:
@@ -114,9 +123,14 @@ class TimmViT(AttentiveEncoder):
                 tokens, query, key = _attend(block, tokens)
                 query, key = (part[:attention_of, :, self.prefix_tokens :] for part in (query, key))
                 attention.append(RawAttention(query * block.attn.scale, key))
+            if index + 1 == self._cam_block:
+                with torch.no_grad():
+                    cam_features = self._map(tokens, grid)
+                if cam_only:
+                    return EncoderOutput([], [], cam_features)
             if index in self._taken:
-                features.append(to_map(vit.norm(tokens)[:, self.prefix_tokens :], grid))
-        return EncoderOutput(features, attention)
+                features.append(self._map(tokens, grid))
+        return EncoderOutput(features, attention, features[-1] if cam_features is None else cam_features)
 
     def attention_maps(self, blocks: int) -> int:
         """See :class:`afa.models.base.AttentiveEncoder`."""
@@ -128,6 +142,10 @@ class TimmViT(AttentiveEncoder):
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Those whose name holds ``norm``, as the released AFA program has it for its encoder."""
         return (parameter for name, parameter in self.named_parameters() if "norm" in name)
+
+    def _map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens [B, t + N, C] behind a block -> map of the patches [B, C, h, w]."""
+        return to_map(self.vit.norm(tokens)[:, self.prefix_tokens :], grid)
 
     def _with_positions(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens of patches [B, N, C] -> class, register and patch tokens [B, t + N, C] with their positions."""

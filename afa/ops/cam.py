@@ -88,6 +88,7 @@ def multi_scale_cam(
     *,
     epsilon: float,
     with_affinity: bool,
+    centred: bool = False,
     first_cam: Tensor | None = None,
     first_affinity: Tensor | None = None,
 ) -> MultiScaleCam:
@@ -102,6 +103,7 @@ def multi_scale_cam(
         scales: In the order in which the passes run.
         epsilon: See :func:`normalise_cams`.
         with_affinity: Whether the affinity is wanted.
+        centred: Take each pass's map less its mean over the positions.
         first_cam: CAM [B, c, h, w] of the un-mirrored image at scale 1 where the caller has it already: that pass
             then runs the mirror image alone, unless it is to give the affinity.
         first_affinity: The affinity of that image, where the caller has it as well.
@@ -130,9 +132,10 @@ def multi_scale_cam(
             plain, mirrored = both[:batch], both[batch:]
             if scale_affinity is not None:
                 affinity = PairAffinity(scale_affinity)
-        fused = torch.maximum(
-            resize(plain.float(), (height, width)), resize(mirrored.float(), (height, width)).flip(-1)
-        ).relu_()
+        plain, mirrored = plain.float(), mirrored.float()
+        if centred:
+            plain, mirrored = (cam - cam.mean(dim=(-2, -1), keepdim=True) for cam in (plain, mirrored))
+        fused = torch.maximum(resize(plain, (height, width)), resize(mirrored, (height, width)).flip(-1)).relu_()
         total = fused if total is None else total.add_(fused)
     assert total is not None
     return MultiScaleCam(normalise_cams(total, epsilon), affinity)

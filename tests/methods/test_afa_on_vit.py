@@ -14,9 +14,14 @@ import yaml
 from PIL import Image
 from run_tool import RunTool
 
+from afa.data.samples import Sample
+from afa.data.transforms import normalise
 from afa.errors import UserError
+from afa.maps import present_classes
 from afa.methods import build_method, config_from_dict, load_config
-from afa.methods.base import SingleProcess
+from afa.methods.afa.labels import PseudoLabels, par_image
+from afa.methods.base import SegmentationProtocol, SingleProcess
+from afa.ops.cam import multi_scale_cam
 from afa.weights import open_checkpoint, read_tensors, save_network
 
 STEPS = 5
@@ -70,6 +75,85 @@ def test_it_is_opened_as_it_was_trained_and_predicts(folder: Path, tmp_path: Pat
     done = run_tool("infer.py", folder / "run", tmp_path / "odd.png", "--out", tmp_path / "masks", "--no-overlays")
     assert done.returncode == 0, done.stderr
     assert {Image.open(path).size for path in (tmp_path / "masks").rglob("*.png")} == {(91, 37)}
+
+
+def test_with_a_block_for_cams_the_classification_trains_the_classifier_alone(folder: Path) -> None:
+    overrides = ["model.cam_block=3", "model.pooling=topk", "cam.centred=true", "optimiser.weight_decay=0"]
+    config = load_config(folder / "config.yaml", [*overrides, "schedule.cls_until=2", "schedule.refined_until=3"])
+    method = build_method(config, ["a", "b"], SingleProcess())
+    batch = {
+        "image": torch.randn(2, 3, 61, 61),
+        "class_labels": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "valid_box": torch.tensor([[0, 61, 0, 61]] * 2),
+    }
+    step = method.training_step(method.network, batch, 0)
+    sum(step.losses[name] * step.weights[name] for name in step.losses).backward()
+    changed = {name for name, parameter in method.network.named_parameters() if parameter.grad.any()}
+    assert changed == {"classifier.weight"}
+    for later in (3, 4):
+        method.network.zero_grad()
+        step = method.training_step(method.network, batch, later)
+        step.losses["cls"].backward(retain_graph=True)
+        changed = {name for name, parameter in method.network.named_parameters() if parameter.grad is not None}
+        assert changed == {"classifier.weight"}
+        (step.losses["seg"] + step.losses["aff"]).backward()
+        assert not [name for name, parameter in method.network.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_while_only_the_classifier_learns_the_encoder_rests(released: bool, folder: Path) -> None:
+    cams = ("model.cam_block=3", "schedule.cls_until=2", "schedule.refined_until=3", "train.log_every=1")
+    weights = []
+    for last in (1, 3, 4):
+        run = folder / f"rests_{released}_{last}"
+        overrides = (*cams, f"train.output={run}", f"schedule.released_decoder_passes={released}")
+        stop = {f"step {last}/": faults.stop_with(signal.SIGTERM)}
+        assert faults.run_here(folder / "config.yaml", *overrides, when=stop).code == 75
+        weights.append(read_tensors(run / "checkpoints" / "last" / "weights.safetensors"))
+    first, third, fourth = weights
+    encoder = [name for name in first if name.startswith("encoder.")]
+    assert all(torch.equal(first[name], third[name]) for name in encoder)
+    assert not any(torch.equal(third[name], fourth[name]) for name in encoder if first[name].ndim > 1)
+    assert not torch.equal(first["classifier.weight"], third["classifier.weight"])
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_centred_cams_are_what_labels_and_predictions_are_made_of(centred: bool, folder: Path) -> None:
+    config = load_config(folder / "config.yaml", [f"cam.centred={centred}", "cam.scales=[1.0]", "model.drop_path=0"])
+    method = build_method(config, ["a", "b"], SingleProcess())
+    network, settings = method.network.eval(), config.cam  # type: ignore[attr-defined]
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    classes = np.array([1, 1], np.float32)
+    pixels = normalise(image, config.dataset.image_mean, config.dataset.image_std)[None]
+    expected = multi_scale_cam(network.cam, pixels, (1.0,), epsilon=1e-5, with_affinity=False, centred=centred).cams
+    found = method.predict([Sample("one", image, classes)], ["cam"], SegmentationProtocol())[0].outputs["cam"]
+    torch.testing.assert_close(found.scores, expected, atol=1e-5, rtol=0)
+
+    box = torch.tensor([[0, 64, 0, 64]])
+    batch = {"image": pixels, "class_labels": torch.from_numpy(classes)[None], "valid_box": box}
+    label = method.training_step(network, batch, 1).targets["seg"]
+    labels = PseudoLabels(settings, config.affinity, config.par)  # type: ignore[attr-defined]
+    present = present_classes(batch["class_labels"], torch.device("cpu"))
+    rgb = par_image(pixels, config.dataset.image_mean, config.dataset.image_std)
+    assert torch.equal(label, labels.refined(rgb, present.maps(expected), box))
+
+
+def test_a_block_for_cams_is_trained_stopped_and_opened(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    cams = ("model.cam_block=3", "model.pooling=topk", "cam.centred=true", "schedule.cls_until=1")
+    done = faults.run_here(folder / "config.yaml", *cams, f"train.output={tmp_path / 'run'}")
+    assert done.code == 0, done.text
+    opened = open_checkpoint(tmp_path / "run")
+    assert opened.config.model.cam_block == 3 and opened.config.cam.centred  # type: ignore[attr-defined]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 91, 3), np.uint8)).save(tmp_path / "odd.png")
+    done = run_tool("infer.py", tmp_path / "run", tmp_path / "odd.png", "--out", tmp_path / "masks")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_block_for_cams_needs_a_vision_transformer() -> None:
+    with pytest.raises(
+        UserError, match=r"model\.cam_block is for Vision Transformers of timm; leave it out with mit_b0"
+    ):
+        config_from_dict({"model": {"encoder": "mit_b0", "cam_block": 3}})
 
 
 @pytest.mark.parametrize(("layout", "name"), [("released", "out.pth"), ("huggingface", "out")])

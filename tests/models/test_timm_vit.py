@@ -21,13 +21,13 @@ TINY = ("test_vit", "test_vit2", "test_vit3")
 OTHERS = ("vit_xsmall_patch16_clip_224", "vit_small_patch14_reg4_dinov2")
 
 
-def encoder_of(name: str, **settings: Any) -> TimmViT:
+def encoder_of(name: str, cam_block: int = 0, **settings: Any) -> TimmViT:
     import timm
 
     if not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no {name}")
     torch.manual_seed(0)
-    encoder = build_encoder(EncoderConfig(encoder=f"timm/{name}", **settings))
+    encoder = build_attentive_encoder(EncoderConfig(encoder=f"timm/{name}", **settings), 2, cam_block)
     assert isinstance(encoder, TimmViT)
     # LayerScale starts at 1e-5, with which no block would be noticed.
     with torch.no_grad():
@@ -146,6 +146,43 @@ def test_drop_path_acts_in_training_alone() -> None:
     for blocks in (0, 6):  # also where the attention is read
         first, second = (encoder(image, attention_of=8, attention_blocks=blocks).features[-1] for _ in range(2))
         assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_cams_are_made_of_the_block_that_is_named(name: str) -> None:
+    plain, image = encoder_of(name), random_image(2, 3, 50, 40)
+    with torch.no_grad():
+        expected = own_network(name, plain).forward_intermediates(
+            nn.functional.interpolate(image, [48, 48], mode="bilinear"), norm=True, intermediates_only=True
+        )
+        features = plain.features(image)
+    last = plain(image).cam_features
+    assert last.requires_grad and torch.equal(last, features[-1])
+    for block in (1, 4, len(plain.vit.blocks)):
+        encoder = encoder_of(name, cam_block=block)
+        output = encoder(image, attention_of=2, attention_blocks=2)
+        assert not output.cam_features.requires_grad and len(output.attention) == 2
+        torch.testing.assert_close(output.cam_features, expected[block - 1], atol=1e-5, rtol=1e-5)
+        for one, other in zip(output.features, features, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_cams_alone_run_no_block_behind_theirs() -> None:
+    encoder, image = encoder_of("test_vit", cam_block=4), random_image(1, 3, 32, 32)
+    expected = encoder(image).cam_features
+    with torch.no_grad():
+        for block in encoder.vit.blocks[4:]:
+            block.mlp.fc1.bias.fill_(float("nan"))
+    assert encoder(image).features[-1].isnan().all()
+    alone = encoder(image, cam_only=True)
+    torch.testing.assert_close(alone.cam_features, expected)
+    assert alone.features == alone.attention == []
+
+
+def test_a_block_that_there_is_not() -> None:
+    for block in (7, -1):
+        with pytest.raises(UserError, match=rf"model\.cam_block: timm/test_vit has 6 blocks, no block {block}"):
+            encoder_of("test_vit", cam_block=block)
 
 
 def afa_net(name: str = "test_vit", num_classes: int = 4) -> AFANet:

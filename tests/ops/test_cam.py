@@ -44,6 +44,24 @@ def test_equals_a_plain_loop() -> None:
     torch.testing.assert_close(fused(network, image).cams, normalise_cams(total, 1e-5), atol=1e-4, rtol=0)
 
 
+def test_centred_maps_lose_what_is_the_same_everywhere() -> None:
+    network, image = small_network(), random_image(2, 3, 40, 56)
+    plain = fused(network, image, (1.0,), centred=True).cams
+    total = torch.zeros(2, 5, 40, 56)
+    for one in (image, image.flip(3)):
+        cam = network.cam(one, 0)[0]
+        both = resize(cam - cam.mean(dim=(2, 3), keepdim=True), (40, 56))
+        total = torch.maximum(total, both if one is image else both.flip(3))
+    torch.testing.assert_close(plain, normalise_cams(total, 1e-5), atol=1e-4, rtol=0)
+
+    def shifted(images: Tensor, affinity_of: int) -> tuple[Tensor, Tensor | None]:
+        cam, affinity = network.cam(images, affinity_of)
+        return cam + torch.linspace(-50, 50, 5).view(1, 5, 1, 1), affinity
+
+    settings = {"epsilon": 1e-5, "with_affinity": False, "centred": True}
+    torch.testing.assert_close(multi_scale_cam(shifted, image, (1.0,), **settings).cams, plain, atol=1e-3, rtol=0)
+
+
 def test_two_images_equal_one_and_one() -> None:
     network, image = small_network(), random_image(2, 3, 48, 64)
     both = fused(network, image)

@@ -86,6 +86,7 @@ EDITED_SETTINGS: list[tuple[str, Any]] = [
     *(("affinity_blocks", value) for value in (0, 3, 10**9, -1)),
     *(("encoder", value) for value in ("mit_b5", "resnet", None, 5, [], "${oc.env:HOME}", "???")),
     *(("pooling", value) for value in ("max", None, 1)),
+    *(("cam_block", value) for value in (1, -1, "last", None)),
     *(("pooling_share", value) for value in (0, 1.5, -1, "wide", None, float("nan"))),
     *(("pretrained", value) for value in ("${oc.env:HOME}", "a${b}", {"a": 1}, ["${x}"])),
 ]

@@ -20,7 +20,13 @@ class ModelConfig(EncoderConfig):
         choices=("gmp", "gap", "topk"),
     )
     pooling_share: float = setting(
-        0.05, "with pooling=topk: share of the positions whose CAM scores count", above=0, maximum=1
+        0.1, "with pooling=topk: share of the positions whose CAM scores count", above=0, maximum=1
+    )
+    cam_block: int = setting(
+        0,
+        "Vision Transformers: the block that classifier and CAMs read, counted from 1; the classification loss then "
+        "trains the classifier alone; 0: the last block, and the loss trains the encoder, too",
+        minimum=0,
     )
     decoder_width: int = setting(256, "channels of the decoder", minimum=1, maximum=8192)
     decoder_dropout: float = setting(0.1, "Dropout2d before the decoder's last layer", minimum=0, maximum=0.9)
@@ -33,6 +39,9 @@ class CamConfig:
 
     scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0, maximum=16)
     epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
+    centred: bool = setting(
+        False, "subtract each map's mean over the image before ReLU: what is as strong everywhere is no evidence"
+    )
     background: float = setting(0.45, "background score of the plain label", minimum=0, maximum=1)
     low: float = setting(0.35, "lower background score; background is where both labels say so", minimum=0, maximum=1)
     high: float = setting(0.55, "higher background score; its label decides where a class is", minimum=0, maximum=1)
@@ -140,6 +149,8 @@ class AFAConfig(RunConfig):
         yield from encoder_problems(self.model, crop_size=self.augmentation.crop_size)
         if encoder_family(self.model) == "mit":
             yield from self._affinity_problems()
+            if self.model.cam_block:
+                yield f"model.cam_block is for Vision Transformers of timm; leave it out with {self.model.encoder}"
         yield from super().problems()
         yield from scale_problems("cam.scales", self.cam.scales)
         crop = self.augmentation.crop_size

@@ -77,6 +77,14 @@ class AFA(Method):
         """Whether the encoder's norms stay as they are."""
         return self.config.optimiser.freeze == "released"
 
+    @property
+    def _encoder_rests(self) -> bool:
+        """Whether the classification loss leaves the encoder alone."""
+        return self.config.model.cam_block > 0
+
+    def _resting(self, *, cls_only: bool) -> Sequence[nn.Parameter]:
+        return list(self.network.encoder.parameters()) if cls_only and self._encoder_rests else ()
+
     def pretrained(self) -> Sequence[tuple[nn.Module, str]]:
         """The encoder's ImageNet weights."""
         source = self.config.model.pretrained
@@ -157,7 +165,8 @@ class AFA(Method):
             "pairs/positive": sum_of_ordered_pairs(pairs == 1) / all_pairs,
             "pairs/negative": sum_of_ordered_pairs(pairs == 0) / all_pairs,
         }
-        return StepOutput(losses, step_weights, scalars, {"seg": seg_target, "aff": aff_source})
+        targets = {"seg": seg_target, "aff": aff_source}
+        return StepOutput(losses, step_weights, scalars, targets, self._resting(cls_only=cls_only))
 
     def concern(self, means: Mapping[str, float]) -> str | None:
         """See :class:`afa.methods.base.Method`: CAMs that spread over the whole image, which no loss shows."""
@@ -192,7 +201,10 @@ class AFA(Method):
             "seg": _zero(self.network.decoder),
             "aff": _zero(self.network.attn_proj),
         }
-        return StepOutput(losses, {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0})
+        if self._encoder_rests:
+            losses["seg"] = losses["seg"] + _zero(self.network.encoder)
+        weights = {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0}
+        return StepOutput(losses, weights, resting=self._resting(cls_only=True))
 
     def _cams(
         self, image: Tensor, first: AFAOutput, present: PresentClasses, *, with_affinity: bool
@@ -211,6 +223,7 @@ class AFA(Method):
                 image,
                 settings.scales,
                 epsilon=settings.epsilon,
+                centred=settings.centred,
                 with_affinity=with_affinity,
                 first_cam=present.gather(first.cam) if reuse else None,
                 first_affinity=first.affinity.detach() if reuse and first.affinity is not None else None,

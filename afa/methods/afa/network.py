@@ -18,7 +18,7 @@ def build_network(settings: ModelConfig, num_classes: int, affinity_radius: int 
         UserError: No such encoder, or none whose attention can be read.
     """
     return AFANet(
-        encoder=build_attentive_encoder(settings, settings.affinity_blocks),
+        encoder=build_attentive_encoder(settings, settings.affinity_blocks, settings.cam_block),
         num_classes=num_classes,
         pooling=settings.pooling,
         pooling_share=settings.pooling_share,

@@ -88,6 +88,7 @@ def predict(
             images,
             config.cam.scales,
             epsilon=config.cam.epsilon,
+            centred=config.cam.centred,
             with_affinity=of_largest and not largest_is_first,
             first_cam=present.gather(first.cam.float()),
         )
@@ -166,13 +167,17 @@ class SharedPasses:
     def cam(self, images: Tensor, affinity_of: int) -> tuple[Tensor, Tensor | None]:
         """A :data:`afa.ops.cam.CamPass` over [images, mirror images] or, at scale 1, the mirror images alone."""
         with self.network_pass():
-            features, attention = self.network.encoder(
-                images, attention_of=affinity_of, attention_blocks=self.network.affinity_blocks
-            )
             size = (images.shape[-2], images.shape[-1])
-            if size in self.wanted:
+            kept = size in self.wanted
+            features, attention, cam_features = self.network.encoder(
+                images,
+                attention_of=affinity_of,
+                attention_blocks=self.network.affinity_blocks,
+                cam_only=not (kept or affinity_of),
+            )
+            if kept:
                 self._keep(size, features)
-            cam = self.network.class_activation(features[-1])
+            cam = self.network.class_activation(cam_features)
             affinity = self.network.affinity(attention, (cam.shape[-2], cam.shape[-1])) if affinity_of else None
         return self.present.gather(cam.float()), affinity
 
