@@ -46,7 +46,7 @@ class AFANet(nn.Module):
         encoder: Gives four feature maps and the raw attention of its last blocks.
         num_classes: C, background included.
         pooling: Before the classifier: ``gmp`` global max of each channel, ``gap`` mean. Behind it: ``topk``, a class's
-            logit is the mean of its highest CAM scores (as in WILDCAT, Durand et al., CVPR 2017, eq. 3).
+            logit is the mean of its highest CAM scores (WILDCAT, Durand et al., CVPR 2017, without its minima).
         pooling_share: Of ``topk``: k as a share of the positions, above 0, at most 1; at least one position.
         decoder_width: Channels of the decoder.
         decoder_dropout: Dropout2d before the decoder's last layer.
