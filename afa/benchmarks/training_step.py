@@ -30,7 +30,7 @@ from afa.engine.board import EventFile
 from afa.engine.finite import InspectedStep
 from afa.engine.loop import IMAGE_WIDTH, IMAGES_SHOWN
 from afa.engine.runtime import ProcessRuntime, compile_network
-from afa.engine.trainer import Trainer, step_seed
+from afa.engine.trainer import Trainer, leave_at_rest, step_seed
 from afa.errors import UserError
 from afa.maps import Maps
 from afa.methods import build_method, config_from_dict, load_config
@@ -108,10 +108,12 @@ class TrainingStep:
         watch, trainer = Stopwatch(self.device), self.trainer
         with watched(watch.part):
             with watch.part("losses"):
-                total = self.method.training_step(self.method.network, self.batch, self.number).total()
+                result = self.method.training_step(self.method.network, self.batch, self.number)
+                total = result.total()
             with watch.part("backward"):
                 trainer.optimiser.zero_grad(set_to_none=True)
                 trainer.scaler.scale(total).backward()
+            leave_at_rest(result.resting)
             with watch.part("optimiser"):
                 trainer.scaler.step(trainer.optimiser)
                 trainer.scaler.update()
@@ -332,7 +334,8 @@ def floor_flops(config: RunConfig, classes: int, *, classification: bool = False
         if not classification:
             with torch.no_grad():
                 for scale in config.cam.scales:
-                    network.encoder(torch.empty(2 * batch, 3, int(scale * crop), int(scale * crop)))
+                    passes = torch.empty(2 * batch, 3, int(scale * crop), int(scale * crop))
+                    network.encoder(passes, cam_only=True)
         output = network(torch.empty(batch, 3, crop, crop), decode=not classification, with_affinity=False)
         loss = output.cls_logits.sum()
         if not classification:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,7 @@ class Trainer:
             figures = {f"loss/{name}": loss for name, loss in losses[-1].items()} | result.scalars
             for name, value in (figures | {"loss/total": total.detach()}).items():
                 scalars[name] = scalars.get(name, 0) + value / count
-        for parameter in resting:
-            parameter.grad = None
+        leave_at_rest(resting)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimiser)
         norm, flag = self.guard.inspect(InspectedStep(step, micro_batches, losses, scalars["loss/total"]))
@@ -121,6 +120,12 @@ class Trainer:
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._wrapped is self.method.network else self._wrapped.no_sync()  # type: ignore[operator]
+
+
+def leave_at_rest(parameters: Iterable[nn.Parameter]) -> None:
+    """Drop gradients, so that the optimiser changes neither the parameters nor their moments."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -143,9 +143,9 @@ class StepOutput:
         weights: Name -> weight of that loss in this step's total; the same names.
         scalars: Further figures for the log, as scalars on the device.
         targets: Labels that supervised this step, for tests and displays.
-        resting: Parameters that this step does not train. They need a gradient all the same, of 0, because several
-            processes wait for those of all parameters. The optimiser leaves them and their moments alone: it would take
-            steps of several times the rate after many gradients of 0.
+        resting: Parameters that the optimiser leaves alone in this step, with their moments: after many gradients of 0,
+            its first steps would be several times too large. They need a gradient of 0 all the same, because several
+            processes wait for the gradients of all parameters. Depends on the step alone, not on the batch.
     """
 
     losses: dict[str, Tensor]

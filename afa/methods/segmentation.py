@@ -9,6 +9,7 @@ all processes' counts: the average of the processes' gradients is then the gradi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,17 +17,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afa.config import AugmentationConfig, CropConfig, DatasetConfig
 from afa.data.samples import Sample
 from afa.data.transforms import ColourJitter, normalise
 from afa.maps import IGNORE
 from afa.methods.base import Runtime, SegmentationProtocol
+from afa.models import Encoder
 from afa.ops.cam import resize, scaled_size
 
 Denominator = Callable[[Tensor, float], Tensor]
 """Maps counts of this process (any shape), and a constant added to the whole, to what its sums are divided by."""
+
+
+def exported_network(network: nn.Module, size: tuple[int, int] | None) -> nn.Module:
+    """A copy of a network that other programs can run.
+
+    Args:
+        network: With encoders or without.
+        size: (H, W) of all images; None: any.
+
+    Raises:
+        UserError: An encoder can only be exported for images of one size.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, Encoder):
+            module.suit_export(size)
+    return network
 
 
 def colour_jitter(settings: CropConfig) -> ColourJitter:

@@ -7,6 +7,7 @@ Shapes: B images, K foreground classes, C = K + 1, H x W crop, h x w token grid;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -154,8 +155,12 @@ class AFANet(nn.Module):
         return self.classifier(pooled).flatten(1)
 
     def class_activation(self, feature: Tensor) -> Tensor:
-        """The classifier at every position of the map [B, C_4, h, w]: CAM [B, K, h, w], without gradient."""
-        return F.conv2d(feature.detach(), self.classifier.weight.detach())
+        """The classifier at every position of the map [B, C_4, h, w]: CAM [B, K, h, w], float32, without gradient."""
+        device = feature.device.type
+        known = torch.amp.is_autocast_available(device)  # not of the device meta, on which operations are counted
+        # bf16 would round what cam.centred leaves of scores that are high everywhere.
+        with torch.autocast(device, enabled=False) if known else nullcontext():
+            return F.conv2d(feature.detach().float(), self.classifier.weight.detach().float())
 
     def affinity(self, attention: Sequence[RawAttention], grid: tuple[int, int], *, all_pairs: bool = False) -> Tensor:
         """A = sigmoid(conv1x1(S + S^T)) (eq. 4) of the pairs within the radius.

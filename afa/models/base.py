@@ -40,6 +40,16 @@ class Encoder(nn.Module, ABC):
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """What the released programs do not train in an encoder of this family, besides BatchNorms."""
 
+    def suit_export(self, size: tuple[int, int] | None) -> None:
+        """Change the module into one of the same values that other programs can run; most encoders need no change.
+
+        Args:
+            size: (H, W) of all images from now on; None: any.
+
+        Raises:
+            UserError: It can only be exported for images of one size.
+        """
+
     def freeze_released(self) -> None:
         """Leave untrained what the released programs leave: ``optimiser.freeze=released``.
 

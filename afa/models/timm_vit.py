@@ -6,7 +6,7 @@ h * w, t class and register tokens, C channels, d channels per head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ class TimmViT(AttentiveEncoder):
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
         token_stride: s; 0: p. With s < p, images are enlarged: for images of few patches.
         cam_block: Block, counted from 1, whose patches' tokens, through the last norm, are the map of classifier and
-            CAMs, without gradient: of the last blocks, every token may know the classes of the whole image (ToCo, Ru et
-            al., CVPR 2023, sec. 3.2, reads an earlier one for CAMs, too). 0: the last map, with gradient.
+            CAMs, without gradient: in the last blocks, every token may know the classes of the whole image (ToCo, Ru et
+            al., CVPR 2023, sec. 3.2, makes CAMs of an earlier block, too). 0: the last map, with gradient.
 
     Attributes:
         vit: The network without its classifier.
@@ -93,7 +93,9 @@ class TimmViT(AttentiveEncoder):
         self.grid: tuple[int, int] = (height, width)
         depth = len(vit.blocks)
         if not 0 <= cam_block <= depth:
-            raise UserError(f"model.cam_block: {TIMM}{name} has {depth} blocks, no block {cam_block}")
+            raise UserError(
+                f"model.cam_block: {TIMM}{name} has {depth} blocks, no block {cam_block}; set 1 to {depth}, or 0"
+            )
         self._cam_block = cam_block
         self._taken = [-(-depth * part // _MAPS) - 1 for part in range(1, _MAPS + 1)]
         self.channels = (vit.embed_dim,) * _MAPS
@@ -107,8 +109,13 @@ class TimmViT(AttentiveEncoder):
 
         The raw attention is what the softmax is taken of, its query with the factor d ** -0.5, between patches alone.
         """
-        vit, stride, patch = self.vit, self.strides[-1], self.vit.patch_embed.patch_size[0]
-        image = resize(image, [max(1, (side + stride // 2) // stride) * patch for side in image.shape[-2:]])
+        without_gradient = cam_only and self._cam_block > 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not without_gradient):
+            return self._encode(image, attention_of, attention_blocks, cam_only)
+
+    def _encode(self, image: Tensor, attention_of: int, attention_blocks: int, cam_only: bool) -> EncoderOutput:
+        vit, patch = self.vit, self.vit.patch_embed.patch_size[0]
+        image = resize(image, [side * patch for side in self._grid_of(image.shape[-2:])])
         patches = vit.patch_embed(image)  # [B, h, w, C]
         grid = (patches.shape[1], patches.shape[2])
         tokens = vit.norm_pre(vit.patch_drop(self._with_positions(patches.flatten(1, 2), grid)))
@@ -132,6 +139,16 @@ class TimmViT(AttentiveEncoder):
                 features.append(self._map(tokens, grid))
         return EncoderOutput(features, attention, features[-1] if cam_features is None else cam_features)
 
+    def suit_export(self, size: tuple[int, int] | None) -> None:
+        """See :meth:`afa.models.base.Encoder.suit_export`: the positions are interpolated here, for one size."""
+        if self.vit.pos_embed is None:
+            return
+        if size is None:
+            raise UserError("a Vision Transformer is exported for images of one size: give --size HEIGHT WIDTH")
+        grid = self._grid_of(size)
+        self.vit.pos_embed = nn.Parameter(self._positions(grid).detach().clone())
+        self.grid = grid
+
     def attention_maps(self, blocks: int) -> int:
         """See :class:`afa.models.base.AttentiveEncoder`."""
         depth = len(self.vit.blocks)
@@ -143,25 +160,37 @@ class TimmViT(AttentiveEncoder):
         """Those whose name holds ``norm``, as the released AFA program has it for its encoder."""
         return (parameter for name, parameter in self.named_parameters() if "norm" in name)
 
+    def _grid_of(self, size: Sequence[int]) -> tuple[int, int]:
+        """(h, w) of images of H x W pixels."""
+        stride = self.strides[-1]
+        height, width = (max(1, (side + stride // 2) // stride) for side in size)
+        return height, width
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The table of positions on another grid."""
+        from timm.layers import resample_abs_pos_embed
+
+        if grid == self.grid:
+            return self.vit.pos_embed
+        return resample_abs_pos_embed(
+            self.vit.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=self.position_prefix
+        )
+
     def _map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens [B, t + N, C] behind a block -> map of the patches [B, C, h, w]."""
         return to_map(self.vit.norm(tokens)[:, self.prefix_tokens :], grid)
 
     def _with_positions(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens of patches [B, N, C] -> class, register and patch tokens [B, t + N, C] with their positions."""
-        from timm.layers import resample_abs_pos_embed
-
         vit = self.vit
         prefix = [
-            token.expand(len(tokens), -1, -1)
+            token.expand(tokens.shape[0], -1, -1)
             for token in (vit.cls_token, getattr(vit, "reg_token", None))
             if token is not None
         ]
         if vit.pos_embed is None:
             return torch.cat([*prefix, tokens], dim=1)
-        positions = resample_abs_pos_embed(
-            vit.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=self.position_prefix
-        )
+        positions = self._positions(grid)
         if self.position_prefix:
             return vit.pos_drop(torch.cat([*prefix, tokens], dim=1) + positions)
         return vit.pos_drop(torch.cat([*prefix, tokens + positions], dim=1))

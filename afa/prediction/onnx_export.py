@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from afa.data.files import replacing, write_json
 from afa.errors import UserError
+from afa.methods.segmentation import exported_network
 from afa.prediction.model import Model
 from afa.weights.reading import file_checksum
 
@@ -102,7 +103,7 @@ def export_onnx(model: Model, path: Path, *, size: Sequence[int] | None = None) 
         UserError: The network cannot be exported, onnxruntime gives other logits, or a file cannot be written.
     """
     require_segmenter(model)
-    network = _Segment(model.method.network).eval()
+    network = _Segment(exported_network(model.method.network, None if size is None else (size[0], size[1]))).eval()
     traced = _TRACED if size is None else (2, size[0], size[1])
     tried = [traced, *(_TRIED if size is None else ((1, *size),))]
     description = path.with_suffix(".json")

@@ -71,6 +71,8 @@ def open_checkpoint(
     seen = recognise(file.tensors)
     if config_path is not None:
         config = load_config(config_path)
+        if "config" in record:
+            _require_same_classifier(file, config_path, config, config_from_dict(record["config"]))
     elif "config" in record:
         config = config_from_dict(record["config"], source=str(file.path))
     else:
@@ -115,6 +117,21 @@ def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from error
     return AFAConfig(model=settings)
+
+
+def _require_same_classifier(
+    file: WeightsFile, config_path: str | Path, config: RunConfig, recorded: RunConfig
+) -> None:
+    """Refuse a configuration whose classifier reads something else than the trained one does: no tensor shows it."""
+    if not (isinstance(config, AFAConfig) and isinstance(recorded, AFAConfig)):
+        return
+    for name in ("cam_block", "pooling", "pooling_share"):
+        given, trained = getattr(config.model, name), getattr(recorded.model, name)
+        if given != trained and (name != "pooling_share" or config.model.pooling == "topk"):
+            raise UserError(
+                f"{config_path}: model.{name} is {given}, but the classifier of {file.path} was trained with {trained}:"
+                " give the configuration it was trained with, or none"
+            )
 
 
 def _class_names(

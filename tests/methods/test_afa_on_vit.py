@@ -139,9 +139,19 @@ def test_centred_cams_are_what_labels_and_predictions_are_made_of(centred: bool,
 
 
 def test_a_block_for_cams_is_trained_stopped_and_opened(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
-    cams = ("model.cam_block=3", "model.pooling=topk", "cam.centred=true", "schedule.cls_until=1")
-    done = faults.run_here(folder / "config.yaml", *cams, f"train.output={tmp_path / 'run'}")
-    assert done.code == 0, done.text
+    cams = ("model.cam_block=3", "model.pooling=topk", "cam.centred=true", "schedule.cls_until=1", "train.log_every=1")
+    stop = {"step 2/": faults.stop_with(signal.SIGTERM)}  # while the optimiser has no moments of the encoder
+    for run, when, code in (("run", None, 0), ("stopped", stop, 75), ("stopped", None, 0)):
+        done = faults.run_here(folder / "config.yaml", *cams, f"train.output={tmp_path / run}", when=when)
+        assert done.code == code, done.text
+    whole, resumed = (
+        read_tensors(tmp_path / run / "checkpoints" / "last" / "weights.safetensors") for run in ("run", "stopped")
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    with pytest.raises(
+        UserError, match=r"config.yaml: model.cam_block is 0, but the classifier of .* trained with 3: "
+    ):
+        open_checkpoint(tmp_path / "run", folder / "config.yaml")
     opened = open_checkpoint(tmp_path / "run")
     assert opened.config.model.cam_block == 3 and opened.config.cam.centred  # type: ignore[attr-defined]
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 91, 3), np.uint8)).save(tmp_path / "odd.png")
@@ -150,9 +160,7 @@ def test_a_block_for_cams_is_trained_stopped_and_opened(folder: Path, tmp_path: 
 
 
 def test_a_block_for_cams_needs_a_vision_transformer() -> None:
-    with pytest.raises(
-        UserError, match=r"model\.cam_block is for Vision Transformers of timm; leave it out with mit_b0"
-    ):
+    with pytest.raises(UserError, match=r"model\.cam_block .*, not for mit_b0: set model\.cam_block=0"):
         config_from_dict({"model": {"encoder": "mit_b0", "cam_block": 3}})
 
 
@@ -166,6 +174,22 @@ def test_layouts_without_a_place_for_it(
     assert not (tmp_path / name).exists()
     done = run_tool("convert_weights.py", folder / "run", tmp_path / "ours.safetensors", "--format", "afa")
     assert done.returncode == 0 and open_checkpoint(tmp_path / "ours.safetensors").class_names
+
+
+def test_as_onnx_it_has_one_size(folder: Path, tmp_path: Path, run_tool: RunTool) -> None:
+    pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    output = tmp_path / "vit.onnx"
+    done = run_tool("export.py", "onnx", folder / "run", "--output", output)
+    assert done.returncode == 2 and "for images of one size: give --size HEIGHT WIDTH" in done.stderr
+    assert not output.exists()
+    done = run_tool("export.py", "onnx", folder / "run", "--output", output, "--size", "60", "91")
+    assert done.returncode == 0, done.stderr
+    images = torch.randn(3, 3, 60, 91)
+    (found,) = runtime.InferenceSession(str(output)).run(["logits"], {"image": images.numpy()})
+    with torch.no_grad():
+        expected = open_checkpoint(folder / "run").method.network.segment(images)  # type: ignore[operator]
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_alone_need_their_configuration(folder: Path, tmp_path: Path) -> None:

@@ -103,6 +103,13 @@ def test_cam_is_the_classifier_everywhere_and_carries_no_gradient() -> None:
     torch.testing.assert_close(mean_logits, output.cam.mean(dim=(2, 3)), atol=1e-5, rtol=1e-5)
 
 
+def test_cams_are_not_rounded_where_the_passes_are() -> None:
+    network, feature = small_network(), random_image(1, 32, 4, 4) + 300
+    expected = network.class_activation(feature)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.class_activation(feature), expected)
+
+
 @pytest.mark.parametrize(("share", "highest"), [(1e-6, 1), (0.25, 4), (0.3, 5), (1.0, 16)])
 def test_topk_is_the_mean_of_the_highest_cam_scores_of_each_class(share: float, highest: int) -> None:
     output = small_network(pooling="topk", pooling_share=share)(random_image(2, 3, 64, 64))

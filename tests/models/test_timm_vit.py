@@ -174,14 +174,19 @@ def test_cams_alone_run_no_block_behind_theirs() -> None:
         for block in encoder.vit.blocks[4:]:
             block.mlp.fc1.bias.fill_(float("nan"))
     assert encoder(image).features[-1].isnan().all()
-    alone = encoder(image, cam_only=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda kept: kept):
+        alone = encoder(image, cam_only=True)
+    assert not kept  # for a backward pass that never comes
     torch.testing.assert_close(alone.cam_features, expected)
     assert alone.features == alone.attention == []
 
 
 def test_a_block_that_there_is_not() -> None:
     for block in (7, -1):
-        with pytest.raises(UserError, match=rf"model\.cam_block: timm/test_vit has 6 blocks, no block {block}"):
+        with pytest.raises(
+            UserError, match=rf"model\.cam_block: timm/test_vit has 6 blocks, no block {block}; set 1 to 6, or 0"
+        ):
             encoder_of("test_vit", cam_block=block)
 
 

@@ -24,8 +24,8 @@ class ModelConfig(EncoderConfig):
     )
     cam_block: int = setting(
         0,
-        "Vision Transformers: the block that classifier and CAMs read, counted from 1; the classification loss then "
-        "trains the classifier alone; 0: the last block, and the loss trains the encoder, too",
+        "Vision Transformers: block whose tokens the classifier and the CAMs read, counted from 1; the classification "
+        "loss then does not train the encoder; 0: the last block, and it does",
         minimum=0,
     )
     decoder_width: int = setting(256, "channels of the decoder", minimum=1, maximum=8192)
@@ -40,7 +40,9 @@ class CamConfig:
     scales: list[float] = setting([1.0, 0.5, 1.5], "scales of the CAM passes, in their order", above=0, maximum=16)
     epsilon: float = setting(1e-5, "added to the maximum when a CAM is normalised", above=0)
     centred: bool = setting(
-        False, "subtract each map's mean over the image before ReLU: what is as strong everywhere is no evidence"
+        False,
+        "subtract the mean of each map of a pass, borders of a crop included, before ReLU: a score that is the same "
+        "everywhere does not show where an object is",
     )
     background: float = setting(0.45, "background score of the plain label", minimum=0, maximum=1)
     low: float = setting(0.35, "lower background score; background is where both labels say so", minimum=0, maximum=1)
@@ -150,7 +152,10 @@ class AFAConfig(RunConfig):
         if encoder_family(self.model) == "mit":
             yield from self._affinity_problems()
             if self.model.cam_block:
-                yield f"model.cam_block is for Vision Transformers of timm; leave it out with {self.model.encoder}"
+                yield (
+                    f"model.cam_block is for Vision Transformers of timm, not for {self.model.encoder}: "
+                    "set model.cam_block=0"
+                )
         yield from super().problems()
         yield from scale_problems("cam.scales", self.cam.scales)
         crop = self.augmentation.crop_size

@@ -176,7 +176,7 @@ class AFA(Method):
         return (
             f"the labels give {share:.0%} of the pixels to classes; if your objects are smaller, CAMs have spread over "
             "the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and loss.aff, or "
-            "optimiser.lr"
+            "optimiser.lr; docs/recipes.md has more"
         )
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
@@ -192,7 +192,11 @@ class AFA(Method):
         return predict(self.network, self.config, self.labels, samples, wanted, protocol, self.network_pass)
 
     def _classification_step(self, network: nn.Module, batch: Batch) -> StepOutput:
-        """Neither decoder nor affinity head runs; their gradients are zero, so weight decay still reaches them."""
+        """Neither decoder nor affinity head runs; their gradients are zero, so weight decay still reaches them.
+
+        So has it the released program. The encoder, where the classification does not train it, rests instead: it is
+        pretrained, and the large first steps that follow gradients of zero would cost it what it knows.
+        """
         image = batch["image"]
         with part("forward"), self.runtime.autocast():
             output = network(image, decode=False, with_affinity=False)
