@@ -72,7 +72,7 @@ def open_checkpoint(
     if config_path is not None:
         config = load_config(config_path)
         if "config" in record:
-            _require_same_classifier(file, config_path, config, config_from_dict(record["config"]))
+            _require_same_classifier(file, config_path, config, record["config"])
     elif "config" in record:
         config = config_from_dict(record["config"], source=str(file.path))
     else:
@@ -120,9 +120,16 @@ def _described(file: WeightsFile, seen: Recognised) -> RunConfig:
 
 
 def _require_same_classifier(
-    file: WeightsFile, config_path: str | Path, config: RunConfig, recorded: RunConfig
+    file: WeightsFile, config_path: str | Path, config: RunConfig, record: Mapping[str, Any]
 ) -> None:
-    """Refuse a configuration whose classifier reads something else than the trained one does: no tensor shows it."""
+    """Refuse a configuration whose classifier reads something else than the trained one does: no tensor shows it.
+
+    A record that this version cannot read is what a configuration is given for: nothing is compared then.
+    """
+    try:
+        recorded = config_from_dict(record)
+    except UserError:
+        return
     if not (isinstance(config, AFAConfig) and isinstance(recorded, AFAConfig)):
         return
     for name in ("cam_block", "pooling", "pooling_share"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,14 @@ def test_weights_alone_need_their_configuration(folder: Path, tmp_path: Path) ->
         open_checkpoint(tmp_path / "alone.safetensors")
     again = open_checkpoint(tmp_path / "alone.safetensors", folder / "config.yaml")
     assert again.method.name == "afa"
+    unknown = {
+        "config": json.dumps({"model": {"of_a_later_version": 1}}),
+        "class_names": json.dumps(opened.class_names),
+    }
+    save_network(opened.method.network, tmp_path / "later.safetensors", unknown)
+    with pytest.raises(UserError, match="of_a_later_version"):
+        open_checkpoint(tmp_path / "later.safetensors")
+    assert open_checkpoint(tmp_path / "later.safetensors", folder / "config.yaml").method.name == "afa"
     mit = tmp_path / "mit.yaml"
     mit.write_text(f"dataset: {{root: '{folder / 'data'}'}}\nmodel: {{encoder: mit_b0}}\n")
     with pytest.raises(UserError, match=r"seems to be an AFA checkpoint with a Vision Transformer \(\d+ classes"):
