@@ -257,6 +257,14 @@ def test_a_longer_schedule_in_shares_extends_a_run(copied_run: Path, config: Pat
     assert refused.code == 2 and "optimiser.lr: 0.001 -> 0.5" in refused.text
 
 
+def test_labels_without_many_of_the_classes_are_said_once(config: Path, tmp_path: Path) -> None:
+    done = faults.run_here(config, "cam.low=1", "cam.high=1", "par.iterations=0", "train.log_every=1", "train.steps=8")
+    (said,) = (line for line in done.text.splitlines() if "have no pixel in the labels" in line)
+    shares = [record.get("classes/missing", 0) for record in faults.records(tmp_path / "run")]
+    assert done.code == 0 and sum(share > 0.1 for share in shares) > 1
+    assert "cam.high" in said and re.search(r"step \d+: \d+% of the images' classes have no pixel", said)
+
+
 def test_labels_that_cover_the_images_are_said_once(config: Path, tmp_path: Path) -> None:
     done = faults.run_here(config, "cam.low=0", "cam.high=0", "par.iterations=0", "train.log_every=1", "train.steps=8")
     (said,) = (line for line in done.text.splitlines() if "of the pixels to classes" in line)

@@ -5,9 +5,9 @@ import torch
 from golden import Agreement, load_golden, normalised
 from torch import Tensor
 
-from afa.maps import Maps, present_classes
+from afa.maps import IGNORE, Maps, present_classes
 from afa.methods.afa.config import AFAConfig, AffinityConfig, CamConfig, ParConfig
-from afa.methods.afa.labels import PseudoLabels, affinity_label, combine, par_image, restore_image
+from afa.methods.afa.labels import PseudoLabels, affinity_label, combine, missing_share, par_image, restore_image
 from afa.methods.afa.losses import affinity_loss
 from afa.methods.segmentation import segmentation_loss
 from afa.ops.cam import resize
@@ -284,3 +284,14 @@ def test_affinity_label_of_a_grid_that_does_not_divide_the_label() -> None:
     pairs = matrix_of(affinity_label(label, (3, 3), radius=8))[0]
     assert (pairs.view(3, 3, 3, 3).diagonal(dim1=0, dim2=2) == 1).all()
     assert pairs.sum() == 27
+
+
+def test_the_share_of_classes_without_a_pixel() -> None:
+    present = present_classes(torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
+    label = torch.zeros(3, 2, 2, dtype=torch.int64)
+    label[0, 0, 0], label[0, 1, 1], label[1, 0, 0], label[2] = 3, IGNORE, 3, 2
+    # Of the classes 1 and 3 of the first image, 3 has a pixel; class 2 of the second one has none.
+    assert missing_share(label, present) == pytest.approx(2 / 3)
+    label[1, 1] = 2
+    assert missing_share(label, present) == pytest.approx(1 / 3)
+    assert missing_share(label[2:], present_classes(torch.zeros(1, 4))) == 0

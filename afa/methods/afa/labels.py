@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from afa.maps import IGNORE, Maps
+from afa.maps import IGNORE, Maps, PresentClasses
 from afa.methods.afa.config import AffinityConfig, CamConfig, ParConfig
 from afa.ops.cam import resize, scaled_size
 from afa.ops.par import PAR
@@ -185,6 +185,20 @@ def combine(high: Tensor, low: Tensor, valid_box: Tensor) -> Tensor:
     """
     label = torch.where((high == 0) & (low != 0), IGNORE, high)
     return label.masked_fill(~box_mask(valid_box, high.shape[-2:], high.device), IGNORE)
+
+
+def missing_share(label: Tensor, present: PresentClasses) -> Tensor:
+    """How many of the images' classes have no pixel in the label: a decoder learns that these are background.
+
+    Args:
+        label: [B, H, W].
+        present: The classes of each image.
+
+    Returns:
+        The share 0..1 of all classes of all images, a scalar.
+    """
+    found = (label.flatten(1)[:, None] == present.channels[:, :, None] + 1).any(dim=-1)
+    return (~found & present.counted).sum() / present.counted.sum().clamp(min=1)
 
 
 def box_mask(valid_box: Tensor, size: Sequence[int], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from afa.data.samples import Sample
 from afa.data.transforms import ColourJitter, normalise, training_transform
 from afa.maps import IGNORE, Maps, PresentClasses, present_classes
 from afa.methods.afa.config import AFAConfig
-from afa.methods.afa.labels import PseudoLabels, affinity_label, box_mask, par_image, restore_image
+from afa.methods.afa.labels import PseudoLabels, affinity_label, box_mask, missing_share, par_image, restore_image
 from afa.methods.afa.losses import affinity_loss
 from afa.methods.afa.network import build_network
 from afa.methods.afa.prediction import predict
@@ -41,6 +41,8 @@ MOST_TOKENS = 4096
 
 _MANY_OBJECTS = 0.6
 """Share of pixels with a class in the labels from which on they are doubted."""
+_MANY_MISSING = 0.1
+"""Share of the images' classes without a pixel in the labels from which on they are doubted."""
 
 
 class AFA(Method):
@@ -162,6 +164,7 @@ class AFA(Method):
             "pixels/background": (seg_target == 0).float().mean(),
             "pixels/foreground": ((seg_target != 0) & (seg_target != IGNORE)).float().mean(),
             "pixels/ignored": (seg_target == IGNORE).float().mean(),
+            "classes/missing": missing_share(seg_target, present),
             "pairs/positive": sum_of_ordered_pairs(pairs == 1) / all_pairs,
             "pairs/negative": sum_of_ordered_pairs(pairs == 0) / all_pairs,
         }
@@ -169,15 +172,20 @@ class AFA(Method):
         return StepOutput(losses, step_weights, scalars, targets, self._resting(cls_only=cls_only))
 
     def concern(self, means: Mapping[str, float]) -> str | None:
-        """See :class:`afa.methods.base.Method`: CAMs that spread over the whole image, which no loss shows."""
-        share = means.get("pixels/foreground", 0.0)
-        if share <= _MANY_OBJECTS:
-            return None
-        return (
-            f"the labels give {share:.0%} of the pixels to classes; if your objects are smaller, CAMs have spread over "
-            "the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and loss.aff, or "
-            "optimiser.lr; docs/recipes.md has more"
-        )
+        """See :class:`afa.methods.base.Method`: labels that cover the images or leave classes out, which no loss shows."""
+        covered, missing = means.get("pixels/foreground", 0.0), means.get("classes/missing", 0.0)
+        if covered > _MANY_OBJECTS:
+            return (
+                f"the labels give {covered:.0%} of the pixels to classes; if your objects are smaller, CAMs have spread "
+                "over the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and loss.aff, "
+                "or optimiser.lr; docs/recipes.md has more"
+            )
+        if missing > _MANY_MISSING:
+            return (
+                f"{missing:.0%} of the images' classes have no pixel in the labels, so the segmentation learns that they "
+                "are background: lower cam.high; docs/recipes.md has more"
+            )
+        return None
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
         """So many that the affinity of all pairs, which is for display, is between 4096 tokens at most.
