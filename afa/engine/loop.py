@@ -91,7 +91,7 @@ class TrainingRun:
         self.predictor: Predictor | None = None
         self.progress = Progress(0, config.train.steps, seconds_before=0, device=runtime.device, enabled=False)
         self.mark = (0, time.monotonic())
-        self.concerned = False
+        self.concerned: set[str] = set()
         self.best: float | None = None
         self.best_step: int | None = None
         self.table: dict[str, Any] = {}
@@ -198,11 +198,10 @@ class TrainingRun:
         if gigabytes is not None:
             values["memory/gpu_peak_gb"] = gigabytes
         self.progress.record(done, values)
-        concern = None if self.concerned else self.method.concern(values)
-        if concern is not None:
-            self.concerned = True
-            if self.runtime.is_main:
+        for name, concern in self.method.concerns(values).items():
+            if name not in self.concerned and self.runtime.is_main:
                 logger.warning("step %d: %s", done, concern)
+            self.concerned.add(name)
         if self._validates(done):
             try:
                 values |= self._validate(done)

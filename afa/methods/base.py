@@ -308,15 +308,18 @@ class Method(ABC):
             bad: 0-dimensional, 1 if the step was skipped because something was not finite. On the device.
         """
 
-    def concern(self, means: Mapping[str, float]) -> str | None:
-        """What looks wrong in the means since the last record, and what to do about it: a line; None: nothing.
+    def concerns(self, means: Mapping[str, float]) -> Mapping[str, str]:
+        """What looks wrong in the means since the last record, and what to do about it.
 
-        It is said once. Without masks, nothing else tells users that labels went wrong.
+        Each is said once. Without masks, nothing else tells users that labels went wrong.
 
         Args:
             means: Losses as ``loss/NAME``, and the scalars of :class:`StepOutput`.
+
+        Returns:
+            The name of a mean that looks wrong -> a line for people.
         """
-        return None
+        return {}
 
     def after_training(self, samples: Iterable[Sample]) -> None:  # noqa: B027 - as above
         """Called once, after the last update and before the last checkpoint.

@@ -42,7 +42,7 @@ MOST_TOKENS = 4096
 _MANY_OBJECTS = 0.6
 """Share of pixels with a class in the labels from which on they are doubted."""
 _MANY_MISSING = 0.1
-"""Share of the images' classes without a pixel in the labels from which on they are doubted."""
+"""Share of the images' classes without a pixel in the labels above which they are doubted."""
 
 
 class AFA(Method):
@@ -84,8 +84,10 @@ class AFA(Method):
         """Whether the classification loss leaves the encoder alone."""
         return self.config.model.cam_block > 0
 
-    def _resting(self, *, cls_only: bool) -> Sequence[nn.Parameter]:
-        return list(self.network.encoder.parameters()) if cls_only and self._encoder_rests else ()
+    @property
+    def _resting(self) -> Sequence[nn.Parameter]:
+        """What a step of classification alone leaves as it is."""
+        return list(self.network.encoder.parameters()) if self._encoder_rests else ()
 
     def pretrained(self) -> Sequence[tuple[nn.Module, str]]:
         """The encoder's ImageNet weights."""
@@ -157,8 +159,10 @@ class AFA(Method):
         if weights.reg.weight and not cls_only:
             losses["reg"] = self._regularised_loss(batch, seg_logits, seg_target)
             step_weights["reg"] = weights.reg.weight
-        if cls_only:
+        targets = {"seg": seg_target, "aff": aff_source}
+        if cls_only:  # nothing learns from these labels, so there are no figures of them
             step_weights = {name: weights.cls if name == "cls" else 0.0 for name in losses}
+            return StepOutput(losses, step_weights, targets=targets, resting=self._resting)
         all_pairs = len(pairs) * (token_grid[0] * token_grid[1]) ** 2
         scalars = {
             "pixels/background": (seg_target == 0).float().mean(),
@@ -168,24 +172,28 @@ class AFA(Method):
             "pairs/positive": sum_of_ordered_pairs(pairs == 1) / all_pairs,
             "pairs/negative": sum_of_ordered_pairs(pairs == 0) / all_pairs,
         }
-        targets = {"seg": seg_target, "aff": aff_source}
-        return StepOutput(losses, step_weights, scalars, targets, self._resting(cls_only=cls_only))
+        return StepOutput(losses, step_weights, scalars, targets)
 
-    def concern(self, means: Mapping[str, float]) -> str | None:
-        """See :class:`afa.methods.base.Method`: labels that cover the images or leave classes out, which no loss shows."""
+    def concerns(self, means: Mapping[str, float]) -> Mapping[str, str]:
+        """See :class:`afa.methods.base.Method`: labels that cover the images, or leave classes out.
+
+        No loss shows either.
+        """
+        concerns = {}
         covered, missing = means.get("pixels/foreground", 0.0), means.get("classes/missing", 0.0)
         if covered > _MANY_OBJECTS:
-            return (
-                f"the labels give {covered:.0%} of the pixels to classes; if your objects are smaller, CAMs have spread "
-                "over the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and loss.aff, "
-                "or optimiser.lr; docs/recipes.md has more"
+            concerns["pixels/foreground"] = (
+                f"the labels give {covered:.0%} of the pixels to classes; if your objects are smaller, CAMs have "
+                "spread over the images, and the segmentation learns that: look at 'afa sheet', and lower loss.seg and "
+                "loss.aff, or optimiser.lr; docs/recipes.md has more"
             )
         if missing > _MANY_MISSING:
-            return (
-                f"{missing:.0%} of the images' classes have no pixel in the labels, so the segmentation learns that they "
-                "are background: lower cam.high; docs/recipes.md has more"
+            first = "" if self.config.cam.centred else "set cam.centred=true, then "
+            concerns["classes/missing"] = (
+                f"{missing:.0%} of the images' classes have no pixel in the labels, so the segmentation may learn that "
+                f"they are background: {first}lower cam.high and cam.low; docs/recipes.md has more"
             )
-        return None
+        return concerns
 
     def most_pixels(self, wanted: Sequence[str]) -> float | None:
         """So many that the affinity of all pairs, which is for display, is between 4096 tokens at most.
@@ -216,7 +224,7 @@ class AFA(Method):
         if self._encoder_rests:
             losses["seg"] = losses["seg"] + _zero(self.network.encoder)
         weights = {"cls": self.config.loss.cls, "seg": 0.0, "aff": 0.0}
-        return StepOutput(losses, weights, resting=self._resting(cls_only=True))
+        return StepOutput(losses, weights, resting=self._resting)
 
     def _cams(
         self, image: Tensor, first: AFAOutput, present: PresentClasses, *, with_affinity: bool
