@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from afa.models.base import Encoder
+from afa.ops.attention import attend
 
 _SEGMENTS = 5  # as in the released program; a pair uses two
 _NORM_EPSILON = 1e-6
@@ -217,17 +218,19 @@ def _attention(stack: _Stack, tokens: Tensor, heads: int, dropout: float) -> Ten
         .transpose(1, 2)
         for place in range(3)
     )
-    attended = _fused_attention(*by_head, dropout=dropout).transpose(1, 2).flatten(2)
+    attended = _attend(*by_head, dropout=dropout).transpose(1, 2).flatten(2)
     return stack.linear("attention.output_linear", attended.unflatten(0, tokens.shape[:2]))
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
     """Each [S, H, n, e] -> [S, H, n, e].
 
     On the CPU dropout makes PyTorch write the probabilities out. They are then formed for a few sequences at a time,
     and formed anew for the gradient.
     """
-    if not dropout or query.device.type != "cpu":
+    if not dropout:
+        return attend(query, key, value)
+    if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     at_once = max(1, MOST_PROBABILITIES // (query.shape[1] * query.shape[2] ** 2))
     parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)

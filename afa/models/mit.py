@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afa.models.base import AttentiveEncoder, EncoderOutput, RawAttention
+from afa.ops.attention import attend
 
 
 class Attention(nn.Module):
@@ -23,7 +24,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.reduction = reduction
-        self.attend = F.scaled_dot_product_attention if fused else written_out_attention
+        self.attend = attend if fused else written_out_attention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afa.config.encoders import TIMM, timm_normalisation
@@ -18,6 +17,7 @@ from afa.errors import UserError
 from afa.models.base import AttentiveEncoder, EncoderOutput, RawAttention
 from afa.models.mit import to_map
 from afa.models.timm_names import BUILD_ERRORS, require_timm_network
+from afa.ops.attention import attend
 from afa.ops.cam import resize
 
 _MAPS = 4
@@ -124,10 +124,8 @@ class TimmViT(AttentiveEncoder):
         cam_features: Tensor | None = None
         first_read = len(vit.blocks) - attention_blocks if attention_of else len(vit.blocks)
         for index, block in enumerate(vit.blocks):
-            if index < first_read:
-                tokens = block(tokens)
-            else:
-                tokens, query, key = _attend(block, tokens)
+            tokens, query, key = _attend(block, tokens)
+            if index >= first_read:
                 query, key = (part[:attention_of, :, self.prefix_tokens :] for part in (query, key))
                 attention.append(RawAttention(query * block.attn.scale, key))
             if index + 1 == self._cam_block:
@@ -210,7 +208,7 @@ def _attend(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     parts = attention.qkv(block.norm1(tokens)).unflatten(-1, (3, attention.num_heads, -1))
     query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    attended = attend(query, key, value).transpose(1, 2).flatten(2)
     attended = attention.norm(attended) if hasattr(attention, "norm") else attended
     tokens = tokens + block.drop_path1(block.ls1(attention.proj(attended)))
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), query, key
