@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -71,6 +72,8 @@ class TimmCNN(Encoder):
         """Normalised images [B, 3, H, W] -> three maps [B, C_i, ceil(H / s), ceil(W / s)]."""
         stride = self.strides[-1]
         images = F.pad(images, (0, -images.shape[-1] % stride, 0, -images.shape[-2] % stride))
+        if images.device.type == "cpu":  # depthwise convolutions and their gradients take a third less time
+            images = images.contiguous(memory_format=torch.channels_last)
         maps = self.cnn(images)[-_MAPS:]
         return [
             found if factor == 1 else F.avg_pool2d(found, factor)

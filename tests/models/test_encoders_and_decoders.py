@@ -209,8 +209,11 @@ def test_timm_s_maps_are_the_library_s_own() -> None:
     images = torch.randn(1, 3, 32, 40)
     assert encoder.channels == (40, 112, 320)
     assert encoder.mean == (127.5, 127.5, 127.5)
-    for found, expected in zip(encoder.features(images), own(images)[-3:], strict=True):
+    # Convolutions round in another way for each memory format; the encoder takes the fastest on the CPU.
+    expected_maps = own(images.contiguous(memory_format=torch.channels_last))[-3:]
+    for found, expected, plain in zip(encoder.features(images), expected_maps, own(images)[-3:], strict=True):
         assert torch.equal(found, expected)
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_finer_maps_of_timm_are_averaged() -> None:
