@@ -13,16 +13,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from afa.models.base import Encoder
 from afa.ops.attention import attend
+from afa.ops.dropout import drop
 
 _SEGMENTS = 5  # as in the released program; a pair uses two
 _NORM_EPSILON = 1e-6
-
-MOST_PROBABILITIES = 2**25
-"""Attention probabilities that exist at a time, where they are written out: 0.1 GB a copy, of which there are some."""
 
 
 class EDAMNetwork(nn.Module):
@@ -82,7 +79,7 @@ class EDAMNetwork(nn.Module):
         pairs = tokens.reshape(classes, -1, 2 * positions, width)
         dropout = self.dropout if self.training else 0.0
         blocks = [self.get_submodule(f"trans_list.{index}.0") for index in range(classes)]
-        attended = run_blocks(blocks, F.dropout(pairs, dropout), heads=self.heads, dropout=dropout)
+        attended = run_blocks(blocks, drop(pairs, dropout), heads=self.heads, dropout=dropout)
         means = attended.reshape(tokens.shape).mean(dim=2)  # [K, B, d]
         weights = torch.stack([self.get_parameter(f"fc_list.{index}.weight").flatten() for index in range(classes)])
         return torch.einsum("kbd,kd->bk", means, weights)
@@ -160,10 +157,10 @@ def run_blocks(blocks: Sequence[nn.Module], tokens: Tensor, *, heads: int, dropo
         [K, P, n, d].
     """
     stack = _Stack(blocks)
-    tokens = tokens + F.dropout(_attention(stack, tokens, heads, dropout), dropout)
+    tokens = tokens + drop(_attention(stack, tokens, heads, dropout), dropout)
     hidden = stack.linear("feed_forward.w_1", stack.norm("output_sublayer.norm", tokens))
-    hidden = F.dropout(F.gelu(hidden, approximate="tanh"), dropout)
-    return F.dropout(tokens + F.dropout(stack.linear("feed_forward.w_2", hidden), dropout), dropout)
+    hidden = drop(F.gelu(hidden, approximate="tanh"), dropout)
+    return drop(tokens + drop(stack.linear("feed_forward.w_2", hidden), dropout), dropout)
 
 
 def attention_of_blocks(blocks: Sequence[nn.Module], tokens: Tensor, *, heads: int) -> Tensor:
@@ -211,30 +208,12 @@ class _Stack:
 def _attention(stack: _Stack, tokens: Tensor, heads: int, dropout: float) -> Tensor:
     """[K, P, n, d] -> the same shape, behind the output layer."""
     normed = stack.norm("input_sublayer.norm", tokens)
-    by_head = (
+    query, key, value = (
         stack.linear(f"attention.linear_layers.{place}", normed)
         .flatten(0, 1)
         .unflatten(-1, (heads, -1))
         .transpose(1, 2)
         for place in range(3)
     )
-    attended = _attend(*by_head, dropout=dropout).transpose(1, 2).flatten(2)
+    attended = attend(query, key, value, dropout).transpose(1, 2).flatten(2)
     return stack.linear("attention.output_linear", attended.unflatten(0, tokens.shape[:2]))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-    """Each [S, H, n, e] -> [S, H, n, e].
-
-    On the CPU dropout makes PyTorch write the probabilities out. They are then formed for a few sequences at a time,
-    and formed anew for the gradient.
-    """
-    if not dropout:
-        return attend(query, key, value)
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-    at_once = max(1, MOST_PROBABILITIES // (query.shape[1] * query.shape[2] ** 2))
-    parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
-    found = [
-        checkpoint(F.scaled_dot_product_attention, *part, dropout_p=dropout, use_reentrant=False) for part in parts
-    ]
-    return torch.cat(found)

@@ -12,8 +12,9 @@ from released_weights import parsed_shapes, released_state
 from torch import Tensor, nn
 
 from afa.config.encoders import EncoderConfig
-from afa.models import EDAMNetwork, ResNet38, build_encoder, edam
+from afa.models import EDAMNetwork, ResNet38, build_encoder
 from afa.models.edam import attention_of_blocks, position_code, run_blocks
+from afa.ops import attention
 from afa.weights.layouts import recognise
 
 TINY = {"base_width": 2, "depths": (1, 1, 1, 1), "last_relu": False}
@@ -144,7 +145,7 @@ def test_the_distribution_s_squares_have_the_sum_1_and_the_last_map_both_signs()
 
 
 def test_dropout_is_that_of_the_state_of_randomness_and_goes_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edam, "MOST_PROBABILITIES", 1)  # one sequence at a time
+    monkeypatch.setattr(attention, "AT_ONCE", 12)  # some queries of one sequence at a time
     network = tiny_network(dropout=0.3).eval()
     network.requires_grad_(False)
     images = torch.randn(4, 3, 32, 32)

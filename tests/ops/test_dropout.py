@@ -1,0 +1,41 @@
+"""Dropout with cheap draws: shares, means, randomness and gradients."""
+
+import pytest
+import torch
+
+from afa.ops.attention import attend
+from afa.ops.dropout import draw_dropped, drop
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9])
+def test_the_share_that_is_dropped_and_the_mean(probability: float) -> None:
+    torch.manual_seed(3)
+    values = torch.ones(333, 301, requires_grad=True)  # no multiple of 4
+    found = drop(values, probability)
+    kept = found != 0
+    deviation = (probability * (1 - probability) / values.numel()) ** 0.5
+    assert float(kept.float().mean()) == pytest.approx(1 - probability, abs=5 * deviation + 1e-5)
+    assert found[kept].unique().tolist() == pytest.approx([1 / (1 - probability)], rel=2e-4)
+    found.sum().backward()
+    assert values.grad is not None and torch.equal(values.grad, found.detach())
+
+
+def test_draws_are_those_of_the_state_of_randomness_and_independent() -> None:
+    torch.manual_seed(3)
+    first, _ = draw_dropped((1000, 400), 0.25)
+    second, _ = draw_dropped((1000, 400), 0.25)
+    torch.manual_seed(3)
+    again, _ = draw_dropped((1000, 400), 0.25)
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    # Of two values of one number of 64 bits, of neighbouring rows, and of two draws, a sixteenth is dropped together.
+    for one, other in ((first[:, ::2], first[:, 1::2]), (first[::2], first[1::2]), (first, second)):
+        together = float((one & other).float().mean())
+        assert together == pytest.approx(1 / 16, abs=5 * (1 / 16 / one.numel()) ** 0.5)
+
+
+def test_attention_with_dropout_has_the_mean_of_that_without() -> None:
+    torch.manual_seed(3)
+    query, key, value = (torch.randn(1, 2, tokens, 8) for tokens in (6, 9, 9))
+    mean = torch.stack([attend(query, key, value, dropout=0.3) for _ in range(2000)]).mean(dim=0)
+    torch.testing.assert_close(mean, attend(query, key, value), rtol=0, atol=0.06)
+    assert not torch.equal(mean, attend(query, key, value))
