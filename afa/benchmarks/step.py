@@ -102,7 +102,8 @@ def _peak_resident_gb() -> float:
 
 def _memory(device: torch.device, before: float) -> dict[str, float]:
     peak = _peak_resident_gb()
-    memory = {"process_peak": peak, "beyond_start": peak - before}
+    # Linux counts the peak less exactly than what is held now: the peak can be the smaller one.
+    memory = {"process_peak": peak, "beyond_start": max(0.0, peak - before)}
     if device.type == "cuda":
         memory["gpu_peak"] = torch.cuda.max_memory_allocated(device) / 1e9
     return memory

@@ -77,7 +77,6 @@ def test_crf(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_step(bench: Bench) -> None:
-    assert b"x" * 2**26  # Earlier tests' memory may hold all of the step: what is held now is not the process's peak.
     figures = bench.figures("step", *TINY["step"])
     assert set(figures["parts_s"]) == {"data", *PARTS}
     assert all(seconds > 0 for seconds in figures["parts_s"].values())
@@ -86,7 +85,8 @@ def test_step(bench: Bench) -> None:
     assert figures["images_per_s"] == pytest.approx(2 / figures["step_s"])
     assert 0 < figures["care_s"] < figures["step_s"]
     assert figures["sheet_s"] is None
-    assert 0 < figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
+    # A process that has trained keeps its memory (afa.engine.memory): after other tests, a step may need nothing more.
+    assert 0 <= figures["memory_gb"]["beyond_start"] < figures["memory_gb"]["process_peak"]
     # The step repeats none of the floor's work: it even takes one pass from the training forward.
     assert 0.8 * figures["floor_gflop"] < figures["step_gflop"] < 1.2 * figures["floor_gflop"]
     assert figures["uncounted"] == []
@@ -136,6 +136,7 @@ def test_par(bench: Bench) -> None:
 def test_growth(bench: Bench) -> None:
     small, large = bench.figures("growth", *TINY["growth"])["crop"]
     assert (small["crop"], large["crop"]) == (32, 64)
+    assert all(row["memory_gb"]["beyond_start"] > 0 for row in (small, large))  # each in a process of its own
     assert 2 < large["floor_gflop"] / small["floor_gflop"] < 8
 
 
