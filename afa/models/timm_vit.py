@@ -34,7 +34,8 @@ class TimmViT(AttentiveEncoder):
     s)) x max(1, round(W / s)) positions, halves rounded up, and cover the whole image. Learned positions are
     interpolated to that grid, as timm does it with ``dynamic_img_size`` (bicubic, antialiased).
 
-    The attention is read where it is asked for; everywhere else, and for the values, PyTorch's fused attention runs.
+    The logits of the attention are read where they are asked for, as their two factors; the attention itself is
+    computed by :func:`afa.ops.attention.attend`.
 
     Weights are the library's initial ones: nothing is downloaded.
 
@@ -124,10 +125,13 @@ class TimmViT(AttentiveEncoder):
         cam_features: Tensor | None = None
         first_read = len(vit.blocks) - attention_blocks if attention_of else len(vit.blocks)
         for index, block in enumerate(vit.blocks):
-            tokens, query, key = _attend(block, tokens)
+            attended, query, key = _attend(block.attn, block.norm1(tokens))
             if index >= first_read:
                 query, key = (part[:attention_of, :, self.prefix_tokens :] for part in (query, key))
                 attention.append(RawAttention(query * block.attn.scale, key))
+            tokens = tokens + block.drop_path1(block.ls1(attended))
+            del attended, query, key  # without gradient, their memory is free for the block's other half
+            tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
             if index + 1 == self._cam_block:
                 with torch.no_grad():
                     cam_features = self._map(tokens, grid)
@@ -194,24 +198,22 @@ class TimmViT(AttentiveEncoder):
         return vit.pos_drop(torch.cat([*prefix, tokens + positions], dim=1))
 
 
-def _attend(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block of timm, which also gives its queries and keys.
+def _attend(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The attention of a block of timm, which also gives its queries and keys.
 
     Args:
-        block: Of the kind that :func:`_unknown_part` lets pass.
+        attention: Of a network that :func:`_unknown_part` lets pass.
         tokens: [B, t + N, C].
 
     Returns:
-        The tokens behind the block, its queries and its keys [B, heads, t + N, d].
+        The attended tokens [B, t + N, C], queries and keys [B, heads, t + N, d].
     """
-    attention = block.attn
-    parts = attention.qkv(block.norm1(tokens)).unflatten(-1, (3, attention.num_heads, -1))
+    parts = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1))
     query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
     attended = attend(query, key, value).transpose(1, 2).flatten(2)
     attended = attention.norm(attended) if hasattr(attention, "norm") else attended
-    tokens = tokens + block.drop_path1(block.ls1(attention.proj(attended)))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), query, key
+    return attention.proj(attended), query, key
 
 
 def _unknown_part(vit: Any) -> str | None:

@@ -15,7 +15,7 @@ from afa.ops.dropout import draw_dropped
 AT_ONCE = 2**21
 """Scores that are written out at once: 4 MB in bfloat16, which caches hold."""
 MOST_WITH_GRADIENT = 2**23
-"""Scores of an image that are kept for the gradient: 16 MB in bfloat16."""
+"""Scores of an image that one attention keeps for the gradient: 16 MB in bfloat16."""
 MOST_KEYS = 2**14
 """With more, too few queries fit at once."""
 
@@ -37,16 +37,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> T
         [B, h, N, d].
     """
     on_cpu = query.device.type == "cpu"
-    if not on_cpu or not (dropout or (query.dtype == torch.bfloat16 and _worth_writing_out(query, key))):
+    if not on_cpu or not (dropout or (query.dtype == torch.bfloat16 and _worth_writing_out(query, key, value))):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     # No softmax changes with the keys' mean, but rounding costs less: keys of pretrained networks have much in common.
     key = key - key.mean(dim=-2, keepdim=True)
     return _written_out(query * query.shape[-1] ** -0.5, key, value, dropout)
 
 
-def _worth_writing_out(query: Tensor, key: Tensor) -> bool:
+def _worth_writing_out(query: Tensor, key: Tensor, value: Tensor) -> bool:
     scores = query.shape[1] * query.shape[2] * key.shape[2]
-    with_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    with_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (query, key, value))
     return key.shape[2] <= MOST_KEYS and (scores <= MOST_WITH_GRADIENT or not with_gradient)
 
 

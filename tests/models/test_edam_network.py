@@ -145,7 +145,7 @@ def test_the_distribution_s_squares_have_the_sum_1_and_the_last_map_both_signs()
 
 
 def test_dropout_is_that_of_the_state_of_randomness_and_goes_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "AT_ONCE", 12)  # some queries of one sequence at a time
+    monkeypatch.setattr(attention, "AT_ONCE", 70)  # some queries of one sequence at a time
     network = tiny_network(dropout=0.3).eval()
     network.requires_grad_(False)
     images = torch.randn(4, 3, 32, 32)
@@ -189,6 +189,9 @@ def test_a_network_of_timm_serves_as_well() -> None:
     network = EDAMNetwork(build_encoder(EncoderConfig(encoder="timm/lcnet_050"), last_relu=False), 3, width=8).eval()
     images = torch.randn(2, 3, 41, 70)
     assert network(images).shape == (2, 3) and network.distribution(images).shape == (2, 4, 6, 9)
+    narrow = EDAMNetwork(network.encoder, 1, width=2, heads=1).train()
+    narrow(images).sum().backward()
+    assert all(part.grad.isfinite().all() for part in narrow.parameters() if part.grad is not None)
 
 
 def test_impossible_shapes_are_refused() -> None:

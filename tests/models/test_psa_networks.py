@@ -179,6 +179,10 @@ def test_both_heads_work_on_a_network_of_timm() -> None:
     assert cam_network.cam(images).shape == (2, 3, 6, 9)
     assert affinity_network.features(images).shape == (2, 448, 6, 9)
     assert affinity_network(images).shape == (2, 34, 2)
+    # Narrow layers in channels_last have ended the process in PyTorch's backward pass.
+    for network in (CAMNetwork(encoder, 1), AffinityNetwork(encoder, (1, 1, 1))):
+        network.train()(images).square().sum().backward()
+        assert all(part.grad.isfinite().all() for part in network.parameters() if part.grad is not None)
 
 
 def test_encoders_with_other_maps_are_refused() -> None:

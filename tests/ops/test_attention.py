@@ -55,7 +55,7 @@ def test_float32_is_fused_attention(shape: tuple[int, int, int, int, int]) -> No
 
 @pytest.mark.parametrize("at_once", [7200, 1600, 999, 70])
 def test_what_does_not_fit_at_once_is_computed_in_pieces(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All images of 2 x 40 x 40 scores; one; some queries of one head; one query."""
+    """Two images of 2 x 40 x 40 scores; one head; some queries of one head; one query."""
     inputs = parts((3, 2, 40, 40, 16), torch.bfloat16)
     monkeypatch.setattr(attention, "AT_ONCE", at_once)
     assert max(errors(attend, inputs)) < 0.015

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from afa.ops import attention
 from afa.ops.attention import attend
 from afa.ops.dropout import draw_dropped, drop
 
@@ -33,9 +34,24 @@ def test_draws_are_those_of_the_state_of_randomness_and_independent() -> None:
         assert together == pytest.approx(1 / 16, abs=5 * (1 / 16 / one.numel()) ** 0.5)
 
 
-def test_attention_with_dropout_has_the_mean_of_that_without() -> None:
+@pytest.mark.parametrize("at_once", [2**21, 90])
+def test_attention_drops_a_share_of_its_probabilities(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """90: some queries of one head at a time."""
+    monkeypatch.setattr(attention, "AT_ONCE", at_once)
     torch.manual_seed(3)
-    query, key, value = (torch.randn(1, 2, tokens, 8) for tokens in (6, 9, 9))
-    mean = torch.stack([attend(query, key, value, dropout=0.3) for _ in range(2000)]).mean(dim=0)
-    torch.testing.assert_close(mean, attend(query, key, value), rtol=0, atol=0.06)
-    assert not torch.equal(mean, attend(query, key, value))
+    query, key = torch.randn(3, 2, 60, 8), torch.randn(3, 2, 40, 8)
+    value = torch.eye(40).expand(3, 2, 40, 40)  # what comes out are the probabilities
+    plain = attend(query, key, value)
+    dropped, others = attend(query, key, value, dropout=0.3), attend(query, key, value, dropout=0.3)
+    kept = dropped != 0
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=5 * (0.3 * 0.7 / kept.numel()) ** 0.5 + 1e-5)
+    torch.testing.assert_close(dropped[kept], plain[kept] / 0.7, rtol=1e-4, atol=1e-6)
+    # Images, heads, rows and calls have draws of their own.
+    for one, other in (
+        (kept, others != 0),
+        (kept[0], kept[1]),
+        (kept[:, 0], kept[:, 1]),
+        (kept[:, :, 1:], kept[:, :, :-1]),
+    ):
+        together = float((one & other).float().mean())
+        assert together == pytest.approx(0.49, abs=5 * (0.49 * 0.51 / one.numel()) ** 0.5)

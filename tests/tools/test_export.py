@@ -321,10 +321,11 @@ def test_a_mistake_is_one_line(
 
 
 RESNET = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
+TIMM = {"encoder": "timm/lcnet_050", "output_stride": 16}
 
 
-@pytest.mark.parametrize("kind", ["afa", "segment"])
-def test_a_network_as_onnx(tmp_path: Path, export: RunTool, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "encoder"), [("afa", {}), ("segment", RESNET), ("segment", TIMM)])
+def test_a_network_as_onnx(tmp_path: Path, export: RunTool, kind: str, encoder: dict[str, object]) -> None:
     pytest.importorskip("onnx", reason="the extra 'export' is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
     if kind == "afa":
@@ -335,7 +336,7 @@ def test_a_network_as_onnx(tmp_path: Path, export: RunTool, kind: str) -> None:
         run = folder / WEIGHTS_FILE
     else:
         run = checkpoint(
-            tmp_path / "run", "segment", CLASSES, tmp_path, **RESNET, decoder="deeplab_largefov", decoder_width=8
+            tmp_path / "run", "segment", CLASSES, tmp_path, **encoder, decoder="deeplab_largefov", decoder_width=8
         )
     output = tmp_path / "exported/my model.onnx"
     done = export("onnx", run, "--output", output)
