@@ -22,10 +22,12 @@ from afa.weights.facts import CHECKPOINTS_FOLDER, FACTS_FILE, read_facts
 
 _LONGEST_VALUE = 300
 # Of a checkpoint's facts: what is told elsewhere, or says nothing to a reader.
-_NOT_SHOWN = ("config", "class_names", "sha256", "images", "meters", "scaler", "recorded", "seconds", "step")
+_NOT_SHOWN = (
+    *("config", "class_names", "sha256", "images", "meters", "scaler", "seconds", "step"),
+    # For going on alone. The best is that of before: a checkpoint is written before its own validation.
+    *("recorded", "recorded_step", "seconds_since_record", "best", "best_step"),
+)
 _TITLES = {
-    "best": "best validation score",
-    "best_step": "step of the best",
     "global_batch": "images of a step",
     "world_size": "processes",
     "non_finite": "not finite:",
@@ -101,6 +103,8 @@ def _of_run(source: RunSource, shown: Sequence[tuple[str, str]]) -> Summary:
         facts.append(("checkpoint written", _time(model.weights)))
     if "seconds" in record:
         facts.append(("duration of the training", clock(record["seconds"])))
+    if folder is not None and (best := folder / CHECKPOINTS_FOLDER / "best").is_dir():
+        facts.append(("best in validation", best.resolve().name))
     for key in sorted(key for key in record if key not in _NOT_SHOWN):
         value = record[key]
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
