@@ -108,9 +108,7 @@ def test_what_a_page_says_of_a_run(run: Path, run_page: Path) -> None:
     assert text.count("losses") == text.count("learning rates") == 1
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = {record["step"]: record.get("validation/segmentation_miou", -1) for record in records}
-    best = max(
-        scores, key=scores.__getitem__
-    )  # the first of the highest: the last checkpoint may be older than its score
+    best = max(scores, key=scores.__getitem__)  # the first of the highest
     assert f"best in validation step_{best:08d} " in text and text.count("best in validation") == 1
     assert not re.search(r"best step|step of the best|best validation score|recorded step|since record", text)
     charts = [attributes for tag, attributes in page.tags if tag == "svg" and "role" in attributes]
