@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+SMALL_RESNET38 = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
+"""Settings of a network that takes no time."""
+
 _KINDS = {
     "weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from psa_files import SMALL_RESNET38
 from run_tool import RunTool
 from scored import small_config, small_method, write_checkpoint
 from torch import nn
@@ -25,13 +26,12 @@ from afa.methods.base import Method, SegmentationProtocol, SingleProcess
 from afa.ops.random_walk import PairAffinity, TokenAffinity
 from afa.prediction.model import load
 
-NARROW = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
 METHODS: dict[str, dict[str, Any]] = {
     "afa": {},
-    "segment": {"model": {**NARROW, "decoder": "deeplab_largefov"}, "dataset": {"pixel_labels": "labels"}},
-    "psa_cam": {"model": NARROW},
-    "psa_affinity": {"model": NARROW},
-    "edam": {"model": {**NARROW, "attention_width": 8}, "cam": {"scales": [1.0, 0.5]}},
+    "segment": {"model": {**SMALL_RESNET38, "decoder": "deeplab_largefov"}, "dataset": {"pixel_labels": "labels"}},
+    "psa_cam": {"model": SMALL_RESNET38},
+    "psa_affinity": {"model": SMALL_RESNET38},
+    "edam": {"model": {**SMALL_RESNET38, "attention_width": 8}, "cam": {"scales": [1.0, 0.5]}},
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from golden import SMALL_MODEL
 from PIL import Image
+from psa_files import SMALL_RESNET38
 from run_tool import RunTool
 from scored import small_config, small_method
 
@@ -320,11 +321,10 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "o").exists() and not (tmp_path / "m.onnx").exists()
 
 
-RESNET = {"encoder": "resnet38", "base_width": 2, "depths": [1, 1, 1, 1]}
 TIMM = {"encoder": "timm/lcnet_050", "output_stride": 16}
 
 
-@pytest.mark.parametrize(("kind", "encoder"), [("afa", {}), ("segment", RESNET), ("segment", TIMM)])
+@pytest.mark.parametrize(("kind", "encoder"), [("afa", {}), ("segment", SMALL_RESNET38), ("segment", TIMM)])
 def test_a_network_as_onnx(tmp_path: Path, export: RunTool, kind: str, encoder: dict[str, object]) -> None:
     pytest.importorskip("onnx", reason="the extra 'export' is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -360,7 +360,7 @@ def test_a_method_without_a_segmentation_is_refused(
 ) -> None:
     pytest.importorskip("onnx", reason="the extra 'export' is not installed")
     pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
-    run = checkpoint(tmp_path / "run", "psa_cam", CLASSES, tmp_path, **RESNET)
+    run = checkpoint(tmp_path / "run", "psa_cam", CLASSES, tmp_path, **SMALL_RESNET38)
     done = export("onnx", run, "--output", tmp_path / "model.onnx")
     assert done.returncode == 2 and "the method 'psa_cam' has no segmentation network" in done.stderr
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
